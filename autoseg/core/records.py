@@ -1,0 +1,94 @@
+"""Frozen dataclasses to JSON and back, with every fault of a bad file reported by its path."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+from autoseg.core.errors import MissingInput, RecordFault
+from autoseg.core.files import write_atomic
+
+T = TypeVar("T")
+
+_SHOWN_FAULTS = 20
+
+
+_adapters: dict[Any, Any] = {}
+
+
+def _adapter(kind: Any) -> Any:
+    from pydantic import TypeAdapter  # ~0.15 s of imports that `autoseg --help` does not need
+
+    if kind not in _adapters:
+        _adapters[kind] = TypeAdapter(kind)
+    return _adapters[kind]
+
+
+def to_data(record: object) -> Any:
+    """The record as plain dicts, lists, strings and numbers, as JSON would hold it."""
+    return _adapter(type(record)).dump_python(record, mode="json")
+
+
+def to_json(record: object) -> str:
+    """The record as indented JSON with a final newline; equal records give equal bytes."""
+    return json.dumps(to_data(record), indent=1, allow_nan=False) + "\n"
+
+
+def from_data(kind: type[T], data: object, where: str) -> T:
+    """The record that `data` (plain JSON values) describes.
+
+    Raises:
+        RecordFault: with the path and the reason of every fault, not only the first.
+    """
+    return from_json(kind, json.dumps(data), where)
+
+
+def from_json(kind: type[T], text: str | bytes, where: str) -> T:
+    """The record that a JSON text describes; `where` names its source in the error.
+
+    Raises:
+        RecordFault: with the path and the reason of every fault, not only the first.
+    """
+    from pydantic import ValidationError
+
+    try:
+        record: T = _adapter(kind).validate_json(text, strict=True)
+    except ValidationError as error:
+        faults = [f"{'.'.join(map(str, fault['loc'])) or '(whole file)'}: {fault['msg']}" for fault in error.errors()]
+        more = [f"and {len(faults) - _SHOWN_FAULTS} more"] if len(faults) > _SHOWN_FAULTS else []
+        raise RecordFault(
+            f"not a valid {kind.__name__}: " + "; ".join(faults[:_SHOWN_FAULTS] + more),
+            where=where,
+            do="restore the file, or delete it and run the command that wrote it again",
+        ) from error
+    return record
+
+
+def load(kind: type[T], path: Path) -> T:
+    """The record in a JSON file.
+
+    Raises:
+        MissingInput: there is no such file.
+        RecordFault: it is not a valid record of this kind.
+    """
+    try:
+        text = path.read_bytes()
+    except FileNotFoundError as error:
+        raise MissingInput(f"{path.name} is missing", where=str(path.parent)) from error
+    return from_json(kind, text, str(path))
+
+
+def save(record: object, path: Path) -> None:
+    """Writes the record as JSON, atomically."""
+    write_atomic(path, to_json(record))
+
+
+def content_hash(*parts: object) -> str:
+    """16 hexadecimal digits that change whenever any part (a record or plain JSON values) changes."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(json.dumps(to_data(part), sort_keys=True, allow_nan=False).encode())
+        digest.update(b"\0")
+    return digest.hexdigest()[:16]

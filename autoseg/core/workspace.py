@@ -1,0 +1,96 @@
+"""Names of everything in a work folder. The layout is a contract that scripts rely on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+WORK_FOLDER_NAME = "autoseg"
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """One training run: a configuration and a fold. Complete by itself: it holds its plan and recipe."""
+
+    root: Path
+
+    @property
+    def plan(self) -> Path:
+        """The plan this run was started with."""
+        return self.root / "plan.json"
+
+    @property
+    def recipe(self) -> Path:
+        """The recipe with every decision made at the start: epochs, precision, memory format, seed."""
+        return self.root / "recipe.json"
+
+    @property
+    def history(self) -> Path:
+        """One JSON document per line and epoch."""
+        return self.root / "history.jsonl"
+
+    @property
+    def checkpoint(self) -> Path:
+        """Folder of the checkpoint generations."""
+        return self.root / "checkpoint"
+
+    @property
+    def validation(self) -> Path:
+        """Folder of predictions and scores of the fold's validation cases."""
+        return self.root / "validation"
+
+    @property
+    def curves(self) -> Path:
+        """Learning curves as a picture."""
+        return self.root / "curves.png"
+
+    @property
+    def state(self) -> Path:
+        """Where the run stands: epochs done, seconds, scores."""
+        return self.root / "state.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Workspace:
+    """The work folder of one dataset, by default `DATASET/autoseg`."""
+
+    root: Path
+
+    @property
+    def dataset(self) -> Path:
+        """What was detected: layout, channels, labels, cases."""
+        return self.root / "dataset.json"
+
+    @property
+    def check(self) -> Path:
+        """Every problem found, and the hashes of the files examined."""
+        return self.root / "check.json"
+
+    @property
+    def fingerprint(self) -> Path:
+        """Statistics of the dataset."""
+        return self.root / "fingerprint.json"
+
+    @property
+    def plan(self) -> Path:
+        """The plan."""
+        return self.root / "plan.json"
+
+    @property
+    def splits(self) -> Path:
+        """Training and validation cases of each fold."""
+        return self.root / "splits.json"
+
+    @property
+    def store(self) -> Path:
+        """Preprocessed cases, content-addressed."""
+        return self.root / "store"
+
+    @property
+    def logs(self) -> Path:
+        """Log files, one per command."""
+        return self.root / "logs"
+
+    def run(self, configuration: str, fold: int) -> RunFolder:
+        """The folder of one run."""
+        return RunFolder(self.root / "runs" / configuration / f"fold_{fold}")

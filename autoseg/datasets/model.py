@@ -1,0 +1,116 @@
+"""What a dataset is, whatever layout it came in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class LabelSet:
+    """The classes of a dataset and the values that stand for them.
+
+    Inside AutoSeg label maps always hold the training values 0, 1, 2, ..., n (background is 0). Files may hold other
+    values (0/255, 0/200/210): `file_values[training value]` is what the file holds and what predictions are written
+    with.
+
+    Attributes:
+        classes: class name -> training values, in declared order, background included. Several values make a region.
+        ignore: training value of voxels that are not annotated, or None.
+        regions_class_order: for region datasets, the value painted for each region in turn.
+        file_values: value in the files of each training value, the ignore value included.
+    """
+
+    classes: dict[str, tuple[int, ...]]
+    ignore: int | None = None
+    regions_class_order: tuple[int, ...] = ()
+    file_values: tuple[int, ...] = ()
+
+    @property
+    def foreground(self) -> tuple[str, ...]:
+        """Names of all classes but the background, in declared order."""
+        return tuple(name for name, values in self.classes.items() if values != (0,))
+
+    @property
+    def has_regions(self) -> bool:
+        """Whether any class is a union of several values; then heads are sigmoid, otherwise softmax."""
+        return any(len(values) > 1 for values in self.classes.values())
+
+    @property
+    def head_count(self) -> int:
+        """Output channels of a network: every class with softmax, every foreground region with sigmoid."""
+        return len(self.foreground) if self.has_regions else len(self.classes)
+
+    @property
+    def declared_count(self) -> int:
+        """Entries of the labels table as written (background, regions and ignore), as the memory estimate counts."""
+        return len(self.classes) + (self.ignore is not None)
+
+    @property
+    def largest_value(self) -> int:
+        """The largest training value, the ignore value included."""
+        return max([0 if self.ignore is None else self.ignore, *(max(values) for values in self.classes.values())])
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One subject or image.
+
+    Attributes:
+        identifier: unique within the dataset, free of path separators.
+        images: image files in channel order; one file when it holds all channels (RGB, 4D).
+        labels: label file, or None for a case without one.
+    """
+
+    identifier: str
+    images: tuple[str, ...]
+    labels: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """A dataset as detected on disk; nothing of it was copied or renamed.
+
+    Attributes:
+        name: for people.
+        root: folder that relative paths of the cases start from.
+        layout: which layout was recognized (a key of `datasets.layouts.LAYOUTS`).
+        layout_reason: one sentence: what was seen that made it this layout.
+        channels: channel names in order; the name selects the normalization.
+        labels: classes and values.
+        cases: labeled training cases, sorted by identifier.
+        file_ending: ending of the label files, dot included (".nii.gz"); predictions are written with it.
+        four_d: whether a fourth axis of the image files holds the channels (Decathlon).
+        announced_cases: number of training cases that the dataset's own description announces, if any.
+    """
+
+    name: str
+    root: str
+    layout: str
+    layout_reason: str
+    channels: tuple[str, ...]
+    labels: LabelSet
+    cases: tuple[Case, ...]
+    file_ending: str
+    four_d: bool = False
+    announced_cases: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing found wrong or noteworthy in the data.
+
+    Attributes:
+        code: stable code of the kind of problem (E0401), explained by `autoseg explain`.
+        severity: "refused" (the case is not used), "warning" (used, look at it) or "note" (handled, for the record).
+        case: case identifier, or None if the whole dataset is concerned.
+        file: path relative to the dataset's root, or None.
+        what: one sentence with the values found.
+        do: what to do about it.
+    """
+
+    code: str
+    severity: str
+    case: str | None
+    file: str | None
+    what: str
+    do: str
