@@ -1,0 +1,83 @@
+"""Options that mean the same for every verb."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from autoseg.cli.output import Output
+from autoseg.core.errors import MissingInput
+from autoseg.core.workspace import WORK_FOLDER_NAME, Workspace
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+dataset_argument = click.argument("dataset", type=click.Path(path_type=Path))
+
+work_option = click.option(
+    "--work",
+    type=click.Path(path_type=Path, file_okay=False),
+    envvar="AUTOSEG_WORK",
+    help="Work folder.  [default: DATASET/autoseg]",
+)
+device_option = click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    envvar="AUTOSEG_DEVICE",
+    help="auto, cpu, cuda, cuda:N or mps.",
+)
+jobs_option = click.option(
+    "--jobs",
+    type=click.IntRange(min=1),
+    default=lambda: available_cores(),
+    show_default="number of cores",
+    envvar="AUTOSEG_JOBS",
+    help="Worker processes.",
+)
+seed_option = click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, envvar="AUTOSEG_SEED", help="Random seed."
+)
+dry_run_option = click.option("--dry-run", is_flag=True, help="Say what would be done; write nothing.")
+
+
+def available_cores() -> int:
+    """Cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def output_options(command: F) -> F:
+    """Adds `--json`, `-q` and `-v`; the command receives them as one `output: Output`."""
+
+    @click.option("--json", "as_json", is_flag=True, envvar="AUTOSEG_JSON", help="One JSON document on stdout.")
+    @click.option("-q", "--quiet", is_flag=True, envvar="AUTOSEG_QUIET", help="Only problems and results.")
+    @click.option("-v", "--verbose", is_flag=True, envvar="AUTOSEG_VERBOSE", help="Every detail, tracebacks included.")
+    @wraps(command)
+    def wrapped(*args: Any, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> Any:
+        output = Output(json=as_json, quiet=quiet, verbose=verbose)
+        output.start_logging()
+        return command(*args, output=output, **options)
+
+    return wrapped  # type: ignore[return-value]  # the wrapper takes over the command's parameters
+
+
+def workspace_of(dataset: Path, work: Path | None) -> Workspace:
+    """The work folder of a dataset: `--work`, or `autoseg` inside the dataset's folder.
+
+    Raises:
+        MissingInput: neither the dataset nor a work folder is there.
+    """
+    if work is not None:
+        return Workspace(work)
+    if not dataset.exists():
+        raise MissingInput(f"there is no folder {dataset}", where=str(dataset), do="check the path of the dataset")
+    folder = dataset if dataset.is_dir() else dataset.parent
+    if not (folder / WORK_FOLDER_NAME / "plan.json").exists() and (folder / "plan.json").exists():
+        return Workspace(folder)  # the work folder itself was named
+    return Workspace(folder / WORK_FOLDER_NAME)
