@@ -1,0 +1,41 @@
+"""What every test may rely on: reference data inside the repository, real data beside it, and few threads."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # before torch, numpy or SimpleITK start their thread pools
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"):
+        os.environ.setdefault(variable, "1")
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the repository."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def golden_vectors() -> Path:
+    """Folder of reference inputs and outputs; its README says how they were made."""
+    return REPOSITORY / "tests" / "data" / "golden" / "vectors"
+
+
+@pytest.fixture(scope="session")
+def golden_generated() -> Path:
+    """Folder of random fingerprints with the plans that nnU-Net 2.8.1 makes of them."""
+    return REPOSITORY / "tests" / "data" / "golden" / "generated"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Real data and larger reference files beside the repository; the test is skipped where they are absent."""
+    folder = REPOSITORY.parent / "shared"
+    if not folder.is_dir():
+        pytest.skip("needs the folder `shared` beside the repository (real data), which is not here")
+    return folder
