@@ -58,7 +58,7 @@ class LazyVerbs(click.Group):
 @click.group(cls=LazyVerbs, context_settings={"auto_envvar_prefix": "AUTOSEG", "help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="autoseg")
 def cli() -> None:
-    """AutoSeg plans, trains, selects and runs U-Nets for your images by itself.
+    r"""AutoSeg plans, trains, selects and runs U-Nets for your images by itself.
 
     \b
     autoseg plan DATASET                          look at the data, decide, say why

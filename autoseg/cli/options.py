@@ -16,6 +16,14 @@ from autoseg.core.workspace import WORK_FOLDER_NAME, Workspace
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+
+def available_cores() -> int:
+    """Cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 dataset_argument = click.argument("dataset", type=click.Path(path_type=Path))
 
 work_option = click.option(
@@ -34,7 +42,7 @@ device_option = click.option(
 jobs_option = click.option(
     "--jobs",
     type=click.IntRange(min=1),
-    default=lambda: available_cores(),
+    default=available_cores,
     show_default="number of cores",
     envvar="AUTOSEG_JOBS",
     help="Worker processes.",
@@ -43,13 +51,6 @@ seed_option = click.option(
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, envvar="AUTOSEG_SEED", help="Random seed."
 )
 dry_run_option = click.option("--dry-run", is_flag=True, help="Say what would be done; write nothing.")
-
-
-def available_cores() -> int:
-    """Cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def output_options(command: F) -> F:
