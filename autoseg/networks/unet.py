@@ -1,0 +1,128 @@
+"""U-Nets with a plain or a residual encoder, in two or three dimensions, exactly as a `NetworkSpec` says.
+
+Parameters are named as in nnU-Net v2 (package dynamic-network-architectures, `architectures/unet.py`), without the
+second copy of the encoder that its decoder lists, so that weights can be exchanged.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from autoseg.networks.blocks import CONVOLUTIONS, TRANSPOSED, StackedConvs, StackedResidualBlocks
+from autoseg.planning.plan import NetworkSpec
+
+
+class PlainEncoder(nn.Module):
+    """Stages of plain convolutions; the first convolution of a stage carries its stride."""
+
+    def __init__(self, spec: NetworkSpec, in_channels: int) -> None:
+        super().__init__()
+        features = spec.features_per_stage
+        self.stages = nn.ModuleList(
+            nn.Sequential(StackedConvs(count, spec.dimensions, channels, kernel, stride))
+            for count, channels, kernel, stride in zip(
+                spec.blocks_per_stage,
+                zip((in_channels, *features[:-1]), features, strict=True),
+                spec.kernel_sizes,
+                spec.strides,
+                strict=True,
+            )
+        )
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """Features of every stage, finest first."""
+        return _through(self.stages, image)
+
+
+class ResidualEncoder(nn.Module):
+    """A stem of one convolution, then stages of residual blocks; the first block of a stage carries its stride."""
+
+    def __init__(self, spec: NetworkSpec, in_channels: int) -> None:
+        super().__init__()
+        features = spec.features_per_stage
+        still = (1,) * spec.dimensions
+        self.stem = StackedConvs(1, spec.dimensions, (in_channels, features[0]), spec.kernel_sizes[0], still)
+        self.stages = nn.ModuleList(
+            StackedResidualBlocks(count, spec.dimensions, channels, kernel, stride)
+            for count, channels, kernel, stride in zip(
+                spec.blocks_per_stage,
+                zip((features[0], *features[:-1]), features, strict=True),
+                spec.kernel_sizes,
+                spec.strides,
+                strict=True,
+            )
+        )
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """Features of every stage, finest first."""
+        return _through(self.stages, self.stem(image))
+
+
+class Decoder(nn.Module):
+    """Transposed convolutions back up; at each level the encoder's features are appended, and a head gives logits.
+
+    Lists are ordered from the coarsest level to the finest, as in nnU-Net. An image too small for any pooling has an
+    encoder of one stage: a head alone then makes the decoder.
+    """
+
+    def __init__(self, spec: NetworkSpec, heads: int) -> None:
+        super().__init__()
+        still = (1,) * spec.dimensions
+        convolution, transposed = CONVOLUTIONS[spec.dimensions], TRANSPOSED[spec.dimensions]
+        self.transpconvs = nn.ModuleList()
+        self.stages = nn.ModuleList()
+        self.seg_layers = nn.ModuleList()
+        for level in reversed(range(spec.n_stages - 1)):
+            width, stride = spec.features_per_stage[level], spec.strides[level + 1]
+            deeper = spec.features_per_stage[level + 1]
+            count, kernel = spec.decoder_convs_per_stage[spec.n_stages - 2 - level], spec.kernel_sizes[level]
+            self.transpconvs.append(transposed(deeper, width, stride, stride))  # type: ignore[arg-type]
+            self.stages.append(StackedConvs(count, spec.dimensions, (2 * width, width), kernel, still))
+            self.seg_layers.append(convolution(width, heads, still))  # type: ignore[arg-type]
+        if spec.n_stages == 1:
+            self.seg_layers.append(convolution(spec.features_per_stage[0], heads, still))  # type: ignore[arg-type]
+
+    def forward(self, features: list[Tensor], deep_supervision: bool) -> list[Tensor]:
+        """Logits, finest first: of every level, or of the finest alone."""
+        *skips, current = features
+        if not skips:
+            return [self.seg_layers[0](current)]
+        logits = []
+        for level, (up, stage, head) in enumerate(zip(self.transpconvs, self.stages, self.seg_layers, strict=True)):
+            current = stage(torch.cat((up(current), skips[-1 - level]), 1))
+            if deep_supervision or level == len(skips) - 1:
+                logits.append(head(current))
+        return logits[::-1]
+
+
+class UNet(nn.Module):
+    """An encoder and a decoder.
+
+    Args:
+        encoder: gives the features of every stage, finest first.
+        decoder: turns them into logits.
+    """
+
+    def __init__(self, encoder: PlainEncoder | ResidualEncoder, decoder: Decoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.decoder = decoder
+
+    def forward(self, image: Tensor, deep_supervision: bool = False) -> Tensor | list[Tensor]:
+        """Logits (b, heads, *shape).
+
+        Args:
+            image: (b, c, *shape), each axis of shape a multiple of the network's total stride.
+            deep_supervision: whether to return the logits of every decoder level, finest first, as a list.
+        """
+        logits: list[Tensor] = self.decoder(self.encoder(image), deep_supervision)
+        return logits if deep_supervision else logits[0]
+
+
+def _through(stages: nn.ModuleList, current: Tensor) -> list[Tensor]:
+    features = []
+    for stage in stages:
+        current = stage(current)
+        features.append(current)
+    return features
