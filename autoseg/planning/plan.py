@@ -55,7 +55,8 @@ class Configuration:
         network: topology.
         batch_dice: whether the Dice loss pools the batch before dividing.
         cascade_from: configuration whose prediction is an extra input, or None.
-        estimated_feature_map_elements: memory estimate of one patch, in activations (rules.md 8.2).
+        estimated_feature_map_elements: memory estimate of one patch, in elements of convolution outputs.
+        mirror_axes: spatial axes (0 = first axis of the patch) that may be mirrored in training and prediction.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Configuration:
     batch_dice: bool
     cascade_from: str | None
     estimated_feature_map_elements: int
+    mirror_axes: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
