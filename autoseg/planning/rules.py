@@ -1,0 +1,278 @@
+"""The rules: each makes one decision, and says why.
+
+Every rule is a pure function that returns `Chosen(value, because)`. Unless a docstring says otherwise the rules are
+nnU-Net v2's (Isensee et al. 2021, Nature Methods; default_experiment_planner.py of version 2.8.1) and reproduce its
+decisions exactly. Axes: spacings and shapes of cases come in file order (z, y, x);
+everything about a configuration is in the plan's transposed order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import numpy as np
+
+from autoseg.planning.presets import Preset
+from autoseg.planning.topology import SIMILAR_SPACING, SMALLEST_EDGE, Topology, topology
+
+T = TypeVar("T")
+
+ANISOTROPY = 3.0
+"""A spacing more than 3 times the others, over an axis with less than a third of their voxels, is anisotropic."""
+
+CROPPED_TO = 0.75
+"""Below this median share of voxels kept by the crop to nonzero, the zeros around are background, not data."""
+
+LARGEST_3D_EDGE = 256
+LARGEST_2D_EDGE = 2048
+"""Edges of the cube or square that the search for a patch starts from."""
+
+LOWRES_BELOW = 0.25
+"""A patch that sees less than this share of the median case lacks context: a low-resolution stage is planned."""
+
+LOWRES_STEP = 1.03
+"""The target spacing of the low-resolution stage grows by this factor until a patch sees enough."""
+
+LOWRES_GAIN = 2.0
+"""A low-resolution stage with less than this factor fewer voxels is not worth having."""
+
+SMALLEST_BATCH = 2
+LARGEST_GUARDED_2D_BATCH = 64
+"""Assumption: larger 2D batches gain nothing and cost hours; guarded presets stop there (nnU-Net issue 1811)."""
+
+NORMALIZATION_OF_CHANNEL = {
+    "ct": "ct",
+    "nonorm": "none",
+    "zscore": "zscore",
+    "rescale_to_0_1": "rescale_0_1",
+    "rgb_to_0_1": "rgb_0_1",
+}
+_WHY_NORMALIZED = {
+    "ct": "CT numbers mean the same in every scanner, so the clipping range and scale come from all training cases",
+    "none": "the channel's name asks for no normalization",
+    "zscore": "intensities have no common unit, so every case is brought to mean 0 and standard deviation 1",
+    "rescale_0_1": "the channel's name asks for a linear map of each case onto 0..1",
+    "rgb_0_1": "colors are 8-bit and are divided by 255",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen(Generic[T]):
+    """A decision and the sentence that explains it."""
+
+    value: T
+    because: str
+
+
+def edges(values: Sequence[float]) -> str:
+    """Numbers of the axes for people: "40 x 56 x 40"."""
+    return " x ".join(f"{value:.4g}" for value in values)
+
+
+def target_spacing(spacings_mm: np.ndarray, shapes: np.ndarray) -> Chosen[tuple[float, float, float]]:
+    """The median spacing; across thick slices the 10th percentile, so that thin-sliced cases keep their detail.
+
+    Args:
+        spacings_mm: (cases, 3) in file order.
+        shapes: (cases, 3) voxels after the crop.
+    """
+    target = np.percentile(spacings_mm, 50, axis=0)
+    voxels = np.percentile(shapes, 50, axis=0)
+    worst = int(np.argmax(target))
+    others = [axis for axis in range(3) if axis != worst]
+    coarsest_other = float(max(target[others]))
+    is_coarse = target[worst] > ANISOTROPY * coarsest_other
+    has_few_slices = voxels[worst] * ANISOTROPY < min(voxels[others])
+    if not (is_coarse and has_few_slices):
+        return Chosen(_triple(target), "the median spacing of the training cases, axis by axis")
+    median = float(target[worst])
+    tenth = float(np.percentile(spacings_mm[:, worst], 10))
+    target[worst] = coarsest_other + 1e-5 if tenth < coarsest_other else tenth
+    because = (
+        f"the median spacing, except across the slices: there the median of {median:.4g} mm is more than "
+        f"{ANISOTROPY:g} times the {coarsest_other:.4g} mm of the other axes, so the 10th percentile "
+        f"{target[worst]:.4g} mm is used and the thinner slices keep their detail"
+    )
+    return Chosen(_triple(target), because)
+
+
+def _triple(values: np.ndarray) -> tuple[float, float, float]:
+    z, y, x = (float(value) for value in values)
+    return z, y, x
+
+
+def axis_order(target_mm: Sequence[float]) -> Chosen[tuple[int, int, int]]:
+    """The axis with the coarsest target spacing comes first, so that 2D slices are cut across it."""
+    coarsest = int(np.argmax(target_mm))
+    rest = [axis for axis in range(3) if axis != coarsest]
+    name = "zyx"[coarsest]
+    return Chosen(
+        (coarsest, rest[0], rest[1]),
+        f"axis {name} has the coarsest target spacing ({target_mm[coarsest]:.4g} mm), so 2D slices are cut across it",
+    )
+
+
+def median_shape(
+    spacings_mm: np.ndarray, shapes: np.ndarray, target_mm: Sequence[float], order: Sequence[int]
+) -> tuple[float, ...]:
+    """Median voxels of the cases after resampling, in the plan's axis order; may hold halves."""
+    resampled = [
+        [round(float(old / new * edge)) for old, new, edge in zip(spacing, target_mm, shape, strict=True)]
+        for spacing, shape in zip(spacings_mm, shapes, strict=True)
+    ]
+    median = np.median(resampled, axis=0)
+    return tuple(float(median[axis]) for axis in order)
+
+
+def normalization(channels: Sequence[str]) -> Chosen[tuple[str, ...]]:
+    """The channel's name decides: CT by the whole dataset's statistics, anything unknown by the case's own."""
+    schemes = tuple(NORMALIZATION_OF_CHANNEL.get(channel.casefold(), "zscore") for channel in channels)
+    reasons = [
+        f"{channel}: {scheme}, {_WHY_NORMALIZED[scheme]}" for channel, scheme in zip(channels, schemes, strict=True)
+    ]
+    return Chosen(schemes, "; ".join(reasons))
+
+
+def use_nonzero_mask(schemes: Sequence[str], relative_size: float) -> Chosen[tuple[bool, ...]]:
+    """Z-scores are taken inside the nonzero mask when the crop removed more than a quarter of the voxels."""
+    is_cropped = relative_size < CROPPED_TO
+    chosen = tuple(is_cropped and scheme == "zscore" for scheme in schemes)
+    compared = "less" if is_cropped else "not less"
+    consequence = "z-scores use nonzero voxels only" if any(chosen) else "all voxels are normalized"
+    because = (
+        f"the crop to nonzero keeps a median of {relative_size:.0%} of the voxels, {compared} than {CROPPED_TO:.0%}: "
+        f"{consequence}"
+    )
+    return Chosen(chosen, because)
+
+
+def initial_patch_size(spacing_mm: Sequence[float], median: Sequence[float]) -> tuple[float, ...]:
+    """A patch cubic in millimeters, as large as 256 voxels cubed (2048 squared), cut to the median shape."""
+    dimensions = len(spacing_mm)
+    density = 1 / np.array(spacing_mm)
+    largest = float({2: LARGEST_2D_EDGE**2, 3: LARGEST_3D_EDGE**3}[dimensions])
+    scaled = density * (largest / np.prod(density)) ** (1 / dimensions)
+    return tuple(float(min(round(float(edge)), limit)) for edge, limit in zip(scaled, median, strict=True))
+
+
+def shrink_patch(patch: Sequence[int], median: Sequence[float], shape: Topology, spacing: Sequence[float]) -> Topology:
+    """One step smaller along the axis that is largest relative to the median case, then the topology anew."""
+    axis = max(range(len(patch)), key=lambda index: (patch[index] / median[index], index))
+    trial = list(patch)
+    trial[axis] -= shape.divisors[axis]
+    # the smaller patch may be pooled less often: its own divisor is the step, or valid sizes would be skipped
+    step = topology(spacing, trial).divisors[axis]
+    smaller = list(patch)
+    smaller[axis] -= step
+    return topology(spacing, smaller)
+
+
+def features_per_stage(preset: Preset, dimensions: int, stages: int) -> tuple[int, ...]:
+    """Channels double from stage to stage up to a limit."""
+    limit = preset.largest_features(dimensions)
+    return tuple(min(limit, preset.base_features * 2**stage) for stage in range(stages))
+
+
+def blocks_per_stage(preset: Preset, stages: int) -> tuple[int, ...]:
+    """The preset's blocks, the last entry repeated."""
+    given = preset.encoder_blocks
+    return tuple(given[min(stage, len(given) - 1)] for stage in range(stages))
+
+
+def budget_elements(preset: Preset, dimensions: int, memory_gib: float) -> float:
+    """Feature-map elements that fit at the reference batch, in proportion to the memory target."""
+    return preset.reference_elements(dimensions) * (memory_gib / preset.reference_memory_gib)
+
+
+def is_too_large(elements: int, preset: Preset, dimensions: int, budget: float) -> bool:
+    """Whether a patch with this estimate must shrink."""
+    if preset.fits_at_batch is None:
+        return elements > budget
+    return elements / preset.reference_batch(dimensions) * preset.fits_at_batch > budget
+
+
+def batch_size(
+    elements: int, preset: Preset, budget: float, patch: Sequence[int], dataset_voxels: float
+) -> Chosen[int]:
+    """What fits the memory target, at most the preset's share of the dataset, at least 2.
+
+    Args:
+        elements: feature-map estimate of one patch.
+        preset: constants.
+        budget: elements that fit at the reference batch.
+        patch: voxels, one per axis.
+        dataset_voxels: voxels of all training cases at the target spacing.
+    """
+    dimensions = len(patch)
+    fitting = round((budget / elements) * preset.reference_batch(dimensions))
+    covered = round(dataset_voxels * preset.dataset_share / math.prod(patch))
+    value, because = fitting, f"{fitting} patches fit the memory target"
+    if covered < value:
+        value = covered
+        because += f", but {covered} already cover {preset.dataset_share:.0%} of all training voxels"
+    limit = preset.largest_batch(dimensions) if preset.guarded else None
+    if limit is not None and limit < value:
+        value = limit
+        because += f"; this preset stops at {limit}, because more steps beat larger batches on a slow machine"
+    if value < SMALLEST_BATCH:
+        value = SMALLEST_BATCH
+        because += f"; the smallest batch is {SMALLEST_BATCH}"
+    return Chosen(value, because)
+
+
+def large_batch_warning(value: int, dimensions: int) -> str | None:
+    """A warning about a huge 2D batch, or None."""
+    if dimensions == 2 and value > LARGEST_GUARDED_2D_BATCH:
+        return (
+            f"a 2D batch of {value} is what nnU-Net plans, but more than {LARGEST_GUARDED_2D_BATCH} rarely helps "
+            f"(assumption); pin batch_size to change it"
+        )
+    return None
+
+
+def enlarged_tiny_patch(spacing_mm: Sequence[float], patch: Sequence[float]) -> tuple[float, ...] | None:
+    """A patch of at least two stages for images so tiny that nnU-Net plans none, or None where it does.
+
+    A U-Net without any halving has no decoder and crashes upstream (nnU-Net issue 2901). The axes within a factor of
+    2 of the finest spacing grow to 8 voxels (12 if it is a single one); images are padded with zeros to fit.
+    """
+    if len(topology(spacing_mm, patch).strides) > 1:
+        return None
+    finest = min(spacing_mm)
+    axes = [axis for axis, own in enumerate(spacing_mm) if own / finest < SIMILAR_SPACING]
+    edge = (2 if len(axes) > 1 else 3) * SMALLEST_EDGE
+    return tuple(max(float(edge), size) if axis in axes else size for axis, size in enumerate(patch))
+
+
+def lowres_spacing(spacing_mm: Sequence[float]) -> tuple[float, ...]:
+    """One step coarser: the fine axes until all are within a factor of 2, then all together."""
+    coarsest = max(spacing_mm)
+    is_fine = [coarsest / own > SIMILAR_SPACING for own in spacing_mm]
+    if not any(is_fine):
+        is_fine = [True] * len(spacing_mm)
+    return tuple(own * LOWRES_STEP if fine else own for own, fine in zip(spacing_mm, is_fine, strict=True))
+
+
+def needs_lowres(patch: Sequence[int], median_voxels: float) -> bool:
+    """Whether a patch sees too little of the median case."""
+    return float(np.prod(patch, dtype=np.float64)) / median_voxels < LOWRES_BELOW
+
+
+def needs_3d(median: Sequence[float]) -> Chosen[bool]:
+    """Datasets of single slices have nothing for a 3D network."""
+    is_3d = median[0] != 1
+    return Chosen(
+        is_3d,
+        f"the median case has {median[0]:g} slices" if is_3d else "the images are single slices: only 2D is planned",
+    )
+
+
+def mirror_axes(dimensions: int) -> Chosen[tuple[int, ...]]:
+    """All axes: anatomy and cells look plausible mirrored; lateral classes need a pin."""
+    return Chosen(
+        tuple(range(dimensions)),
+        "mirroring along every axis multiplies the training data; pin mirror_axes if left and right are classes",
+    )
