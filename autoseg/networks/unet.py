@@ -6,10 +6,12 @@ second copy of the encoder that its decoder lists, so that weights can be exchan
 
 from __future__ import annotations
 
-import torch
+from typing import cast
+
 from torch import Tensor, nn
 
 from autoseg.networks.blocks import CONVOLUTIONS, TRANSPOSED, StackedConvs, StackedResidualBlocks
+from autoseg.networks.formulations import Transposed, upsample, with_explicit_channels_last
 from autoseg.planning.plan import NetworkSpec
 
 
@@ -90,7 +92,8 @@ class Decoder(nn.Module):
             return [self.seg_layers[0](current)]
         logits = []
         for level, (up, stage, head) in enumerate(zip(self.transpconvs, self.stages, self.seg_layers, strict=True)):
-            current = stage(torch.cat((up(current), skips[-1 - level]), 1))
+            larger = upsample(cast(Transposed, up), current)
+            current = cast(StackedConvs, stage).forward_pair(larger, skips[-1 - level])
             if deep_supervision or level == len(skips) - 1:
                 logits.append(head(current))
         return logits[::-1]
@@ -116,6 +119,8 @@ class UNet(nn.Module):
             image: (b, c, *shape), each axis of shape a multiple of the network's total stride.
             deep_supervision: whether to return the logits of every decoder level, finest first, as a list.
         """
+        if any(not parameter.is_contiguous() for parameter in self.parameters()):
+            image = with_explicit_channels_last(image)
         logits: list[Tensor] = self.decoder(self.encoder(image), deep_supervision)
         return logits if deep_supervision else logits[0]
 

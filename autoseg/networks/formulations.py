@@ -1,0 +1,112 @@
+"""The same mathematics in the form that runs fastest where the features are.
+
+On CUDA and for contiguous tensors PyTorch's own operators are used. For channels-last tensors on a CPU four of them
+fall back to slow paths or copy between layouts (measured on 2 cores with AVX512-BF16, planned hippocampus network,
+bfloat16: 0.88 s for a training step without, 0.41 s with what is below):
+
+* instance normalization converts to contiguous and back; batch normalization of one sample is the same and does not;
+* an image of one channel counts as contiguous, so that the whole first stage loses the layout;
+* the weight gradient of a convolution over concatenated features takes twice as long as those of its two halves;
+* the weight gradient of a transposed convolution without overlap takes four times as long as the matrix product it is.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Transposed = nn.ConvTranspose2d | nn.ConvTranspose3d
+
+CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+"""Memory format by number of axes of a batch."""
+
+
+def is_channels_last_on_cpu(features: Tensor) -> bool:
+    """Whether the tensor lies on a CPU with channels innermost."""
+    return (
+        features.is_cpu
+        and not features.is_contiguous()
+        and features.is_contiguous(memory_format=CHANNELS_LAST[features.dim()])
+    )
+
+
+def with_explicit_channels_last(image: Tensor) -> Tensor:
+    """The batch (b, c, *shape) in channels-last order, with strides that say so even for a single channel."""
+    image = image.contiguous(memory_format=CHANNELS_LAST[image.dim()])
+    channels, shape = image.shape[1], image.shape[2:]
+    spatial = [channels * math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+    return image.as_strided(image.shape, (channels * math.prod(shape), 1, *spatial))
+
+
+def instance_norm(features: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
+    """Every channel of every sample normalized over its voxels, scaled and shifted; layout and dtype are kept."""
+    if is_channels_last_on_cpu(features):
+        normalized: Tensor = _SampleWiseNorm.apply(features, weight, bias, epsilon)  # type: ignore[no-untyped-call]
+        return normalized
+    cudnn = torch.backends.cudnn.enabled
+    return torch.instance_norm(features, weight, bias, None, None, True, 0.0, epsilon, cudnn)
+
+
+def _samples(batch: Tensor) -> list[Tensor]:
+    return [batch[i : i + 1] for i in range(len(batch))]
+
+
+class _SampleWiseNorm(torch.autograd.Function):
+    """Instance normalization as one batch normalization per sample (two-pass variance in float32)."""
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
+        weight, bias = weight.float(), bias.float()
+        normalize = torch.ops.aten.native_batch_norm
+        parts = [normalize(one, weight, bias, None, None, True, 0.0, epsilon) for one in _samples(features)]
+        ctx.save_for_backward(features, weight, *(part[1] for part in parts), *(part[2] for part in parts))
+        ctx.epsilon = epsilon
+        return parts[0][0] if len(parts) == 1 else torch.cat([part[0] for part in parts])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        features, weight, *statistics = ctx.saved_tensors
+        means, inverse_deviations = statistics[: len(features)], statistics[len(features) :]
+        gradient = gradient.contiguous(memory_format=CHANNELS_LAST[gradient.dim()])
+        differentiate = torch.ops.aten.native_batch_norm_backward
+        parts = [
+            differentiate(*pair, weight, None, None, mean, deviation, True, ctx.epsilon, [True, True, True])
+            for pair, mean, deviation in zip(
+                zip(_samples(gradient), _samples(features), strict=True), means, inverse_deviations, strict=True
+            )
+        ]
+        inputs = parts[0][0] if len(parts) == 1 else torch.cat([part[0] for part in parts])
+        return inputs, sum(part[1] for part in parts), sum(part[2] for part in parts), None
+
+
+def convolve_pair(convolution: nn.Conv2d | nn.Conv3d, first: Tensor, second: Tensor) -> Tensor:
+    """The convolution of two tensors (b, c, *shape) concatenated along the channels."""
+    if not is_channels_last_on_cpu(first):
+        joined: Tensor = convolution(torch.cat((first, second), 1))
+        return joined
+    function = torch.conv3d if first.dim() == 5 else torch.conv2d
+    options: Any = (convolution.stride, convolution.padding)
+    weight, width = convolution.weight, first.shape[1]
+    sum_of_halves = function(first, weight[:, :width], convolution.bias, *options)
+    return sum_of_halves + function(second, weight[:, width:], None, *options)
+
+
+def upsample(transposed: Transposed, features: Tensor) -> Tensor:
+    """The transposed convolution of features (b, c, *shape) whose kernel equals its stride."""
+    if not is_channels_last_on_cpu(features):
+        plain: Tensor = transposed(features)
+        return plain
+    batch, *shape = features.shape[0], *features.shape[2:]
+    factors = transposed.kernel_size
+    width = transposed.out_channels
+    weight = transposed.weight.movedim(1, -1).flatten(1)
+    bias = torch.zeros_like(weight[0, :width]) if transposed.bias is None else transposed.bias
+    rows = torch.addmm(bias.repeat(math.prod(factors)), features.movedim(1, -1).flatten(0, -2), weight)
+    n = len(shape)
+    order = [0, *(axis for i in range(n) for axis in (1 + i, 1 + n + i)), 2 * n + 1]
+    blocks = rows.view(batch, *shape, *factors, width).permute(order)
+    larger = [size * factor for size, factor in zip(shape, factors, strict=True)]
+    return blocks.reshape(batch, *larger, width).movedim(-1, 1)
