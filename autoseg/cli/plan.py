@@ -1,0 +1,175 @@
+"""`autoseg plan`: look at the data, decide, say why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from autoseg.cli.options import (
+    device_option,
+    dry_run_option,
+    jobs_option,
+    output_options,
+    work_option,
+    workspace_of,
+)
+from autoseg.cli.output import Output
+from autoseg.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from autoseg.datasets.model import Problem
+    from autoseg.planning.plan import Plan
+    from autoseg.workflow.decide import PlanOptions
+    from autoseg.workflow.plan import Planned
+
+CONFIGURATION_NAMES = ("2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres")
+_PRESETS = ("reference", "resenc-m", "resenc-l", "resenc-xl", "cpu")
+_SHOWN_PROBLEMS = 40
+
+file_option = click.Path(path_type=Path, dir_okay=False)
+
+
+@click.command()
+@click.argument("dataset", required=False, type=click.Path(path_type=Path))
+@work_option
+@click.option("--preset", default=None, help=f"{', '.join(_PRESETS)}, or a YAML file.  [default: reference]")
+@click.option("--memory", "memory_gib", type=click.FloatRange(min=0, min_open=True), help="Memory target in GiB.")
+@click.option("--configuration", "configurations", multiple=True, type=click.Choice(CONFIGURATION_NAMES))
+@click.option("--pin", "pins", type=file_option, help="YAML file of decisions that you take instead of the rules.")
+@click.option("--format", "layout", help="Layout of the dataset, when it is not recognized rightly.")
+@click.option("--strict", is_flag=True, help="Refuse the whole dataset when any case is refused.")
+@click.option("--no-probe", is_flag=True, help="Leave out the seconds per epoch, measured by one training step.")
+@click.option("--from-fingerprint", "fingerprint", type=file_option, help="Plan without images: fingerprint file.")
+@click.option("--dataset-json", type=file_option, help="The dataset.json that goes with --from-fingerprint.")
+@device_option
+@jobs_option
+@dry_run_option
+@output_options
+def plan(
+    dataset: Path | None,
+    work: Path | None,
+    preset: str | None,
+    memory_gib: float | None,
+    configurations: tuple[str, ...],
+    pins: Path | None,
+    output: Output,
+    **options: object,
+) -> int:
+    """Check the data, fingerprint it, apply the rules, print the plan and its reasons."""
+    from autoseg.workflow.decide import PlanOptions
+
+    chosen = PlanOptions(preset or "reference", memory_gib, configurations, pins)
+    if options["fingerprint"] or options["dataset_json"]:
+        return _plan_without_images(dataset, chosen, output, options)
+    if dataset is None:
+        raise UsageError("which dataset?", do="autoseg plan DATASET")
+    return _plan_images(dataset, work, chosen, output, options)
+
+
+def _plan_without_images(dataset: Path | None, chosen: PlanOptions, output: Output, options: dict[str, object]) -> int:
+    from autoseg.workflow.decide import plan_document, plan_from_fingerprint
+
+    fingerprint, dataset_json = options["fingerprint"], options["dataset_json"]
+    if dataset is not None or not isinstance(fingerprint, Path) or not isinstance(dataset_json, Path):
+        raise UsageError(
+            "planning without images takes two files and no DATASET",
+            do="autoseg plan --from-fingerprint FINGERPRINT.json --dataset-json DATASET.json",
+        )
+    made = plan_from_fingerprint(fingerprint, dataset_json, chosen)
+    show_plan(made, output, {}, {})
+    output.emit(plan_document(made))
+    return 0
+
+
+def _plan_images(
+    dataset: Path, work: Path | None, chosen: PlanOptions, output: Output, options: dict[str, object]
+) -> int:
+    from autoseg.core.records import to_data
+    from autoseg.workflow.decide import plan_document, store_gib
+    from autoseg.workflow.plan import CasesRefused, plan_dataset
+
+    workspace = workspace_of(dataset, work)
+    dry_run = bool(options["dry_run"])
+    if not dry_run:
+        output.log_to(workspace.logs, "plan")
+    try:
+        with output.progress("Checking") as progress:
+            planned = plan_dataset(
+                dataset,
+                workspace,
+                chosen,
+                layout=_text(options["layout"]),
+                strict=bool(options["strict"]),
+                jobs=int(str(options["jobs"])),
+                progress=progress,
+                dry_run=dry_run,
+            )
+    except CasesRefused as refusal:
+        show_problems(refusal.problems, output)
+        raise
+    show_problems(planned.survey.problems, output)
+    _show_dataset(planned, output)
+    seconds = {} if options["no_probe"] else _probe(planned, str(options["device"]))
+    made = planned.plan
+    disk = {name: store_gib(made, own, planned.survey.fingerprint) for name, own in made.configurations.items()}
+    show_plan(made, output, seconds, disk)
+    output.say("nothing was written (--dry-run)" if dry_run else f"wrote {workspace.plan}")
+    output.say(f"next: autoseg train {dataset}    why: autoseg explain {dataset}")
+    problems = [to_data(problem) for problem in planned.survey.problems]
+    document = {**plan_document(made), "layout": planned.dataset.layout, "cases": len(planned.survey.fingerprint.cases)}
+    output.emit({**document, "problems": problems, "seconds_per_epoch": seconds})
+    return 0
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)
+
+
+def _probe(planned: Planned, device: str) -> dict[str, float]:
+    """Seconds per epoch of every configuration on the present device, from one short probe each."""
+    from autoseg.workflow.probe import seconds_per_epoch
+
+    return {name: seconds_per_epoch(planned.plan, name, device) for name in planned.plan.configurations}
+
+
+def show_problems(problems: Sequence[Problem], output: Output) -> None:
+    """The table of everything found in the data: refused first, then warnings, then notes."""
+    rank = {"refused": 0, "warning": 1, "note": 2}
+    ordered = sorted(problems, key=lambda problem: (rank[problem.severity], problem.case or "", problem.code))
+    rows = [(entry.severity, entry.case, entry.file, f"{entry.what} ({entry.code})", entry.do) for entry in ordered]
+    output.table(("", "case", "file", "what", "do"), rows[:_SHOWN_PROBLEMS])
+    if len(rows) > _SHOWN_PROBLEMS:
+        output.say(f"and {len(rows) - _SHOWN_PROBLEMS} more, all in check.json")
+
+
+def _show_dataset(planned: Planned, output: Output) -> None:
+    dataset, cases = planned.dataset, planned.survey.fingerprint.cases
+    refused = {problem.case for problem in planned.survey.problems if problem.severity == "refused"} - {None}
+    output.say(f"{dataset.name}: {dataset.layout} layout ({dataset.layout_reason})")
+    output.say(
+        f"{len(cases)} cases usable, {len(refused)} refused · channels {', '.join(dataset.channels)} · "
+        f"classes {', '.join(dataset.labels.foreground)}"
+    )
+
+
+def show_plan(plan: Plan, output: Output, seconds: Mapping[str, float], disk: Mapping[str, float]) -> None:
+    """The table of configurations, and every decision that is not one of theirs."""
+    from autoseg.planning.rules import edges
+    from autoseg.workflow.decide import estimated_memory_gib
+
+    rows = []
+    for name, own in plan.configurations.items():
+        network = own.network
+        kind = f"{network.kind.replace('_', ' ')} {network.n_stages} st. {network.features_per_stage[0]} ch."
+        patch, memory = edges(own.patch_size), f"{estimated_memory_gib(own):.1f}"
+        pace = f"{seconds[name]:.0f}" if name in seconds else "-"
+        gib = f"{disk[name]:.2f}" if name in disk else "-"
+        rows.append((name, kind, patch, own.batch_size, edges(own.spacing_mm), memory, pace, gib))
+    columns = ("configuration", "network", "patch", "batch", "spacing mm", "memory GiB", "s/epoch", "disk GiB")
+    output.table(columns, rows, title=f"Plan, preset {plan.preset}, {plan.memory_gib:g} GiB")
+    for decision in plan.decisions:
+        if decision.configuration is None or decision.name == "warning":
+            output.say(f"{decision.name}: {decision.because}")

@@ -1,0 +1,101 @@
+"""From a dataset folder to its plan: detect, check, fingerprint, decide, write."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from autoseg.core.errors import DataRefused, MissingInput, RecordFault
+from autoseg.core.files import remove_leftovers
+from autoseg.core.progress import Progress, silent
+from autoseg.core.records import load, save
+from autoseg.core.workspace import Workspace
+from autoseg.datasets.layouts import detect_dataset
+from autoseg.datasets.model import Dataset, Problem
+from autoseg.fingerprint.survey import Survey, survey
+from autoseg.planning.plan import Plan
+from autoseg.workflow.decide import PlanOptions, decide, facts_of
+
+logger = logging.getLogger(__name__)
+
+
+class CasesRefused(DataRefused):
+    """Too much of the dataset is refused; carries every problem found, for the table."""
+
+    def __init__(self, what: str, problems: tuple[Problem, ...], *, where: str, do: str) -> None:
+        super().__init__(what, where=where, do=do)
+        self.problems = problems
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A plan with what it was made from."""
+
+    plan: Plan
+    dataset: Dataset
+    survey: Survey
+
+
+def plan_dataset(
+    folder: Path,
+    workspace: Workspace,
+    options: PlanOptions,
+    *,
+    layout: str | None = None,
+    strict: bool = False,
+    jobs: int = 1,
+    progress: Progress = silent,
+    dry_run: bool = False,
+) -> Planned:
+    """Plans a dataset and writes dataset.json, check.json, fingerprint.json and plan.json into the work folder.
+
+    Cases examined before are not read again unless their files changed.
+
+    Raises:
+        CasesRefused: no usable case is left, or `strict` and any case is refused. What was found is written all the
+            same, so that the table of problems can be read.
+    """
+    dataset = detect_dataset(folder, layout)
+    logger.info("%s: %s", folder, dataset.layout_reason)
+    previous = _previous_survey(workspace)
+    found = survey(dataset, previous, jobs=jobs, progress=progress)
+    if not dry_run:
+        remove_leftovers(workspace.root)
+        save(dataset, workspace.dataset)
+        save(found, workspace.check)
+    _refuse(dataset, found, strict)
+    plan = decide(found.fingerprint, facts_of(dataset, found.fingerprint), options)
+    if not dry_run:
+        save(found.fingerprint, workspace.fingerprint)
+        save(plan, workspace.plan)
+    return Planned(plan, dataset, found)
+
+
+def _previous_survey(workspace: Workspace) -> Survey | None:
+    """What an earlier run found; a damaged record only costs the time to examine the cases again."""
+    try:
+        return load(Survey, workspace.check)
+    except MissingInput:
+        return None
+    except RecordFault as fault:
+        logger.warning("%s is damaged, so every case is examined again: %s", workspace.check, fault.what)
+        return None
+
+
+def _refuse(dataset: Dataset, found: Survey, strict: bool) -> None:
+    refused = sorted({problem.case for problem in found.problems if problem.severity == "refused" and problem.case})
+    if not found.fingerprint.cases:
+        raise CasesRefused(
+            f"none of the {len(dataset.cases)} cases can be used",
+            found.problems,
+            where=dataset.root,
+            do="correct the problems listed above, then run the same command again",
+        )
+    if strict and refused:
+        raise CasesRefused(
+            f"--strict: {len(refused)} of {len(dataset.cases)} cases are refused: {', '.join(refused[:5])}",
+            found.problems,
+            where=dataset.root,
+            do="correct the problems listed above, or leave out --strict to go on with the rest",
+        )
