@@ -59,7 +59,8 @@ class _SampleWiseNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, features: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
-        weight, bias = weight.float(), bias.float()
+        precise = torch.promote_types(features.dtype, torch.float32)
+        weight, bias = weight.to(precise), bias.to(precise)
         normalize = torch.ops.aten.native_batch_norm
         parts = [normalize(one, weight, bias, None, None, True, 0.0, epsilon) for one in _samples(features)]
         ctx.save_for_backward(features, weight, *(part[1] for part in parts), *(part[2] for part in parts))
