@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from autoseg.core.workers import map_supervised
+
+TIMEOUT_S = 3.0
+
+
+def square(number: int) -> int:
+    return number * number
+
+
+def kill_itself_at_two(number: int) -> int:
+    if number == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+def fault_at_two(number: int) -> int:
+    if number == 2:
+        raise ValueError("two is too many")
+    return number
+
+
+def no_memory_at_two(number: int) -> int:
+    if number == 2:
+        raise MemoryError
+    return number
+
+
+def exit_zero_at_two(number: int) -> int:
+    if number == 2:
+        os._exit(0)
+    return number
+
+
+def stop_at_two(number: int) -> int:
+    if number == 2:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    return number
+
+
+def stop_in_the_middle_of_an_answer(number: int) -> bytes:
+    if number == 2:
+        signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGSTOP))
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        return b"x" * (1 << 28)  # does not fit the pipe's buffer
+    return b""
+
+
+def die_the_first_time(marker: str) -> str:
+    if not Path(marker).exists():
+        Path(marker).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return marker
+
+
+def unpicklable(number: int) -> object:
+    return lambda: number
+
+
+def thread_variable(_number: int) -> str | None:
+    import ctypes
+
+    getenv = ctypes.CDLL(None).getenv
+    getenv.restype = ctypes.c_char_p
+    value = getenv(b"OMP_NUM_THREADS")
+    return value.decode() if value else None
+
+
+def sleep(seconds: float) -> float:
+    time.sleep(seconds)
+    return seconds
+
+
+def is_group_alive(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("jobs", [0, 1, 3])
+def test_every_item_is_worked_on_once(jobs):
+    outcomes = sorted(map_supervised(square, range(7), jobs), key=lambda outcome: outcome.index)
+    assert [outcome.value for outcome in outcomes] == [0, 1, 4, 9, 16, 25, 36]
+    assert all(outcome.failure is None for outcome in outcomes)
+
+
+@pytest.mark.parametrize("jobs", [0, 1, 2])
+def test_no_items_give_no_outcomes(jobs):
+    assert list(map_supervised(square, [], jobs)) == []
+
+
+@pytest.mark.parametrize(
+    ("function", "named"),
+    [
+        (kill_itself_at_two, "SIGKILL"),
+        (exit_zero_at_two, "exit code 0"),
+        (stop_at_two, "longer than"),
+        (stop_in_the_middle_of_an_answer, "longer than"),
+        (fault_at_two, "ValueError: two is too many"),
+        (no_memory_at_two, "MemoryError"),
+        (unpicklable, "exit code 1"),
+    ],
+)
+def test_whatever_happens_to_a_process_is_reported_and_the_rest_goes_on(function, named, capfd):
+    start = time.monotonic()
+    timeout_s = 1.0 if "stop" in function.__name__ else TIMEOUT_S
+    outcomes = {outcome.index: outcome for outcome in map_supervised(function, [1, 2, 3], 2, timeout_s)}
+    assert time.monotonic() - start < 20
+    assert set(outcomes) == {0, 1, 2}
+    assert named in outcomes[1].failure
+    if function is not unpicklable:
+        assert outcomes[0].failure is None
+        assert outcomes[2].failure is None
+
+
+def test_an_exception_is_reported_without_processes_too():
+    outcomes = list(map_supervised(fault_at_two, [1, 2], 0))
+    assert outcomes[1].failure == "ValueError: two is too many"
+
+
+def test_an_item_that_kills_its_process_once_is_tried_again(tmp_path):
+    markers = [str(tmp_path / name) for name in "abc"]
+    outcomes = list(map_supervised(die_the_first_time, markers, 2))
+    assert sorted(outcome.value for outcome in outcomes) == markers
+
+
+def test_processes_use_one_thread_for_linear_algebra():
+    assert [outcome.value for outcome in map_supervised(thread_variable, [0], 1)] == ["1"]
+
+
+def test_stopping_early_ends_the_processes_at_once():
+    start = time.monotonic()
+    outcomes = map_supervised(sleep, [0.0, 60.0, 60.0], 2)
+    next(outcomes)
+    outcomes.close()
+    assert time.monotonic() - start < 10
+
+
+def test_an_interrupted_supervisor_leaves_quickly_and_alone(tmp_path):
+    program = tmp_path / "interrupted.py"
+    program.write_text(
+        textwrap.dedent("""
+        import time
+        from autoseg.core.workers import map_supervised
+
+        if __name__ == "__main__":
+            for outcome in map_supervised(time.sleep, [0.0, 60.0, 60.0], 2):
+                print("first", flush=True)
+        """)
+    )
+    process = subprocess.Popen(
+        [sys.executable, str(program)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout.readline() == "first\n"
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=15)
+    assert "KeyboardInterrupt" in errors
+    deadline = time.monotonic() + 5
+    while is_group_alive(process.pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
