@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from skimage.io import imread
 
-from autoseg.report.figures import CLASS_COLORS, draw_overlay
+from autoseg.report.figures import CLASS_COLORS, draw_curves, draw_overlay
 
 CLASSES = {"background": (0,), "ball": (1,), "core": (2,)}
 
@@ -70,3 +70,19 @@ def test_voxels_that_are_no_numbers_are_drawn_as_zero(tmp_path, ball):
     image[0, 0, 0, 0] = np.nan
     draw_overlay(tmp_path / "a.png", image, labels, (3.0, 1.0, 1.0), CLASSES)
     assert (tmp_path / "a.png").exists()
+
+
+def _entry(epoch, **values):
+    dice = {"ball": 0.5 + epoch / 20, "core": None if epoch < 2 else epoch / 10}
+    return {"epoch": epoch, "loss": -epoch / 10, "validation_loss": None, "dice": dice, "ema_dice": epoch / 10} | values
+
+
+@pytest.mark.parametrize("epochs", [0, 1, 9, 60])
+def test_curves_are_drawn_of_any_number_of_epochs(tmp_path, epochs):
+    draw_curves(tmp_path / "a.png", [_entry(epoch) for epoch in range(epochs)])
+    assert imread(tmp_path / "a.png").shape[:2] == (440, 1100)
+
+
+def test_a_run_without_validation_has_no_dice_curves(tmp_path):
+    draw_curves(tmp_path / "a.png", [_entry(0, dice=None, ema_dice=None), _entry(1, dice=None, ema_dice=None)])
+    assert not _has_color(tmp_path / "a.png", CLASS_COLORS[0])
