@@ -1,0 +1,174 @@
+"""Reading images and label maps of every supported kind; each file is verified before it is decoded."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autoseg.core.errors import GeometryMismatch
+from autoseg.images.compare import compare_geometry
+from autoseg.images.files import RASTER_ENDINGS, TIFF_ENDINGS, supported_ending, verify_file
+from autoseg.images.itk import read_itk
+from autoseg.images.pixels import Pixels
+from autoseg.images.raster import read_raster, read_raster_values
+from autoseg.images.refusals import labels_refused, place, refused
+from autoseg.images.tiff import read_tiff
+from autoseg.images.volume import LabelVolume, Volume
+
+LABEL_TOLERANCE = 1e-4
+"""Distance from a whole number up to which a label value is taken for it: what scaling and single precision leave."""
+
+_SHOWN_VALUES = 5
+
+_logger = logging.getLogger(__name__)
+
+
+def read_image(paths: Sequence[Path], four_d: bool = False) -> Volume:
+    """The image in one or several files, one per channel or group of channels, in the order given.
+
+    Every file is verified first (`verify_file`), so a damaged one never yields voxels.
+
+    Args:
+        paths: files of one case.
+        four_d: whether a fourth axis of a file holds channels (Decathlon).
+
+    Returns:
+        float32 intensities (c, z, y, x) on the grid of the first file.
+
+    Raises:
+        UnreadableFile: a file is damaged or of a kind that cannot be read; its name is in the message.
+        GeometryMismatch: two files are not on the same grid.
+    """
+    parts = [_pixels(path, four_d) for path in paths]
+    for path, part in zip(paths[1:], parts[1:], strict=True):
+        _refuse_other_grid(paths[0], parts[0], path, part)
+    arrays = [_as_float32(part.array, path) for path, part in zip(paths, parts, strict=True)]
+    array = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+    notes = tuple(_noted(path, note) for path, part in zip(paths, parts, strict=True) for note in part.notes)
+    return Volume(array, parts[0].geometry, notes)
+
+
+def read_labels(path: Path) -> LabelVolume:
+    """The label map in a file, verified first; values as in the file.
+
+    Floats within 1e-4 of whole numbers are rounded. Gray pictures with alpha, and RGB(A) pictures whose colors are
+    gray, give their gray value; palette pictures their indices.
+
+    Raises:
+        UnreadableFile: the file is damaged, 4D, or of a kind that cannot be read.
+        LabelFault: values are not whole numbers (with the most frequent of them), not finite, or colors.
+    """
+    verify_file(path)
+    is_raster = supported_ending(path) in RASTER_ENDINGS
+    pixels = read_raster_values(path) if is_raster else _decoded(path, four_d=False)
+    array, notes = _single_channel(pixels, path)
+    notes = tuple(_noted(path, note) for note in notes)
+    return LabelVolume(_as_integers(array, path), pixels.geometry, notes)
+
+
+def _pixels(path: Path, four_d: bool) -> Pixels:
+    verify_file(path)
+    return _decoded(path, four_d)
+
+
+def _decoded(path: Path, four_d: bool) -> Pixels:
+    ending = supported_ending(path)
+    if ending in RASTER_ENDINGS:
+        return read_raster(path)
+    if ending in TIFF_ENDINGS:
+        return read_tiff(path, four_d)
+    return read_itk(path, four_d)
+
+
+def _noted(path: Path, note: str) -> str:
+    sentence = f"{path.name}: {note}"
+    _logger.info(sentence)
+    return sentence
+
+
+def _refuse_other_grid(first_path: Path, first: Pixels, path: Path, part: Pixels) -> None:
+    relation = compare_geometry(first.geometry, part.geometry)
+    if relation in ("identical", "rounding"):
+        return
+    raise GeometryMismatch(
+        f"{path.name} is not on the grid of {first_path.name}: "
+        f"{part.geometry.shape} voxels of {part.geometry.spacing_mm} mm (z, y, x), "
+        f"the other {first.geometry.shape} of {first.geometry.spacing_mm} mm",
+        where=place(path),
+        why="it is the same grid, flipped or permuted" if relation == "flipped" else None,
+        do="resample all channels of the case onto one grid, or remove the case",
+    )
+
+
+def _as_float32(array: NDArray[Any], path: Path) -> NDArray[np.float32]:
+    _refuse_other_kinds(array, path)
+    with np.errstate(over="ignore"):  # beyond single precision is infinite, and counted as such by the data check
+        return np.ascontiguousarray(array, dtype=np.float32)
+
+
+def _refuse_other_kinds(array: NDArray[Any], path: Path) -> None:
+    if array.dtype.kind not in "biuf":
+        raise refused(
+            path,
+            f"holds voxels of a kind that is not supported ({array.dtype.name})",
+            do="export it as integers or floats",
+        )
+
+
+def _single_channel(pixels: Pixels, path: Path) -> tuple[NDArray[Any], tuple[str, ...]]:
+    """The only channel (z, y, x), or the first of colors that are all gray."""
+    array = pixels.array
+    if len(array) == 1:
+        return array[0], pixels.notes
+    if len(array) in (3, 4) and (array[1:3] == array[:1]).all():
+        return array[0], (*pixels.notes, "its gray colors were taken as values")
+    raise labels_refused(
+        path,
+        f"holds {len(array)} channels where a label map has one number per voxel",
+        why="overlapping segments or colors instead of numbers",
+        do="save one number per class: 0 background, 1, 2, ...",
+    )
+
+
+def _as_integers(array: NDArray[Any], path: Path) -> NDArray[Any]:
+    _refuse_other_kinds(array, path)
+    if array.dtype.kind == "f":
+        array = _rounded(array, path)
+    low, high = (int(array.min()), int(array.max()))
+    for kind in (np.int16, np.int32):
+        if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max:
+            return np.ascontiguousarray(array, dtype=kind)
+    raise labels_refused(path, f"holds label values from {low} to {high}", do="number the classes 0, 1, 2, ...")
+
+
+def _rounded(array: NDArray[Any], path: Path) -> NDArray[Any]:
+    finite = np.isfinite(array)
+    if not finite.all():
+        count = array.size - int(finite.sum())
+        raise labels_refused(
+            path, f"holds NaN or infinity in {count} of {array.size} voxels", do="write 0 where there is background"
+        )
+    whole: NDArray[Any] = np.rint(array)
+    faulty = np.abs(array - whole) > LABEL_TOLERANCE
+    if faulty.any():
+        raise labels_refused(
+            path,
+            f"holds values that are not whole numbers: {_histogram(array[faulty])}",
+            why="an interpolated or antialiased label map, a probability map, or a scale factor in the header",
+            do="resample label maps with nearest-neighbor interpolation and save them as integers",
+        )
+    return whole
+
+
+def _histogram(values: NDArray[Any]) -> str:
+    """The most frequent values with their counts: "0.5 (12 voxels), 1.5 (3 voxels), and 7 more values"."""
+    distinct, counts = np.unique(values, return_counts=True)
+    order = np.argsort(-counts, kind="stable")[:_SHOWN_VALUES]
+    shown = [f"{distinct[index]:.5g} ({counts[index]} voxels)" for index in order]
+    more = [f"and {len(distinct) - len(order)} more values"] if len(distinct) > len(order) else []
+    return ", ".join(shown + more)

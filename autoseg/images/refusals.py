@@ -1,0 +1,30 @@
+"""The one way to refuse a file: named with its folder, never with the whole path, which may tell a patient's name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from autoseg.core.errors import LabelFault, UnreadableFile
+
+REPLACE = "copy the file again from its source and compare the sizes, or remove the case"
+
+
+def place(path: Path) -> str:
+    """The file and the folder it lies in."""
+    return f"{path.parent.name}/{path.name}" if path.parent.name else path.name
+
+
+def refused(path: Path, what: str, *, why: str | None = None, do: str = REPLACE) -> UnreadableFile:
+    """The error that refuses `path`; `what` goes on after the file's name ("is cut short: ...")."""
+    return UnreadableFile(f"{path.name} {what}", where=place(path), why=why, do=do)
+
+
+def labels_refused(path: Path, what: str, *, why: str | None = None, do: str) -> LabelFault:
+    """The error that refuses a label map for its values or channels."""
+    return LabelFault(f"{path.name} {what}", where=place(path), why=why, do=do)
+
+
+def first_line(error: BaseException) -> str:
+    """What a library says was wrong, shortened: its last line that says something, without source positions."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:200] if lines else type(error).__name__

@@ -1,0 +1,60 @@
+"""What readers return: an array with axes z, y, x and the place of its voxels in the world."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autoseg.core.geometry import SLICE_SPACING_OF_2D, Geometry
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Volume:
+    """An image with all its channels.
+
+    Attributes:
+        array: intensities, float32 when it comes from a reader, axes (c, z, y, x).
+        geometry: grid of the array's last three axes.
+        notes: one sentence for each oddity that the reader settled (an alpha channel dropped, a shear straightened).
+    """
+
+    array: NDArray[Any]
+    geometry: Geometry
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LabelVolume:
+    """A label map.
+
+    Attributes:
+        array: values as in the file, int16 or, where that does not hold them, int32; axes (z, y, x).
+        geometry: its grid.
+        notes: one sentence for each oddity that the reader settled.
+    """
+
+    array: NDArray[np.int16] | NDArray[np.int32]
+    geometry: Geometry
+    notes: tuple[str, ...] = ()
+
+
+def plane_geometry(shape: tuple[int, int]) -> Geometry:
+    """The grid given to a picture without physical size: pixels of 1, a slice spacing of 999.
+
+    Args:
+        shape: pixels (y, x).
+
+    Source: nnU-Net v2 imageio/natural_image_reader_writer.py.
+    """
+    return Geometry(shape=(1, *shape), spacing_mm=(SLICE_SPACING_OF_2D, 1.0, 1.0))
+
+
+def is_plane(geometry: Geometry) -> bool:
+    """Whether the grid is that of a 2D image, marked by a slice spacing of 999 pixels; writers then write 2D."""
+    mark = SLICE_SPACING_OF_2D * max(geometry.spacing_mm[1:])
+    lies_flat = geometry.direction[:3] == (0.0, 0.0, 1.0)
+    return geometry.shape[0] == 1 and lies_flat and math.isclose(geometry.spacing_mm[0], mark, rel_tol=1e-6)
