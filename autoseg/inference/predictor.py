@@ -1,0 +1,181 @@
+"""From a prepared image to logits: sliding window, mirroring and averaging over the networks of several folds."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from autoseg.core.errors import AutoSegError
+from autoseg.core.geometry import Shape
+from autoseg.core.progress import Progress, silent
+from autoseg.inference.accumulate import LogitRows, RollingSlab, Tiling, allocate
+from autoseg.planning.plan import Configuration
+
+_log = logging.getLogger(__name__)
+
+
+class NonFiniteLogits(AutoSegError):
+    """A network answered with infinite or undefined logits."""
+
+    code = "E0701"
+    exit_code = 4
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """Networks of one configuration and how they are applied; the same for users and for validation in training.
+
+    The networks are moved to the device and set to evaluation mode when the predictor is made.
+
+    Attributes:
+        networks: one per fold; their logits are averaged.
+        configuration: gives dimensions and patch size.
+        heads: output channels of the networks.
+        mirror_axes: spatial axes (0 is the first of the configuration's) to mirror along; logits are averaged over
+            all subsets of them.
+        overlap: fraction of a tile that neighbors share at least.
+        device: where the networks run.
+        dtype: precision of autocast; float32 switches it off.
+        channels_last: whether channels are the fastest axis in memory.
+        tile_batch: tiles computed together.
+        slab_device: where tiles are added up; None for `device`.
+        max_slab_bytes: a larger slab is kept in a file in `scratch`; None for no limit.
+        scratch: folder for temporary files; None for the system's.
+    """
+
+    networks: tuple[nn.Module, ...]
+    configuration: Configuration
+    heads: int
+    mirror_axes: tuple[int, ...] = ()
+    overlap: float = 0.5
+    device: torch.device | str = "cpu"
+    dtype: torch.dtype = torch.float32
+    channels_last: bool = False
+    tile_batch: int = 1
+    slab_device: torch.device | str | None = None
+    max_slab_bytes: int | None = None
+    scratch: Path | None = None
+
+    def __post_init__(self) -> None:
+        for network in self.networks:
+            network.to(self.device, memory_format=self._memory_format).eval()  # type: ignore[call-overload]
+
+    @cached_property
+    def _memory_format(self) -> torch.memory_format:
+        if not self.channels_last:
+            return torch.contiguous_format
+        return torch.channels_last if self.configuration.dimensions == 2 else torch.channels_last_3d
+
+    @cached_property
+    def patch_size(self) -> Shape:
+        """Voxels of a tile along all three axes; a 2D network looks at one slice."""
+        missing = 3 - self.configuration.dimensions
+        return (1,) * missing + tuple(self.configuration.patch_size)
+
+    @cached_property
+    def _mirrorings(self) -> list[tuple[int, ...]]:
+        axes = [axis + 2 for axis in self.mirror_axes]
+        return [chosen for count in range(len(axes) + 1) for chosen in combinations(axes, count)]
+
+    def tiling(self, shape: Shape) -> Tiling:
+        """How an image of `shape` (z, y, x) is cut."""
+        return Tiling(shape, self.patch_size, self.overlap)
+
+    def rows(self, image: NDArray[np.float32], progress: Progress = silent) -> Iterator[LogitRows]:
+        """Logits of the image, a few rows at a time along `tiling(shape).rolling_axis`, in order.
+
+        Peak memory is one slab (see `Tiling.slab_bytes`), not the volume times its classes.
+
+        Args:
+            image: prepared (c, z, y, x) in the plan's axis order; may be memory-mapped.
+            progress: told about finished tiles.
+
+        Raises:
+            NonFiniteLogits: a network returned an infinite or undefined value.
+        """
+        tiling = self.tiling(image.shape[1:])
+        batches = tiling.batches(self.tile_batch)
+        slab = RollingSlab(tiling, self._slab(tiling))
+        padded = np.pad(image, ((0, 0), *tiling.padding)) if any(map(any, tiling.padding)) else image
+        axis, end = tiling.rolling_axis, tiling.padded_shape[tiling.rolling_axis]
+        done = 0
+        for batch, following in zip(batches, [*batches[1:], None], strict=True):
+            for window, logits in zip(batch, self._tile_logits(padded, batch), strict=True):
+                slab.add(logits, window)
+            done += len(batch)
+            progress(done, len(tiling.windows))
+            for rows in slab.finish(following[0][axis] if following else end):
+                _check_finite(rows.values)
+                yield rows
+
+    def logits(self, image: NDArray[np.float32], progress: Progress = silent) -> NDArray[np.float16]:
+        """Logits (heads, z, y, x) of the whole image in half precision, in memory."""
+        tiling = self.tiling(image.shape[1:])
+        volume = np.empty((self.heads, *tiling.shape), dtype=np.float16)
+        rolled = np.moveaxis(volume, tiling.rolling_axis + 1, 0)
+        for rows in self.rows(image, progress):
+            rolled[rows.start : rows.start + len(rows.values)] = rows.values.to("cpu", torch.float16).numpy()
+        return volume
+
+    def with_less_memory(self) -> Predictor | None:
+        """This predictor with a smaller need of device memory, or None if it runs on the CPU with single tiles."""
+        if self.tile_batch > 1:
+            smaller = replace(self, tile_batch=self.tile_batch // 2)
+            _log.warning("not enough memory on %s: going on with %d tiles at a time", self.device, smaller.tile_batch)
+            return smaller
+        if torch.device(self.device).type == "cpu":
+            return None
+        if torch.device(self.slab_device or self.device).type != "cpu":
+            _log.warning("not enough memory on %s: adding tiles up in main memory", self.device)
+            return replace(self, slab_device="cpu")
+        _log.warning("not enough memory on %s: going on with the CPU", self.device)
+        return replace(self, device="cpu", dtype=torch.float32)
+
+    def _slab(self, tiling: Tiling) -> Tensor:
+        depth = tiling.slab_depth(self.tile_batch)
+        _, first, second = tiling.rolled_axes
+        shape = (depth, self.heads, tiling.padded_shape[first], tiling.padded_shape[second])
+        device = torch.device(self.slab_device or self.device)
+        needed = tiling.slab_bytes(self.heads, self.tile_batch)
+        if self.max_slab_bytes is None or needed <= self.max_slab_bytes:
+            return allocate(shape, device, None)
+        import tempfile
+
+        _log.info("logits of %.1f GiB are kept in a temporary file, to respect --max-ram", needed / 2**30)
+        return allocate(shape, torch.device("cpu"), self.scratch or Path(tempfile.gettempdir()))
+
+    def _tile_logits(self, padded: NDArray[np.float32], batch: list[tuple[int, ...]]) -> Tensor:
+        """Mean logits (b, heads, z, y, x) of the tiles at the windows of a batch, over mirrorings and networks."""
+        cuts = [tuple(slice(o, o + p) for o, p in zip(window, self.patch_size, strict=True)) for window in batch]
+        tiles = torch.from_numpy(np.stack([padded[:, z, y, x] for z, y, x in cuts])).to(self.device)
+        if self.configuration.dimensions == 2:
+            tiles = tiles.squeeze(2)
+        device = torch.device(self.device).type
+        total: Tensor | None = None
+        with torch.inference_mode(), torch.autocast(device, self.dtype, enabled=self.dtype != torch.float32):
+            for axes in self._mirrorings:
+                mirrored = tiles.flip(axes).contiguous(memory_format=self._memory_format)
+                for network in self.networks:
+                    logits = network(mirrored).flip(axes)
+                    total = logits.float() if total is None else total.add_(logits)
+            assert total is not None, "a predictor has at least one network"
+            total.div_(len(self._mirrorings) * len(self.networks))
+        return total.unsqueeze(2) if self.configuration.dimensions == 2 else total
+
+
+def _check_finite(values: Tensor) -> None:
+    if not bool(torch.isfinite(values.sum())):
+        raise NonFiniteLogits(
+            "the network answered with infinite or undefined logits",
+            why="weights of a diverged training, or an overflow of half precision",
+            do="check the training curves, or predict on the CPU",
+        )

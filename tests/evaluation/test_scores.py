@@ -1,0 +1,99 @@
+"""Scores per case and class, and their means."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from autoseg.datasets.model import LabelSet
+from autoseg.evaluation.metrics import overlap, surface_distances
+from autoseg.evaluation.scores import ClassScores, overlaps, score_case, summarize
+
+PLAIN = LabelSet({"background": (0,), "one": (1,), "two": (2,), "three": (3,)})
+REGIONS = LabelSet({"background": (0,), "whole": (1, 2, 3), "core": (2, 3)}, ignore=4, regions_class_order=(1, 2))
+
+
+def two_label_maps(largest: int):
+    shapes = st.tuples(*[st.integers(1, 6)] * 3)
+    return shapes.flatmap(lambda shape: st.tuples(*[arrays(np.uint8, shape, elements=st.integers(0, largest))] * 2))
+
+
+@given(two_label_maps(3))
+@settings(max_examples=60, deadline=None)
+def test_scores_of_a_class_are_those_of_its_masks(pair):
+    prediction, reference = pair
+    spacing = (2.0, 0.7, 1.1)
+    scores = score_case(prediction, reference, PLAIN, spacing, tolerance_mm=0.9)
+    kept = [axis for axis in range(3) if prediction.shape[axis] > 1] or [0]
+    for name, (value,) in PLAIN.classes.items():
+        if name == "background":
+            continue
+        masks = np.atleast_1d((prediction == value).squeeze()), np.atleast_1d((reference == value).squeeze())
+        distances = surface_distances(*masks, [spacing[axis] for axis in kept])
+        counts = overlap(*masks)
+        assert (scores[name].dice, scores[name].iou) == (counts.dice, counts.iou)
+        assert scores[name].nsd == pytest.approx(distances.within(0.9))
+        assert scores[name].hd95_mm == pytest.approx(distances.hausdorff())
+        assert scores[name].assd_mm == pytest.approx(distances.average)
+        assert scores[name].reference_volume_ml == pytest.approx(masks[1].sum() * np.prod(spacing) / 1000)
+
+
+@given(two_label_maps(4))
+@settings(max_examples=40, deadline=None)
+def test_regions_are_unions_and_ignored_voxels_do_not_count(pair):
+    prediction, reference = pair
+    prediction[prediction == 4] = 0
+    annotated = reference != 4
+    counts = overlaps(prediction, reference, REGIONS)
+    for name in REGIONS.foreground:
+        first, second = (np.isin(array, REGIONS.classes[name]) & annotated for array in pair)
+        assert counts[name] == overlap(first, second)
+    scores = score_case(prediction, reference, REGIONS, (1, 1, 1))
+    assert {name: score.dice for name, score in scores.items()} == {name: counts[name].dice for name in counts}
+
+
+def test_a_flat_object_in_a_volume_is_all_surface_but_a_flat_image_is_measured_in_its_plane():
+    volume = np.zeros((3, 9, 9), np.uint8)
+    volume[1, 2:7, 2:7] = 1
+    dented = volume.copy()
+    dented[1, 4, 4] = 0
+    labels = LabelSet({"background": (0,), "one": (1,)})
+    in_volume = score_case(dented, volume, labels, (1, 1, 1), tolerance_mm=0.5)["one"]
+    assert in_volume.nsd == pytest.approx((24 + 24) / (24 + 25))
+    in_plane = score_case(dented[1:2], volume[1:2], labels, (999, 1, 1), tolerance_mm=0.5)["one"]
+    assert in_plane.nsd == pytest.approx((16 + 16) / (20 + 16))
+    assert (in_plane.volume_ml, in_plane.reference_volume_ml) == (None, None)
+
+
+def test_means_leave_out_what_is_undefined():
+    def score(dice):
+        return ClassScores(dice, None, None, None, None, 1.0, 2.0)
+
+    scores = summarize({"a": {"x": score(0.5), "y": score(None)}, "b": {"x": score(1.0), "y": score(None)}})
+    assert scores.mean["x"].dice == 0.75
+    assert scores.mean["y"].dice is None
+    assert scores.foreground_mean.dice == 0.75
+    assert scores.foreground_mean.hd95_mm is None
+    assert scores.foreground_mean.reference_volume_ml == 2.0
+
+
+def test_no_cases_have_no_means():
+    scores = summarize({})
+    assert (scores.cases, scores.mean, scores.foreground_mean.dice) == ({}, {}, None)
+
+
+def test_absent_classes_are_undefined_and_empty_volumes_zero():
+    nothing = np.zeros((2, 3, 4), np.uint8)
+    scores = score_case(nothing, nothing, PLAIN, (1, 1, 1))["two"]
+    assert scores.to_dict() == {
+        "dice": None,
+        "iou": None,
+        "nsd": None,
+        "hd95_mm": None,
+        "assd_mm": None,
+        "volume_ml": 0.0,
+        "reference_volume_ml": 0.0,
+    }

@@ -1,0 +1,182 @@
+"""Logits of whole images: equal to nnU-Net's, whatever the batch, the rolling axis and the place of the slab."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from autoseg.core.errors import NotEnoughResources
+from autoseg.inference.accumulate import Tiling, allocate
+from autoseg.inference.predictor import NonFiniteLogits, Predictor
+from autoseg.inference.windows import gaussian_weights, sliding_windows
+from tests.inference.examples import VoxelWise, configuration, random_unet, reference_network
+
+HALF_PRECISION_LOSES_BELOW = 1e-5
+"""Total weight of a voxel below which the reference's own half-precision weights lose their digits (corners)."""
+
+
+def whole(predictor, image):
+    tiling = predictor.tiling(image.shape[1:])
+    logits = np.full((predictor.heads, *image.shape[1:]), np.nan, np.float32)
+    rolled = np.moveaxis(logits, tiling.rolling_axis + 1, 0)
+    for rows in predictor.rows(image):
+        rolled[rows.start : rows.start + len(rows.values)] = rows.values.numpy()
+    return logits
+
+
+def naive(predictor, image, dtype=torch.float32):
+    """Every tile on its own, added into a whole volume with the weights as they are, then divided."""
+    weights = torch.from_numpy(gaussian_weights(predictor.patch_size)).to(dtype)
+    weights[weights == 0] = weights[weights > 0].min()
+    total = torch.zeros((predictor.heads, *image.shape[1:]), dtype=dtype)
+    count = torch.zeros(image.shape[1:], dtype=dtype)
+    tiles_of_one = Predictor(
+        predictor.networks, predictor.configuration, predictor.heads, mirror_axes=predictor.mirror_axes
+    )
+    for window in sliding_windows(image.shape[1:], predictor.patch_size, predictor.overlap):
+        cut = tuple(slice(o, o + p) for o, p in zip(window, predictor.patch_size, strict=True))
+        tile = tiles_of_one._tile_logits(image, [window])[0]
+        total[(slice(None), *cut)] += (tile * weights).to(dtype)
+        count[cut] += weights
+    return (total / count).float().numpy(), count.float().numpy()
+
+
+@pytest.mark.parametrize("mirroring", [False, True])
+def test_prediction_equals_the_reference(golden_vectors, mirroring):
+    network, spec = reference_network(golden_vectors)
+    axes = (0, 1, 2) if mirroring else ()
+    predictor = Predictor((network,), configuration((8, 32, 24), spec), 3, mirror_axes=axes, tile_batch=3)
+    with np.load(golden_vectors / "prediction.npz") as stored:
+        image, expected = stored["input"], stored[f"logits_mirroring_{mirroring}"].astype(np.float32)
+    in_half, _ = naive(predictor, image, torch.float16)
+    assert np.abs(in_half - expected).max() < 5e-3  # the reference adds up in half precision: same arithmetic
+    logits, weight = whole(predictor, image), naive(predictor, image)[1]
+    assert np.abs(logits - naive(predictor, image)[0]).max() < 1e-5  # ours adds up in single precision
+    trusted = weight > HALF_PRECISION_LOSES_BELOW
+    assert trusted.mean() > 0.96
+    assert np.abs(logits - expected)[:, trusted].max() < 1e-2
+
+
+@given(
+    st.tuples(*[st.integers(3, 20)] * 3),
+    st.tuples(*[st.sampled_from([2, 4, 6, 8])] * 3),
+    st.sampled_from([0.0, 0.5, 0.75]),
+    st.integers(1, 5),
+)
+@settings(max_examples=40, deadline=None)
+def test_tiles_that_agree_give_back_what_they_agree_on(shape, patch_size, overlap, tile_batch):
+    image = np.random.default_rng(0).normal(size=(1, *shape)).astype(np.float32)
+    predictor = Predictor(
+        (VoxelWise(3),), configuration(patch_size), 3, mirror_axes=(0, 2), overlap=overlap, tile_batch=tile_batch
+    )
+    assert np.allclose(whole(predictor, image), np.concatenate([0 * image, image, 2 * image]), rtol=1e-5, atol=1e-5)
+
+
+@given(st.tuples(*[st.integers(1, 11)] * 3), st.integers(1, 7))
+@settings(max_examples=30, deadline=None)
+def test_a_2d_network_sees_every_slice(shape, tile_batch):
+    image = np.random.default_rng(0).normal(size=(1, *shape)).astype(np.float32)
+    predictor = Predictor((VoxelWise(2),), configuration((4, 6)), 2, mirror_axes=(0, 1), tile_batch=tile_batch)
+    assert predictor.patch_size == (1, 4, 6)
+    assert np.allclose(whole(predictor, image)[1:], image, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(30, 9, 8), (9, 30, 8), (9, 8, 30), (5, 6, 7)])
+@pytest.mark.parametrize("tile_batch", [1, 4])
+def test_rolling_along_any_axis_equals_adding_up_whole_volumes(shape, tile_batch):
+    network = random_unet(3)
+    image = np.random.default_rng(1).normal(size=(1, *shape)).astype(np.float32)
+    predictor = Predictor((network,), configuration((8, 8, 8)), 3, mirror_axes=(1,), tile_batch=tile_batch)
+    if min(shape) < 8:
+        image = np.pad(image, ((0, 0), (1, 2), (1, 1), (0, 1)))
+    assert np.abs(whole(predictor, image) - naive(predictor, image)[0]).max() < 1e-5
+
+
+def test_the_slab_covers_only_the_rows_in_work():
+    tiling = Tiling((200, 40, 40), (16, 32, 32))
+    assert tiling.rolling_axis == 0
+    assert tiling.slab_depth(1) == 16
+    assert tiling.slab_bytes(heads=3, batch_size=1) == 16 * 3 * 40 * 40 * 4
+    assert Tiling((20, 64, 300), (20, 64, 48)).rolling_axis == 2
+
+
+def test_rows_come_in_order_and_each_once():
+    predictor = Predictor((VoxelWise(2),), configuration((4, 4, 4)), 2)
+    image = np.zeros((1, 19, 5, 3), np.float32)
+    seen = [row for rows in predictor.rows(image) for row in range(rows.start, rows.start + len(rows.values))]
+    assert seen == list(range(19))
+
+
+def test_folds_are_averaged_as_logits():
+    networks = [random_unet(3, seed=seed) for seed in (1, 2)]
+    image = np.random.default_rng(1).normal(size=(1, 8, 8, 8)).astype(np.float32)
+    alone = [whole(Predictor((network,), configuration((8, 8, 8)), 3), image) for network in networks]
+    together = whole(Predictor(tuple(networks), configuration((8, 8, 8)), 3), image)
+    assert np.allclose(together, (alone[0] + alone[1]) / 2, atol=1e-6)
+
+
+def test_mirroring_makes_the_prediction_of_a_mirrored_image_the_mirrored_prediction():
+    predictor = Predictor((random_unet(3),), configuration((8, 8, 8)), 3, mirror_axes=(0, 1, 2))
+    image = np.random.default_rng(2).normal(size=(1, 8, 8, 8)).astype(np.float32)
+    for axis in (1, 2, 3):
+        mirrored = whole(predictor, np.ascontiguousarray(np.flip(image, axis)))
+        assert np.allclose(np.flip(mirrored, axis), whole(predictor, image), atol=1e-5)
+
+
+def test_half_precision_logits_of_the_whole_image_are_the_rows_together():
+    predictor = Predictor((random_unet(3),), configuration((8, 8, 8)), 3)
+    image = np.random.default_rng(2).normal(size=(1, 9, 20, 10)).astype(np.float32)
+    assert np.array_equal(predictor.logits(image), whole(predictor, image).astype(np.float16))
+
+
+def test_a_slab_beyond_the_limit_goes_to_a_file_that_vanishes(tmp_path):
+    image = np.random.default_rng(2).normal(size=(1, 20, 9, 10)).astype(np.float32)
+    in_memory = Predictor((random_unet(3),), configuration((8, 8, 8)), 3)
+    on_disk = Predictor((random_unet(3),), configuration((8, 8, 8)), 3, max_slab_bytes=100, scratch=tmp_path)
+    assert np.array_equal(whole(in_memory, image), whole(on_disk, image))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(NotEnoughResources, match="GiB"):
+        allocate((1 << 45,), torch.device("cpu"), tmp_path)
+
+
+@pytest.mark.parametrize("dimensions", [2, 3])
+def test_lower_precision_and_channels_last_change_little(dimensions):
+    patch = (8,) * dimensions
+    image = np.random.default_rng(2).normal(size=(1, 4, 12, 10)).astype(np.float32)
+    exact = whole(Predictor((random_unet(dimensions),), configuration(patch), 3), image)
+    settings_ = {"dtype": torch.bfloat16, "channels_last": True, "tile_batch": 2}
+    fast = whole(Predictor((random_unet(dimensions),), configuration(patch), 3, **settings_), image)
+    assert np.abs(fast - exact).max() < 0.1 * np.abs(exact).max()
+    assert not np.array_equal(fast, exact)
+
+
+def test_infinite_logits_are_refused():
+    predictor = Predictor((VoxelWise(2),), configuration((4, 4, 4)), 2)
+    image = np.zeros((1, 4, 4, 4), np.float32)
+    image[0, 1, 1, 1] = np.inf
+    with pytest.raises(NonFiniteLogits):
+        whole(predictor, image)
+
+
+def test_progress_counts_tiles():
+    calls = []
+    predictor = Predictor((VoxelWise(2),), configuration((4, 4, 4)), 2, tile_batch=2)
+    for _ in predictor.rows(np.zeros((1, 10, 4, 4), np.float32), lambda done, total: calls.append((done, total))):
+        pass
+    assert calls == [(2, 4), (4, 4)]
+
+
+def test_less_memory_means_fewer_tiles_then_main_memory_then_the_cpu():
+    predictor = Predictor((), configuration((4, 4, 4)), 2, device="meta", tile_batch=4)
+    steps = []
+    while predictor is not None:
+        steps.append((predictor.tile_batch, str(predictor.device), predictor.slab_device))
+        predictor = predictor.with_less_memory()
+    expected = [(4, "meta", None), (2, "meta", None), (1, "meta", None), (1, "meta", "cpu"), (1, "cpu", "cpu")]
+    assert steps == expected
