@@ -1,0 +1,103 @@
+"""Readers see a whole file or none, whatever happens to the writer."""
+
+import signal
+import subprocess
+import sys
+import time
+from hashlib import sha256
+
+import pytest
+
+from autoseg.core.files import (
+    TEMPORARY_MARK,
+    atomic_file,
+    atomic_folder,
+    remove_leftovers,
+    sha256_of_file,
+    temporary_beside,
+    write_atomic,
+)
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "plan.json"
+    write_atomic(path, "old")
+    with pytest.raises(ZeroDivisionError), atomic_file(path) as temporary:
+        temporary.write_text(f"half {1 / 0}")
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["plan.json"]
+
+
+def test_bytes_and_text_are_written_whole(tmp_path):
+    write_atomic(tmp_path / "new" / "a", b"\x00\x01")
+    assert (tmp_path / "new" / "a").read_bytes() == b"\x00\x01"
+
+
+def test_the_temporary_name_keeps_the_ending(tmp_path):
+    temporary = temporary_beside(tmp_path / "a.nii.gz")
+    assert temporary.name.endswith("a.nii.gz")
+    assert temporary.name.startswith(TEMPORARY_MARK)
+
+
+def test_a_folder_appears_whole_and_replaces_the_old_one(tmp_path):
+    target = tmp_path / "case"
+    for content in ("one", "two"):
+        with atomic_folder(target) as folder:
+            (folder / "image").write_text(content)
+            assert not (target / "image").exists() or (target / "image").read_text() == "one"
+    assert (target / "image").read_text() == "two"
+    assert names(tmp_path) == ["case"]
+
+
+def test_a_failed_folder_leaves_the_old_one(tmp_path):
+    with atomic_folder(tmp_path / "case") as folder:
+        (folder / "image").write_text("old")
+    with pytest.raises(ZeroDivisionError), atomic_folder(tmp_path / "case") as folder:
+        (folder / "image").write_text(f"half {1 / 0}")
+    assert (tmp_path / "case" / "image").read_text() == "old"
+    assert names(tmp_path) == ["case"]
+
+
+def test_hash_of_a_file_longer_than_a_block(tmp_path):
+    content = b"x" * (3 << 20)
+    (tmp_path / "big").write_bytes(content)
+    assert sha256_of_file(tmp_path / "big") == sha256(content).hexdigest()
+
+
+def test_leftovers_are_removed_and_nothing_else(tmp_path):
+    temporary_beside(tmp_path / "a").mkdir()
+    temporary_beside(tmp_path / "b").write_text("half")
+    (tmp_path / "kept").write_text("whole")
+    remove_leftovers(tmp_path)
+    remove_leftovers(tmp_path / "nowhere")
+    assert names(tmp_path) == ["kept"]
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from autoseg.core.files import write_atomic
+count = 0
+while True:
+    count += 1
+    write_atomic(Path(sys.argv[1]), f"{count}\\n" * 20000)
+"""
+
+
+def test_kill_9_at_any_moment_leaves_a_whole_file(tmp_path):
+    path = tmp_path / "state.json"
+    for round_number in range(5):
+        writer = subprocess.Popen([sys.executable, "-c", WRITER, str(path)])
+        deadline = time.monotonic() + 20
+        while not path.exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.03 * round_number)
+        writer.send_signal(signal.SIGKILL)
+        writer.wait()
+        lines = path.read_text().splitlines()
+        assert len(lines) == 20000
+        assert len(set(lines)) == 1

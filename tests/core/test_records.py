@@ -1,0 +1,87 @@
+"""Records survive the file, and a bad file is reported fault by fault."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autoseg.core.errors import MissingInput, RecordFault
+from autoseg.core.records import content_hash, from_data, from_json, load, save, to_data, to_json
+from autoseg.datasets.model import Case, Dataset, LabelSet
+from autoseg.fingerprint.model import CaseStatistics
+
+words = st.text(min_size=1, max_size=8)
+finite = st.floats(allow_nan=False, allow_infinity=False)
+cases = st.builds(Case, identifier=words, images=st.lists(words, max_size=3).map(tuple), labels=st.none() | words)
+label_sets = st.builds(
+    LabelSet,
+    classes=st.dictionaries(words, st.lists(st.integers(0, 9), min_size=1, max_size=3).map(tuple), max_size=3),
+    ignore=st.none() | st.integers(0, 9),
+    file_values=st.lists(st.integers(0, 999), max_size=3).map(tuple),
+)
+statistics = st.builds(
+    CaseStatistics,
+    identifier=words,
+    shape=st.tuples(*[st.integers(1, 9)] * 3),
+    shape_after_crop=st.tuples(*[st.integers(1, 9)] * 3),
+    spacing_mm=st.tuples(finite, finite, finite),
+    relative_size=finite,
+    quantiles=st.lists(st.lists(finite, max_size=2).map(tuple), max_size=2).map(tuple),
+    class_voxels=st.none() | st.dictionaries(words, st.integers(0, 9), max_size=2),
+)
+
+
+@given(cases | label_sets | statistics)
+def test_a_record_read_back_is_equal(record):
+    assert from_json(type(record), to_json(record), "here") == record
+
+
+@given(cases | label_sets)
+def test_plain_data_describes_the_record(record):
+    assert from_data(type(record), to_data(record), "here") == record
+
+
+@given(st.lists(cases, min_size=2, max_size=2, unique=True))
+def test_different_records_have_different_hashes(pair):
+    assert content_hash(pair[0]) != content_hash(pair[1])
+    assert content_hash(pair[0]) == content_hash(pair[0])
+
+
+def test_the_hash_depends_on_the_order_of_its_parts():
+    assert content_hash(1, 2) != content_hash(2, 1)
+
+
+def test_every_fault_is_listed_with_its_path():
+    text = json.dumps({"identifier": 3, "images": "a.nii", "labels": None})
+    with pytest.raises(RecordFault, match=r"identifier: .*; images: ") as caught:
+        from_json(Case, text, "cases.json")
+    assert caught.value.where == "cases.json"
+
+
+def test_a_flood_of_faults_is_cut():
+    with pytest.raises(RecordFault, match="and 80 more"):
+        from_json(Case, json.dumps({"identifier": "a", "images": list(range(100))}), "x")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "\x00"])
+def test_what_is_no_record_at_all_is_a_fault(text):
+    with pytest.raises(RecordFault, match="not a valid Dataset"):
+        from_json(Dataset, text, "dataset.json")
+
+
+def test_files_are_saved_and_loaded(tmp_path):
+    case = Case("a", ("a.nii.gz",))
+    save(case, tmp_path / "deep" / "case.json")
+    assert load(Case, tmp_path / "deep" / "case.json") == case
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["case.json"]
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(MissingInput, match=r"plan\.json is missing"):
+        load(Case, tmp_path / "plan.json")
+
+
+def test_a_record_never_holds_nan():
+    with pytest.raises(ValueError, match="JSON"):
+        content_hash(float("nan"))
