@@ -11,14 +11,15 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.core.files import atomic_file, write_atomic
+from autoseg.core.files import write_atomic
 from autoseg.core.geometry import Geometry
 from autoseg.core.progress import Progress, silent
+from autoseg.images.volume import Volume
+from autoseg.images.writers import write_image, write_labels
 
 SYNTHETIC_NAME = "Synthetic"
 CHANNELS = ("echo_1", "echo_2")
@@ -185,17 +186,9 @@ def _description(training_cases: int, test_cases: int, seed: int) -> str:
 
 def _write_case(folder: Path, kind: str, identifier: str, made: Phantom, generator: np.random.Generator) -> None:
     x_mm, y_mm, z_mm = generator.uniform(-120, -60, 3).round(2)
-    geometry = Geometry(made.labels.shape, made.spacing_mm, (float(x_mm), float(y_mm), float(z_mm)))
+    z, y, x = made.labels.shape
+    geometry = Geometry((z, y, x), made.spacing_mm, (float(x_mm), float(y_mm), float(z_mm)))
     for channel, array in enumerate(made.image):
-        _write(folder / f"images{kind}" / f"{identifier}_{channel:04d}.nii.gz", array, geometry)
-    _write(folder / f"labels{kind}" / f"{identifier}.nii.gz", made.labels, geometry)
-
-
-def _write(path: Path, array: NDArray[np.generic], geometry: Geometry) -> None:
-    import SimpleITK
-
-    image: Any = SimpleITK.GetImageFromArray(array)
-    image.SetSpacing(geometry.spacing_mm[::-1])
-    image.SetOrigin(geometry.origin_mm)
-    with atomic_file(path) as temporary:
-        SimpleITK.WriteImage(image, str(temporary), useCompression=True)
+        path = folder / f"images{kind}" / f"{identifier}_{channel:04d}.nii.gz"
+        write_image(path, Volume(array[None], geometry))
+    write_labels(folder / f"labels{kind}" / f"{identifier}.nii.gz", made.labels, geometry)
