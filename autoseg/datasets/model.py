@@ -18,12 +18,14 @@ class LabelSet:
         ignore: training value of voxels that are not annotated, or None.
         regions_class_order: for region datasets, the value painted for each region in turn.
         file_values: value in the files of each training value, the ignore value included.
+        has_instances: whether the files hold one id per object; then every value above 0 is training value 1.
     """
 
     classes: dict[str, tuple[int, ...]]
     ignore: int | None = None
     regions_class_order: tuple[int, ...] = ()
     file_values: tuple[int, ...] = ()
+    has_instances: bool = False
 
     @property
     def foreground(self) -> tuple[str, ...]:

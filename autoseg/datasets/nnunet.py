@@ -1,4 +1,4 @@
-"""nnU-Net v2 raw datasets: what a dataset.json says, and the folders that go with it.
+"""What an nnU-Net dataset.json declares: channels, classes, values; no other file is looked at.
 
 Source: nnU-Net v2 documentation/dataset_format.md and utilities/label_handling/label_handling.py.
 """
@@ -55,7 +55,7 @@ def describe_nnunet(data: Mapping[str, Any], name: str) -> Description:
     channels = read_channels(data, faults)
     labels = read_label_set(data, faults)
     ending = _read_ending(data, faults)
-    announced = _read_announced(data, faults)
+    announced = read_announced(data, faults)
     refuse_faults(faults, name)
     return Description(channels, labels, ending, announced)
 
@@ -89,7 +89,7 @@ def read_channels(data: Mapping[str, Any], faults: list[str]) -> tuple[str, ...]
     if len(numbered) != len(table) or set(numbered) != set(range(len(table))):
         faults.append(f"{key} must have the keys 0 to {len(table) - 1}, found {', '.join(map(str, table))}")
         return ()
-    faults += [f"{key}.{i} must be a name, not {_shown(n)}" for i, n in sorted(numbered.items()) if not _is_name(n)]
+    faults += [f"{key}.{i} must be a name, not {_shown(n)}" for i, n in sorted(numbered.items()) if not is_name(n)]
     return tuple(str(numbered[index]) for index in range(len(numbered)))
 
 
@@ -132,7 +132,7 @@ def label_set_of(
 
 def _by_name(table: dict[str, Any]) -> dict[str, Any]:
     """The label table as name -> value; the Decathlon and nnU-Net v1 wrote value -> name."""
-    if not all(_as_index(key) is not None and _is_name(name) for key, name in table.items()):
+    if not all(_as_index(key) is not None and is_name(name) for key, name in table.items()):
         return table
     inverted: dict[str, Any] = {}
     for key, name in table.items():
@@ -208,7 +208,8 @@ def _read_ending(data: Mapping[str, Any], faults: _Faults) -> str:
     return ending
 
 
-def _read_announced(data: Mapping[str, Any], faults: _Faults) -> int | None:
+def read_announced(data: Mapping[str, Any], faults: _Faults) -> int | None:
+    """The announced number of training cases, or None; a fault is appended to the list."""
     announced = data.get("numTraining")
     if announced is not None and (not _is_whole(announced) or announced < 0):
         faults.append(f"numTraining must be a whole number, not {_shown(announced)}")
@@ -224,7 +225,8 @@ def _is_whole(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _is_name(value: object) -> bool:
+def is_name(value: object) -> bool:
+    """Whether a JSON value is a text with something in it."""
     return isinstance(value, str) and bool(value.strip())
 
 
