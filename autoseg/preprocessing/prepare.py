@@ -1,0 +1,135 @@
+"""From an image as read to the arrays that networks see: transpose, crop to nonzero, normalize, resample."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autoseg.core.choices import choose
+from autoseg.core.errors import PlanFault
+from autoseg.fingerprint.model import IntensityStatistics
+from autoseg.images.crop import crop_to_nonzero
+from autoseg.images.normalize import NORMALIZATIONS
+from autoseg.images.resample import resample_image, resample_labels, resampled_shape
+from autoseg.images.volume import Volume
+from autoseg.planning.plan import Configuration, Plan
+from autoseg.preprocessing.placement import Placement
+
+
+@dataclass(frozen=True, slots=True)
+class Preparation:
+    """Everything that decides how an image is prepared; equal records give equal arrays.
+
+    Attributes:
+        axis_order: file axis that becomes each axis of the plan.
+        spacing_mm: target spacing in the plan's order; None keeps the case's own (across the slices of 2D).
+        normalization: for each channel a key of `images.normalize.NORMALIZATIONS`.
+        use_nonzero_mask: for each channel, whether it is normalized inside the nonzero mask only.
+        intensities: for each channel the dataset's foreground statistics, or None where its normalization needs none.
+    """
+
+    axis_order: tuple[int, int, int]
+    spacing_mm: tuple[float | None, float, float]
+    normalization: tuple[str, ...]
+    use_nonzero_mask: tuple[bool, ...]
+    intensities: tuple[IntensityStatistics | None, ...]
+
+    def target_mm(self, spacing_mm: Sequence[float]) -> tuple[float, float, float]:
+        """The spacing that a case with `spacing_mm` (plan's order) is resampled to."""
+        first, second, third = self.spacing_mm
+        return (spacing_mm[0] if first is None else first, second, third)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prepared:
+    """A case ready for a network. Axes in the plan's order.
+
+    Attributes:
+        image: (c, z, y, x) float32, normalized and resampled.
+        labels: (z, y, x) training values as int8 or int16, -1 outside the nonzero mask; None for a case without labels.
+        placement: the way back to the grid of the file.
+    """
+
+    image: NDArray[np.float32]
+    labels: NDArray[np.signedinteger[Any]] | None
+    placement: Placement
+
+
+def preparation_of(plan: Plan, configuration: Configuration) -> Preparation:
+    """How the plan prepares images for one of its configurations."""
+    if configuration.dimensions == 3:
+        first, second, third = configuration.spacing_mm
+        spacing: tuple[float | None, float, float] = (first, second, third)
+    else:
+        second, third = configuration.spacing_mm
+        spacing = (None, second, third)
+    statistics = tuple(
+        entry if kind == "ct" else None
+        for kind, entry in zip(configuration.normalization, plan.intensities, strict=True)
+    )
+    return Preparation(
+        plan.axis_order, spacing, configuration.normalization, configuration.use_nonzero_mask, statistics
+    )
+
+
+def prepare(volume: Volume, labels: NDArray[Any] | None, preparation: Preparation) -> Prepared:
+    """The image, and its labels if there are any, as the network sees them. The arguments are not changed.
+
+    Args:
+        volume: as read.
+        labels: training values (z, y, x), or None.
+        preparation: how.
+
+    Raises:
+        PlanFault: the image has another number of channels than the plan.
+
+    Source: nnU-Net v2 preprocessing/preprocessors/default_preprocessor.py.
+    """
+    if len(volume.array) != len(preparation.normalization):
+        raise PlanFault(
+            f"the image has {len(volume.array)} channels, the plan is for {len(preparation.normalization)}",
+            do="give the channels that the model was planned for, in that order",
+        )
+    order = preparation.axis_order
+    spacing = _permuted(volume.geometry.spacing_mm, order)
+    image = volume.array.transpose(0, *(axis + 1 for axis in order))
+    image, inside, box = crop_to_nonzero(image, None if labels is None else labels.transpose(order))
+    target = preparation.target_mm(spacing)
+    new_shape = resampled_shape(image.shape[1:], spacing, target)
+    normalized = _normalize(image, inside, preparation)
+    resampled = resample_image(normalized, new_shape, spacing, target)
+    kept = None if labels is None else _stored(resample_labels(inside, new_shape, spacing, target))
+    placement = Placement(
+        geometry=volume.geometry,
+        axis_order=order,
+        box=(box[0], box[1], box[2]),
+        cropped_spacing_mm=spacing,
+        prepared_shape=(new_shape[0], new_shape[1], new_shape[2]),
+        prepared_spacing_mm=target,
+    )
+    return Prepared(resampled, kept, placement)
+
+
+def _permuted(values: Sequence[float], order: Sequence[int]) -> tuple[float, float, float]:
+    a, b, c = (values[axis] for axis in order)
+    return a, b, c
+
+
+def _normalize(image: NDArray[Any], labels: NDArray[Any], preparation: Preparation) -> NDArray[np.float32]:
+    """Each channel normalized, before resampling, so that resampled borders of a mask still fit the image."""
+    normalized = np.empty(image.shape, np.float32)
+    settings = zip(preparation.normalization, preparation.use_nonzero_mask, preparation.intensities, strict=True)
+    for channel, result, (kind, is_masked, statistics) in zip(image, normalized, settings, strict=True):
+        normalization = choose(kind, NORMALIZATIONS, "normalization")
+        mask = labels >= 0 if is_masked else None
+        result[...] = normalization(np.ascontiguousarray(channel, np.float32), mask, statistics)
+    return normalized
+
+
+def _stored(labels: NDArray[Any]) -> NDArray[np.signedinteger[Any]]:
+    kind = np.int8 if labels.max(initial=0) <= np.iinfo(np.int8).max else np.int16
+    return np.ascontiguousarray(labels, kind)
