@@ -1,8 +1,8 @@
 """Reading trained weights out of a run's checkpoint folder: safetensors only, every file checked against its hash.
 
-A checkpoint folder holds generations named by their number (`00000012`), two of them most of the time, and `best`. Each has
-`weights.safetensors`, `averaged.safetensors` if the recipe averages weights, files that only training reads, `state.json`
-and `manifest.json` with the SHA-256 of all the others.
+A checkpoint folder holds generations named by their number (`00000012`), two of them most of the time, and in `best`
+the generation of the best online Dice. A generation has `weights.safetensors`, `averaged.safetensors` if the recipe
+averages weights, files that only training reads, and `manifest.json` with the SHA-256 of all the others.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def newest_weights(checkpoint_folder: Path, prefer: str = "final") -> dict[str, 
     """
     if prefer not in ("final", "best"):
         raise UsageError(f"no weights called {prefer!r}", do="choose final or best")
-    generation = newest_intact(checkpoint_folder) if prefer == "final" else _intact_best(checkpoint_folder)
+    generation = newest_intact(checkpoint_folder if prefer == "final" else checkpoint_folder / BEST_FOLDER)
     averaged = generation / AVERAGED_FILE
     return read_tensors(averaged if averaged.exists() else generation / WEIGHTS_FILE)
 
@@ -52,7 +52,7 @@ def newest_intact(checkpoint_folder: Path) -> Path:
         IntegrityRefusal: none is intact.
     """
     found = generations(checkpoint_folder)
-    faults = []
+    faults: list[str] = []
     for generation in reversed(found):
         fault = fault_of(generation)
         if fault is None:
@@ -104,13 +104,3 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     except SafetensorError as error:
         raise IntegrityRefusal(f"{path.name} is not a valid weights file", where=str(path), why=str(error)) from error
     return tensors
-
-
-def _intact_best(checkpoint_folder: Path) -> Path:
-    best = checkpoint_folder / BEST_FOLDER
-    if not best.is_dir():
-        raise MissingInput("there is no best checkpoint yet", where=str(checkpoint_folder), do="use the final weights")
-    fault = fault_of(best)
-    if fault is not None:
-        raise IntegrityRefusal(fault, where=str(best), do="use the final weights, or train with --fresh")
-    return best

@@ -1,0 +1,86 @@
+"""Which device computes, and with how many threads: the one place that looks at the machine for it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+from autoseg.core.errors import UsageError
+
+
+def choose_device(name: str = "auto") -> tuple[torch.device, str]:
+    """The device that `--device` means, and a sentence saying why.
+
+    Args:
+        name: "auto" (CUDA, else Apple's GPU, else the CPU), "cpu", "cuda", "cuda:N" or "mps".
+
+    Raises:
+        UsageError: no such device here.
+    """
+    if name == "auto":
+        return _best_device()
+    kind, _, number = name.partition(":")
+    if name in ("cpu", "mps", "cuda") or (kind == "cuda" and number.isdigit()):
+        _require(name, kind, int(number or 0))
+        return torch.device(name), f"device {name}{_title(kind, int(number or 0))}, as asked for"
+    raise UsageError(f"unknown device {name!r}", where="--device", do="choose auto, cpu, cuda, cuda:N or mps")
+
+
+def use_cores(threads: int | None = None) -> int:
+    """Sets torch's threads and returns their number: one per physical core that this process may use.
+
+    `OMP_NUM_THREADS` is obeyed. Bit-equal results need an equal number of threads, so runs record it.
+    """
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    count = threads or (int(wanted) if wanted.isdigit() and int(wanted) else physical_cores())
+    torch.set_num_threads(count)
+    return count
+
+
+def physical_cores() -> int:
+    """Physical cores among those that this process may use; hardware threads of one core count once."""
+    allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    cores = {_core_of(number) for number in allowed}
+    return max(1, min(len(cores), _quota()))
+
+
+def _core_of(number: int) -> str:
+    """Name of the physical core of a hardware thread, equal for its siblings."""
+    siblings = Path(f"/sys/devices/system/cpu/cpu{number}/topology/thread_siblings_list")
+    try:
+        return siblings.read_text().strip()
+    except OSError:
+        return str(number)
+
+
+def _quota() -> int:
+    """Whole cores that a container's time quota amounts to."""
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return max(1, int(quota) // int(period))
+    except (OSError, ValueError):  # no such file, or "max"
+        return os.cpu_count() or 1
+
+
+def _best_device() -> tuple[torch.device, str]:
+    if torch.cuda.is_available():
+        return torch.device("cuda:0"), f"device cuda:0{_title('cuda', 0)}: a CUDA GPU is there"
+    if torch.backends.mps.is_available():
+        return torch.device("mps"), "device mps: Apple's GPU is there"
+    return torch.device("cpu"), f"device cpu ({physical_cores()} cores): no GPU that torch can use"
+
+
+def _require(name: str, kind: str, number: int) -> None:
+    count = {"cpu": 1, "mps": int(torch.backends.mps.is_available()), "cuda": torch.cuda.device_count()}[kind]
+    if number >= count:
+        is_built = kind != "cuda" or torch.version.cuda is not None
+        reason = f"torch sees {count} of them" if is_built else "this torch was built without CUDA"
+        raise UsageError(
+            f"there is no device {name}", where="--device", why=reason, do="use --device auto, or see autoseg doctor"
+        )
+
+
+def _title(kind: str, number: int) -> str:
+    return f" ({torch.cuda.get_device_name(number)})" if kind == "cuda" else ""

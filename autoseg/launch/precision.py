@@ -1,0 +1,172 @@
+"""Measuring at the start of a run which number format and memory layout is fastest here."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from autoseg.core.errors import UsageError
+from autoseg.planning.plan import Configuration
+from autoseg.training.step import Compute
+
+PROBE_SECONDS = 1.0
+"""Time that the measurement may take (assumption: nobody minds a second at the start of a training)."""
+
+SMALLEST_GAIN = 0.03
+"""A format or layout that gains less than this share of the time is within the noise of the measurement."""
+
+_TIMED_STEPS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class ComputeChoice:
+    """What was chosen and why.
+
+    Attributes:
+        compute: device, precision, memory format.
+        because: a sentence with the measured times.
+    """
+
+    compute: Compute
+    because: str
+
+
+def choose_compute(
+    network: nn.Module, configuration: Configuration, channels: int, device: torch.device, wanted: tuple[str, str]
+) -> ComputeChoice:
+    """The fastest precision and memory format for training this network on this device.
+
+    Forward and backward are timed on a patch small enough for about a second in all; the network's weights stay as they
+    are.
+
+    Args:
+        network: with any weights.
+        configuration: patch and topology.
+        channels: of the image.
+        device: to compute on.
+        wanted: the recipe's (precision, memory_format); what is not "auto" is taken as it is.
+
+    Raises:
+        UsageError: the precision asked for does not exist on the device.
+    """
+    candidates = _candidates(device, *wanted)
+    if len(candidates) == 1:
+        only = candidates[0]
+        return ComputeChoice(only, f"{only.precision}, {_words(only)}: the only choice on {device} with this recipe")
+    patch = _probe_patch(network, configuration, channels, candidates[0])
+    seconds = [_seconds(network, (1, channels, *patch), candidate) for candidate in candidates]
+    best = _fastest(seconds)
+    measured = ", ".join(
+        f"{c.precision} {_words(c)} {1000 * s:.0f} ms" for c, s in zip(candidates, seconds, strict=True)
+    )
+    chosen = candidates[best]
+    size = " x ".join(map(str, patch))
+    return ComputeChoice(chosen, f"{chosen.precision}, {_words(chosen)}: fastest of {measured} (patch {size})")
+
+
+def native_types(device: torch.device) -> tuple[str, ...]:
+    """Half-precision formats that the device computes natively, preferred first."""
+    if device.type == "cuda":
+        return ("bf16",) if torch.cuda.is_bf16_supported(including_emulation=False) else ("fp16",)
+    if device.type == "cpu" and {"avx512_bf16", "amx_bf16"} & cpu_features():
+        return ("bf16",)
+    return ()
+
+
+def cpu_features() -> set[str]:
+    """Names of the instruction sets of the CPU, as Linux names them; empty where they cannot be found out."""
+    ask = getattr(torch.cpu, "get_capabilities", None)
+    if ask is not None:
+        return {name for name, is_there in ask().items() if is_there is True}
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return set()
+    return set(next((line for line in lines if line.startswith("flags")), "").split())
+
+
+def compiled(network: nn.Module, shape: Sequence[int], compute: Compute) -> tuple[Callable[..., Any] | None, str]:
+    """The compiled network if `torch.compile` works here, and a sentence; None and the reason if not."""
+    try:
+        forward = torch.compile(network)
+        _forward_backward(network, forward, torch.zeros(*shape), compute)
+    except (RuntimeError, ImportError, OSError, TypeError, NotImplementedError) as error:
+        torch.compiler.reset()
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        return None, f"torch.compile does not work here, going on without: {reason}"
+    return forward, "network compiled with torch.compile"
+
+
+def step_seconds(network: nn.Module, shape: Sequence[int], compute: Compute) -> float:
+    """Seconds of one forward and backward pass with a batch (b, c, *patch), the first one not counted."""
+    return _seconds(network, shape, compute)
+
+
+def _candidates(device: torch.device, precision: str, memory_format: str) -> list[Compute]:
+    if precision == "fp16" and device.type != "cuda":
+        raise UsageError(f"fp16 training needs a CUDA GPU, the device is {device}", do="set `precision: auto`")
+    if precision != "auto":
+        types: tuple[str, ...] = (precision,)
+    elif device.type == "cuda":
+        types = native_types(device)
+    else:
+        types = ("fp32", *native_types(device))
+    formats = ("contiguous", "channels_last") if memory_format == "auto" else (memory_format,)
+    if device.type == "mps" and memory_format == "auto":
+        formats = ("contiguous",)
+    return [Compute(device, kind, layout) for layout in formats for kind in types]
+
+
+def _probe_patch(network: nn.Module, configuration: Configuration, channels: int, compute: Compute) -> tuple[int, ...]:
+    """The largest patch, by halving axes of the planned one, that leaves every candidate its share of the second."""
+    strides = torch.tensor(configuration.network.strides).prod(0).tolist()
+    patch = [max(2 * s, s) if p > s else s for p, s in zip(configuration.patch_size, strides, strict=True)]
+    allowed = PROBE_SECONDS / 4 / (_TIMED_STEPS + 1)
+    seconds = _seconds(network, (1, channels, *patch), compute)
+    while seconds * 2 < allowed:
+        growing = [axis for axis in range(len(patch)) if patch[axis] < configuration.patch_size[axis]]
+        if not growing:
+            break
+        axis = min(growing, key=lambda a: patch[a] / configuration.patch_size[a])
+        patch[axis] = min(2 * patch[axis], configuration.patch_size[axis])
+        seconds = _seconds(network, (1, channels, *patch), compute)
+    return tuple(patch)
+
+
+def _seconds(network: nn.Module, shape: Sequence[int], compute: Compute) -> float:
+    network = compute.place_network(network, len(shape) - 2)
+    image = torch.zeros(*shape)
+    _forward_backward(network, network, image, compute)
+    times = []
+    for _ in range(_TIMED_STEPS):
+        begin = time.perf_counter()
+        _forward_backward(network, network, image, compute)
+        times.append(time.perf_counter() - begin)
+    return min(times)
+
+
+def _forward_backward(network: nn.Module, forward: Callable[..., Any], image: torch.Tensor, compute: Compute) -> None:
+    placed = compute.place_image(image)
+    with compute.autocast():
+        logits = forward(placed, deep_supervision=True)
+    outputs = logits if isinstance(logits, list) else [logits]
+    torch.stack([output.float().square().mean() for output in outputs]).sum().backward()  # type: ignore[no-untyped-call]
+    network.zero_grad(set_to_none=True)
+    if compute.device.type == "cuda":
+        torch.cuda.synchronize(compute.device)
+
+
+def _fastest(seconds: Sequence[float]) -> int:
+    """The earliest candidate that no other beats by more than the noise."""
+    best = min(seconds)
+    return next(i for i, value in enumerate(seconds) if value <= best * (1 + SMALLEST_GAIN))
+
+
+def _words(compute: Compute) -> str:
+    return compute.memory_format.replace("_", " ")

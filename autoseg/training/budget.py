@@ -1,0 +1,113 @@
+"""Training that ends in time: how many steps fit, asked again as the speed becomes known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from autoseg.training.loop import EpochResult
+from autoseg.training.recipe import Recipe
+from autoseg.training.step import TrainingState
+
+FEWEST_EPOCHS = 10
+"""Epochs are shortened until this many fit (assumption: enough for a smoothed Dice and for checkpoints)."""
+
+VALIDATION_COST = 0.4
+"""Seconds of scoring a batch / seconds of a training step (assumption: the forward pass is a third, plus reading)."""
+
+SAFETY = 0.01
+"""Share of the remaining time that is not planned with."""
+
+REPLAN_SHARE = 0.02
+"""The end is planned again whenever this share of the training time has passed."""
+
+WORTH_TELLING = 0.05
+"""A move of the end by less than this share of the steps is not written into the history."""
+
+_SETTLING_STEPS = 2  # not counted: caches fill, kernels are chosen
+_LEAST_GAIN = 0.005  # a later end that gains less than this share of the steps changes nothing
+
+
+def fit_epochs(recipe: Recipe, seconds: float, step_seconds: float) -> Recipe:
+    """The recipe with as many epochs as fit into `seconds`, shorter ones if fewer than ten would fit.
+
+    Args:
+        recipe: its number of epochs does not matter.
+        seconds: for training and the validation after each epoch.
+        step_seconds: of one training step.
+    """
+    scoring = VALIDATION_COST * recipe.validation_steps / recipe.steps_per_epoch
+    steps = max(1, int(seconds / (step_seconds * (1 + scoring))))
+    per_epoch = max(1, min(recipe.steps_per_epoch, steps // FEWEST_EPOCHS))
+    validation_steps = -(-recipe.validation_steps * per_epoch // recipe.steps_per_epoch)  # rounded up
+    warmup_steps = min(recipe.warmup_steps, steps // FEWEST_EPOCHS)
+    return replace(
+        recipe,
+        epochs=-(-steps // per_epoch),
+        steps_per_epoch=per_epoch,
+        validation_steps=validation_steps,
+        warmup_steps=warmup_steps,
+    )
+
+
+@dataclass(slots=True)
+class Pacer:
+    """Keeps the end of the training at a deadline by moving the state's horizon.
+
+    Attributes:
+        deadline: clock time at which training must be over.
+        clock: gives the time in seconds.
+    """
+
+    deadline: float
+    clock: Callable[[], float]
+    _mark: float = 0.0
+    _planned_at: float = 0.0
+    _begin: float = 0.0
+    _ignored: int = 0
+    _step_seconds: float = 0.0
+    _steps: float = 0.0
+    _between_seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._mark = self._planned_at = self._begin = self.clock()
+
+    def after_step(self, state: TrainingState) -> None:
+        """Notes the time of a step; plans again when enough time has passed."""
+        now = self.clock()
+        if self._ignored < _SETTLING_STEPS:
+            self._ignored += 1
+        else:
+            self._step_seconds += now - self._mark
+            self._steps += 1
+        self._mark = now
+        is_first = self._steps == _SETTLING_STEPS
+        if is_first or now - self._planned_at > REPLAN_SHARE * (self.deadline - self._begin):
+            self.plan(state)
+
+    def after_epoch(self, _result: EpochResult, state: TrainingState) -> None:
+        """Notes the time of validation and watchers; the last watcher of an epoch."""
+        now = self.clock()
+        passed = now - self._mark
+        self._between_seconds = passed if not self._between_seconds else 0.5 * (passed + self._between_seconds)
+        self._mark = now
+        self.plan(state)
+
+    def plan(self, state: TrainingState) -> None:
+        """Moves the end of the training to where the deadline is, with the speed measured lately."""
+        now = self.clock()
+        self._planned_at = now
+        if not self._steps:
+            if now >= self.deadline:
+                state.horizon = state.horizon.moved(state.step, state.step)
+            return
+        per_step = self._step_seconds / self._steps
+        per_step += (self._between_seconds or VALIDATION_COST * per_step) / state.steps_per_epoch
+        left = (self.deadline - now) * (1 - SAFETY) - self._between_seconds
+        end = state.step + max(0, int(left / per_step))
+        self._step_seconds, self._steps = 0.5 * self._step_seconds, 0.5 * self._steps
+        before = state.horizon.end
+        if end < before or end > before * (1 + _LEAST_GAIN):
+            state.horizon = state.horizon.moved(state.step, end)
+            if abs(end - before) > WORTH_TELLING * before:
+                state.events.append(f"step {state.step}: the training now ends at step {end} instead of {before}")

@@ -1,0 +1,220 @@
+"""Saving and restoring everything a run needs to go on exactly where it was: safetensors and JSON, never a pickle."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from autoseg.core.errors import IntegrityRefusal, TrainingStopped
+from autoseg.core.files import atomic_folder, remove_leftovers, sha256_of_file, sync, temporary_beside
+from autoseg.core.records import load, save
+from autoseg.networks.weights import (
+    AVERAGED_FILE,
+    BEST_FOLDER,
+    MANIFEST_FILE,
+    WEIGHTS_FILE,
+    generations,
+    newest_intact,
+    read_tensors,
+)
+from autoseg.training.schedule import Horizon
+from autoseg.training.step import TrainingState
+
+CHECKPOINT_VERSION = 1
+OPTIMIZER_FILE = "optimizer.safetensors"
+STATE_FILE = "state.json"
+GENERATIONS_KEPT = 2
+"""The newest may be damaged by a power cut; the one before it then serves."""
+
+_RANDOM = "random"
+
+
+@dataclass(frozen=True, slots=True)
+class SavedState:
+    """The numbers of a `TrainingState`; its fields are explained there."""
+
+    version: int
+    step: int
+    epoch: int
+    horizon: Horizon
+    steps_per_epoch: int
+    losses: tuple[float, ...]
+    skipped_in_row: int
+    seconds: float
+    ema_dice: float | None
+    best_dice: float | None
+    history_lines: int
+    events: tuple[str, ...]
+    loss_scale: dict[str, float] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """SHA-256 of every other file of a generation, by name."""
+
+    sha256: dict[str, str]
+
+
+def save_checkpoint(state: TrainingState, folder: Path) -> Path:
+    """Writes the next generation, whole or not at all, and removes all but the newest two.
+
+    Raises:
+        TrainingStopped: a weight is not finite; nothing is written.
+    """
+    _refuse_non_finite(state.network)
+    path = _next_generation(folder)
+    with atomic_folder(path) as temporary:
+        _write_weights(state, temporary)
+        _write_tensors(_optimizer_tensors(state), temporary / OPTIMIZER_FILE)
+        save(_saved(state), temporary / STATE_FILE)
+        _write_manifest(temporary)
+    _prune(folder, GENERATIONS_KEPT)
+    return path
+
+
+def save_best(state: TrainingState, folder: Path) -> None:
+    """Keeps the present weights as the best so far."""
+    _refuse_non_finite(state.network)
+    best = folder / BEST_FOLDER
+    with atomic_folder(_next_generation(best)) as temporary:
+        _write_weights(state, temporary)
+        save(_saved(state), temporary / STATE_FILE)
+        _write_manifest(temporary)
+    _prune(best, 1)
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Whether there is anything to resume from."""
+    return bool(generations(folder))
+
+
+def restore(state: TrainingState, folder: Path) -> Path:
+    """Puts the newest intact generation into a freshly started state and returns its folder.
+
+    Raises:
+        MissingInput: there is no checkpoint.
+        IntegrityRefusal: none is intact, or it belongs to another network.
+    """
+    remove_leftovers(folder)
+    generation = newest_intact(folder)
+    saved = load(SavedState, generation / STATE_FILE)
+    _copy_into(state.network, read_tensors(generation / WEIGHTS_FILE), generation)
+    if state.averaged is not None:
+        _copy_into(state.averaged, read_tensors(generation / AVERAGED_FILE), generation)
+    _restore_optimizer(state, read_tensors(generation / OPTIMIZER_FILE))
+    state.step, state.epoch, state.horizon = saved.step, saved.epoch, saved.horizon
+    state.steps_per_epoch = saved.steps_per_epoch
+    state.losses, state.skipped_in_row, state.events = list(saved.losses), saved.skipped_in_row, list(saved.events)
+    state.seconds, state.history_lines = saved.seconds, saved.history_lines
+    state.ema_dice, state.best_dice = saved.ema_dice, saved.best_dice
+    if state.scaler is not None and saved.loss_scale is not None:
+        growth = int(saved.loss_scale["growth_tracker"])
+        state.scaler.load_state_dict({**state.scaler.state_dict(), **saved.loss_scale, "_growth_tracker": growth})
+    return generation
+
+
+def _saved(state: TrainingState) -> SavedState:
+    scale = None
+    if state.scaler is not None:
+        values = state.scaler.state_dict()
+        scale = {"scale": float(values["scale"]), "growth_tracker": float(values["_growth_tracker"])}
+    return SavedState(
+        version=CHECKPOINT_VERSION,
+        step=state.step,
+        epoch=state.epoch,
+        horizon=state.horizon,
+        steps_per_epoch=state.steps_per_epoch,
+        losses=tuple(state.losses),
+        skipped_in_row=state.skipped_in_row,
+        seconds=state.seconds,
+        ema_dice=state.ema_dice,
+        best_dice=state.best_dice,
+        history_lines=state.history_lines,
+        events=tuple(state.events),
+        loss_scale=scale,
+    )
+
+
+def _optimizer_tensors(state: TrainingState) -> dict[str, Tensor]:
+    """Momentum and the like as `<parameter number>.<name>`, and torch's random state."""
+    tensors = {_RANDOM: torch.get_rng_state()}
+    if state.step and torch.cuda.is_available() and next(state.network.parameters()).is_cuda:
+        tensors[f"{_RANDOM}.cuda"] = torch.cuda.get_rng_state()
+    for number, values in state.optimizer.state_dict()["state"].items():
+        tensors |= {f"{number}.{name}": value for name, value in values.items() if isinstance(value, Tensor)}
+    return tensors
+
+
+def _restore_optimizer(state: TrainingState, tensors: Mapping[str, Tensor]) -> None:
+    values: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        number, _, name = key.partition(".")
+        if number.isdigit():
+            values.setdefault(int(number), {})[name] = tensor
+    groups = state.optimizer.state_dict()["param_groups"]
+    state.optimizer.load_state_dict({"state": values, "param_groups": groups})
+    for parameter, entry in state.optimizer.state.items():
+        for name, value in entry.items():  # in the memory format of its parameter, as it was
+            if isinstance(value, Tensor) and value.shape == parameter.shape and value.ndim:
+                entry[name] = torch.empty_like(parameter).copy_(value)
+    torch.set_rng_state(tensors[_RANDOM])
+    if f"{_RANDOM}.cuda" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors[f"{_RANDOM}.cuda"])
+
+
+@torch.no_grad()
+def _copy_into(network: nn.Module, tensors: Mapping[str, Tensor], generation: Path) -> None:
+    own = network.state_dict()
+    if {name: value.shape for name, value in own.items()} != {name: value.shape for name, value in tensors.items()}:
+        raise IntegrityRefusal(
+            "the checkpoint's weights do not fit the plan's network",
+            where=str(generation),
+            why="the plan of this run was changed by hand",
+            do="train with --fresh",
+        )
+    for name, value in own.items():
+        value.copy_(tensors[name])
+
+
+def _refuse_non_finite(network: nn.Module) -> None:
+    for name, value in network.state_dict().items():
+        if not bool(torch.isfinite(value).all()):
+            raise TrainingStopped(
+                f"the weights of {name} are not finite any more; this checkpoint is not written",
+                why="the learning rate is too high",
+                do="lower `lr` in a recipe and train with --fresh; the checkpoint before it is intact",
+            )
+
+
+def _write_weights(state: TrainingState, folder: Path) -> None:
+    _write_tensors(state.network.state_dict(), folder / WEIGHTS_FILE)
+    if state.averaged is not None:
+        _write_tensors(state.averaged.state_dict(), folder / AVERAGED_FILE)
+
+
+def _write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path)
+
+
+def _write_manifest(folder: Path) -> None:
+    save(Manifest({file.name: sha256_of_file(file) for file in sorted(folder.iterdir())}), folder / MANIFEST_FILE)
+
+
+def _next_generation(folder: Path) -> Path:
+    numbers = [int(path.name) for path in generations(folder)]
+    return folder / f"{max(numbers, default=0) + 1:08d}"
+
+
+def _prune(folder: Path, kept: int) -> None:
+    for outdated in generations(folder)[:-kept]:
+        leftover = temporary_beside(outdated)  # renamed first: a stop while deleting leaves no half generation
+        outdated.rename(leftover)
+        sync(folder)
+        shutil.rmtree(leftover, ignore_errors=True)

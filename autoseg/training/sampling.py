@@ -1,0 +1,176 @@
+"""Drawing training patches: which case, where, and cutting them out of the store.
+
+Batch i is a function of (seed, fold, stream, i) alone: it does not matter who makes it, when, or after which restart.
+
+Source of all rules: nnU-Net v2 training/dataloading/data_loader.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autoseg.core.errors import AutoSegError, TrainingStopped
+
+TRAINING_STREAM = 0
+VALIDATION_STREAM = 1
+AUGMENTATION_STREAM = 2
+"""Separate the random numbers of training patches, validation patches and augmentation."""
+
+PADDED_IMAGE = 0.0
+PADDED_LABEL = -1
+"""What a patch holds where it reaches beyond the case."""
+
+
+class Samplable(Protocol):
+    """What is needed of a stored case; arrays may be memory-mapped."""
+
+    @property
+    def image(self) -> NDArray[Any]:
+        """(c, z, y, x)."""
+
+    @property
+    def labels(self) -> NDArray[Any] | None:
+        """(z, y, x), -1 outside the nonzero mask."""
+
+    @property
+    def locations(self) -> Mapping[int, NDArray[Any]]:
+        """For each foreground class present, voxels (n, 3: z, y, x) of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How batches are drawn.
+
+    Attributes:
+        cases: identifiers, in a fixed order.
+        open_case: gives the stored case of an identifier.
+        initial_patch: voxels cut out, one per dimension (larger than `patch`, so that a rotation stays inside).
+        patch: voxels the network sees, one per dimension.
+        batch_size: patches per batch.
+        oversample_foreground: share of the batch, its last part, that is centered on foreground.
+        seed: numbers that identify the stream: (seed, fold, stream).
+    """
+
+    cases: tuple[str, ...]
+    open_case: Callable[[str], Samplable]
+    initial_patch: tuple[int, ...]
+    patch: tuple[int, ...]
+    batch_size: int
+    oversample_foreground: float
+    seed: tuple[int, ...]
+
+    def __call__(self, index: int) -> Batch:
+        """Batch number `index`."""
+        return draw_batch(self, index)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Patches as cut from the store.
+
+    Attributes:
+        index: number of the batch in its stream.
+        cases: case of each patch.
+        image: (b, c, *patch).
+        labels: (b, *patch), -1 outside the nonzero mask and outside the case.
+    """
+
+    index: int
+    cases: tuple[str, ...]
+    image: NDArray[np.float32]
+    labels: NDArray[np.int16]
+
+
+def draw_batch(sampling: Sampling, index: int) -> Batch:
+    """Batch number `index`: cases drawn uniformly with replacement, the last part of the batch centered on foreground.
+
+    Raises:
+        TrainingStopped: a case cannot be read; it is named.
+    """
+    generator = np.random.default_rng(np.random.SeedSequence([*sampling.seed, index]))
+    chosen = [sampling.cases[i] for i in generator.integers(len(sampling.cases), size=sampling.batch_size)]
+    forced_from = first_forced(sampling.batch_size, sampling.oversample_foreground)
+    patches = []
+    for position, identifier in enumerate(chosen):
+        try:
+            case = sampling.open_case(identifier)
+            patches.append(draw_patch(case, sampling, position >= forced_from, generator))
+        except (OSError, ValueError, KeyError, IndexError, AutoSegError) as error:
+            raise TrainingStopped(
+                f"case {identifier} cannot be read from the store: {error}",
+                where=identifier,
+                why="the store was changed or the disk failed",
+                do="delete this case's folder in the store and run the same command again",
+            ) from error
+    return Batch(index, tuple(chosen), np.stack([p[0] for p in patches]), np.stack([p[1] for p in patches]))
+
+
+def first_forced(batch_size: int, oversample_foreground: float) -> int:
+    """Position in the batch from which patches are centered on foreground."""
+    return round(batch_size * (1.0 - oversample_foreground))
+
+
+def draw_patch(
+    case: Samplable, sampling: Sampling, is_forced: bool, generator: np.random.Generator
+) -> tuple[NDArray[np.float32], NDArray[np.int16]]:
+    """One image patch (c, *initial_patch) and its labels; in 2D a slice of the case."""
+    flat = (1,) * (3 - len(sampling.patch))
+    size, final = (*flat, *sampling.initial_patch), (*flat, *sampling.patch)
+    shape = case.image.shape[1:]
+    low, high = corner_range(shape, size, final)
+    center = draw_foreground(case.locations, generator) if is_forced else None
+    if center is None:
+        corner = tuple(int(i) for i in generator.integers(low, np.array(high) + 1))
+    else:
+        corner = tuple(max(least, c - s // 2) for least, c, s in zip(low, center, size, strict=True))
+    if case.labels is None:
+        raise ValueError("it has no labels")
+    image = cut(case.image, corner, size, PADDED_IMAGE, np.dtype(np.float32))
+    labels = cut(case.labels[None], corner, size, PADDED_LABEL, np.dtype(np.int16))[0]
+    if flat:
+        return image[:, 0], labels[0]
+    return image, labels
+
+
+def corner_range(
+    shape: Sequence[int], size: Sequence[int], final: Sequence[int]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Lowest and highest corner of a random patch along each axis, both possible.
+
+    A patch may reach beyond the case by half of what it is larger than the final patch, and by half of what the case is
+    smaller than it.
+    """
+    pads = [max(s - f, s - n) for n, s, f in zip(shape, size, final, strict=True)]
+    low = tuple(-pad // 2 for pad in pads)
+    high = tuple(n + pad // 2 + pad % 2 - s for n, s, pad in zip(shape, size, pads, strict=True))
+    return low, high
+
+
+def draw_foreground(locations: Mapping[int, NDArray[Any]], generator: np.random.Generator) -> tuple[int, ...] | None:
+    """A stored voxel (z, y, x) of a class chosen uniformly among those present, or None without any foreground."""
+    present = [label for label in sorted(locations) if len(locations[label])]
+    if not present:
+        return None
+    voxels = locations[present[int(generator.integers(len(present)))]]
+    return tuple(int(i) for i in voxels[int(generator.integers(len(voxels)))])
+
+
+def cut(
+    array: NDArray[Any], corner: Sequence[int], size: Sequence[int], fill: float, kind: np.dtype[Any]
+) -> NDArray[Any]:
+    """The box of `size` voxels at `corner` of an array (c, z, y, x), filled where it reaches beyond the array."""
+    shape = array.shape[1:]
+    begin = [min(max(c, 0), n) for c, n in zip(corner, shape, strict=True)]
+    end = [min(max(c + s, 0), n) for c, s, n in zip(corner, size, shape, strict=True)]
+    source = array[(slice(None), *(slice(b, e) for b, e in zip(begin, end, strict=True)))]
+    if source.shape[1:] == tuple(size):
+        return np.ascontiguousarray(source, dtype=kind)
+    patch = np.full((array.shape[0], *size), fill, dtype=kind)
+    place = tuple(slice(b - c, e - c) for b, e, c in zip(begin, end, corner, strict=True))
+    patch[(slice(None), *place)] = source
+    return patch

@@ -1,0 +1,153 @@
+"""Which cases are trained on and which are kept back, fold by fold."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autoseg.core.errors import RecordFault
+from autoseg.core.files import write_atomic
+from autoseg.core.records import from_json, to_json
+
+FOLDS = 5
+SPLIT_SEED = 12345
+"""Number of folds and seed of nnU-Net v2 (utilities/crossval_split.py), so that its users keep their folds."""
+
+TRAIN_SHARE_BEYOND = 0.8
+"""Share of training cases of a fold that the list does not have (nnU-Net v2, `do_split`)."""
+
+USER_FILES = ("splits.json", "splits_final.json")
+"""Names under which a user's own folds are found in the dataset's folder; the second is nnU-Net's."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Fold:
+    """Case identifiers of one fold, written as nnU-Net writes them."""
+
+    train: tuple[str, ...]
+    val: tuple[str, ...]
+
+
+def make_folds(identifiers: Collection[str]) -> tuple[Fold, ...]:
+    """Five folds of shuffled cases, equal to nnU-Net's; as many folds as cases if there are fewer than five.
+
+    A single case is its own fold: trained on, nothing left to validate with.
+
+    Source: nnU-Net v2 utilities/crossval_split.py (scikit-learn's KFold, shuffled with seed 12345, over sorted cases).
+    """
+    names = np.array(sorted(identifiers))
+    if len(names) == 1:
+        return (Fold((str(names[0]),), ()),)
+    shuffled = np.arange(len(names))
+    np.random.RandomState(SPLIT_SEED).shuffle(shuffled)
+    parts = np.array_split(shuffled, min(FOLDS, len(names)))  # the first n % k parts are one longer, as in KFold
+    return tuple(_fold(names, np.isin(np.arange(len(names)), part)) for part in parts)
+
+
+def random_fold(identifiers: Collection[str], number: int) -> Fold:
+    """80 % of the cases drawn at random to train, the rest to validate: any fold number beyond the list.
+
+    Source: nnU-Net v2 nnUNetTrainer.do_split.
+    """
+    names = np.array(sorted(identifiers))
+    draw = np.random.RandomState(SPLIT_SEED + number)
+    chosen = draw.choice(len(names), int(len(names) * TRAIN_SHARE_BEYOND), replace=False)
+    return _fold(names, ~np.isin(np.arange(len(names)), chosen))
+
+
+def fold_number(folds: Sequence[Fold], identifiers: Collection[str], number: int) -> Fold:
+    """Fold `number` of the list, or the random one that stands for a number beyond it."""
+    return folds[number] if number < len(folds) else random_fold(identifiers, number)
+
+
+def settle_folds(
+    usable: Collection[str], refused: Collection[str], dataset_folder: Path, work_file: Path
+) -> tuple[Fold, ...]:
+    """The folds of a dataset, written to the work folder: the user's if there are any, else nnU-Net's.
+
+    Args:
+        usable: identifiers of the cases that passed the check.
+        refused: identifiers of labeled cases that did not; they are taken out of the user's folds with a warning.
+        dataset_folder: searched for `USER_FILES`.
+        work_file: `splits.json` of the work folder.
+
+    Raises:
+        RecordFault: the user's folds name unknown cases or train on what they validate.
+    """
+    for name in USER_FILES:
+        if (dataset_folder / name).is_file() and (dataset_folder / name) != work_file:
+            folds = read_folds(dataset_folder / name, usable, refused)
+            _log.info("folds: %d of your %s", len(folds), name)
+            break
+    else:
+        folds = _kept_or_new(usable, refused, work_file)
+    text = to_json(folds_record(folds))
+    if not work_file.exists() or work_file.read_text() != text:
+        write_atomic(work_file, text)
+    return folds
+
+
+def read_folds(path: Path, usable: Collection[str], refused: Collection[str] = ()) -> tuple[Fold, ...]:
+    """The folds in a JSON file (nnU-Net's format), without the refused cases.
+
+    Raises:
+        RecordFault: not a list of {train, val}, unknown cases, or a case on both sides of a fold.
+    """
+    record = from_json(list[Fold], path.read_bytes(), str(path))
+    known = set(usable) | set(refused)
+    faults = [] if record else ["it has no fold"]
+    for number, fold in enumerate(record):
+        unknown = sorted((set(fold.train) | set(fold.val)) - known)
+        overlap = sorted(set(fold.train) & set(fold.val))
+        faults += [f"fold {number}: unknown cases {_some(unknown)}"] if unknown else []
+        faults += [f"fold {number}: {_some(overlap)} both trained on and validated"] if overlap else []
+        faults += [] if set(fold.train) & set(usable) else [f"fold {number}: no usable case to train on"]
+    if faults:
+        raise RecordFault("folds cannot be used: " + "; ".join(faults), where=str(path), do="correct the file")
+    dropped = sorted({name for fold in record for name in (*fold.train, *fold.val)} & set(refused))
+    if dropped:
+        _log.warning("folds: %s left out, refused by the check", _some(dropped))
+    return tuple(Fold(*(tuple(n for n in side if n in set(usable)) for side in (f.train, f.val))) for f in record)
+
+
+def folds_record(folds: Sequence[Fold]) -> list[dict[str, list[str]]]:
+    """The folds as nnU-Net's splits_final.json holds them."""
+    return [{"train": list(fold.train), "val": list(fold.val)} for fold in folds]
+
+
+def _kept_or_new(usable: Collection[str], refused: Collection[str], work_file: Path) -> tuple[Fold, ...]:
+    if work_file.exists() and not _was_made_here(work_file):
+        return read_folds(work_file, usable, refused)
+    folds = make_folds(usable)
+    if len(folds) == 1:
+        _log.warning("folds: there is one case; it is trained on, and no validation is possible")
+    else:
+        _log.info("folds: %d cases in %d folds, shuffled with nnU-Net's seed", len(usable), len(folds))
+    return folds
+
+
+def _was_made_here(work_file: Path) -> bool:
+    """Whether a file equals the folds made of exactly the cases it names; then it may follow when cases change."""
+    try:
+        content = json.loads(work_file.read_bytes())
+        names = {name for fold in content for name in (*fold["train"], *fold["val"])}
+    except (ValueError, KeyError, TypeError):
+        return False
+    return bool(names) and content == folds_record(make_folds(names))
+
+
+def _fold(names: NDArray[np.str_], is_validation: NDArray[np.bool_]) -> Fold:
+    return Fold(tuple(map(str, names[~is_validation])), tuple(map(str, names[is_validation])))
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(names[:5]) + more

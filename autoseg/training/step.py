@@ -1,0 +1,226 @@
+"""One optimizer step: forward, loss, backward, clip, update; a non-finite one is skipped."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from autoseg.core.errors import TrainingStopped
+from autoseg.training.recipe import OPTIMIZERS, Recipe
+from autoseg.training.schedule import SCHEDULES, Horizon, warmup
+
+Loss = Callable[[Sequence[Tensor], Tensor], Tensor]
+"""(logits per level, finest first; labels (b, *patch)) -> scalar."""
+
+MOST_SKIPPED_IN_A_ROW = 10
+"""Non-finite steps after which training is not going to recover (assumption; single ones do occur)."""
+
+AUTOCAST_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True)
+class Compute:
+    """Where and how numbers are crunched; decided once at the start of a run.
+
+    Attributes:
+        device: of network and batches.
+        precision: "fp32", "bf16" or "fp16" (of the forward pass; weights stay fp32).
+        memory_format: "contiguous" or "channels_last".
+    """
+
+    device: torch.device
+    precision: str = "fp32"
+    memory_format: str = "contiguous"
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Context of a forward pass."""
+        if self.precision not in AUTOCAST_TYPES:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=AUTOCAST_TYPES[self.precision])
+
+    def place_network(self, network: nn.Module, dimensions: int) -> nn.Module:
+        """The network on the device, its weights in the memory format."""
+        return network.to(self.device).to(memory_format=self._format(dimensions))  # type: ignore[call-overload,no-any-return]
+
+    def place_image(self, image: Tensor) -> Tensor:
+        """An image batch (b, c, *patch) on the device in the memory format."""
+        return image.to(self.device).contiguous(memory_format=self._format(image.ndim - 2))
+
+    def _format(self, dimensions: int) -> torch.memory_format:
+        if self.memory_format != "channels_last":
+            return torch.contiguous_format
+        return torch.channels_last_3d if dimensions == 3 else torch.channels_last
+
+
+@dataclass(slots=True)
+class TrainingState:
+    """All that changes while a network is trained; a checkpoint holds all of it.
+
+    Attributes:
+        network: being trained.
+        optimizer: with its momentum.
+        horizon: where the schedule stands and ends.
+        steps_per_epoch: steps between two validations; the last epoch may be shorter.
+        scaler: loss scale, with fp16.
+        averaged: moving average of the network, if the recipe wants one.
+        step: steps done.
+        epoch: epochs done and recorded.
+        losses: of this epoch's steps so far, the finite ones.
+        skipped_in_row: non-finite steps since the last good one.
+        seconds: wall time of the run so far, all its sittings.
+        ema_dice: smoothed online Dice.
+        best_dice: the highest of it so far.
+        history_lines: epochs written to the history.
+        events: sentences to be written with the next epoch.
+        forward: what runs the network; differs from `network` when it is compiled.
+    """
+
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    horizon: Horizon
+    steps_per_epoch: int
+    scaler: torch.amp.GradScaler | None = None
+    averaged: nn.Module | None = None
+    step: int = 0
+    epoch: int = 0
+    losses: list[float] = field(default_factory=list)
+    skipped_in_row: int = 0
+    seconds: float = 0.0
+    ema_dice: float | None = None
+    best_dice: float | None = None
+    history_lines: int = 0
+    events: list[str] = field(default_factory=list)
+    forward: Callable[..., Any] | None = None
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of the whole training, a shorter last one included."""
+        return math.ceil(self.horizon.end / self.steps_per_epoch)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether every step is done and every epoch recorded."""
+        return self.step >= self.horizon.end and self.step <= self.epoch * self.steps_per_epoch
+
+    @property
+    def end_of_epoch(self) -> int:
+        """Step at which the current epoch ends."""
+        return min(self.horizon.end, (self.epoch + 1) * self.steps_per_epoch)
+
+    @property
+    def final_network(self) -> nn.Module:
+        """The network that is validated and used for prediction."""
+        return self.network if self.averaged is None else self.averaged
+
+
+def start_state(network: nn.Module, recipe: Recipe, compute: Compute, dimensions: int) -> TrainingState:
+    """The state before the first step.
+
+    Args:
+        network: with fresh weights; moved to the device.
+        recipe: optimizer, length, average.
+        compute: device, precision and memory format.
+        dimensions: 2 or 3.
+    """
+    network = compute.place_network(network, dimensions)
+    averaged = copy.deepcopy(network).requires_grad_(False) if recipe.ema_decay > 0 else None
+    uses_scaler = compute.precision == "fp16" and compute.device.type == "cuda"
+    return TrainingState(
+        network=network,
+        optimizer=OPTIMIZERS[recipe.optimizer](network.parameters(), recipe),
+        horizon=Horizon(0, 0.0, recipe.epochs * recipe.steps_per_epoch),
+        steps_per_epoch=recipe.steps_per_epoch,
+        scaler=torch.amp.GradScaler("cuda") if uses_scaler else None,
+        averaged=averaged,
+        forward=network,
+    )
+
+
+def learning_rate(state: TrainingState, recipe: Recipe) -> float:
+    """The learning rate of the next step."""
+    step = state.step
+    if recipe.lr_update == "epoch":
+        step = max(state.horizon.step, state.epoch * state.steps_per_epoch)
+    return recipe.lr * SCHEDULES[recipe.schedule](state.horizon.at(step)) * warmup(state.step, recipe.warmup_steps)
+
+
+def train_step(
+    state: TrainingState, image: Tensor, labels: Tensor, loss: Loss, recipe: Recipe, compute: Compute
+) -> float:
+    """Updates the network with one batch and returns the loss; a non-finite loss or gradient changes nothing.
+
+    Args:
+        state: changed: network, optimizer, average, `step`.
+        image: (b, c, *patch) on the device.
+        labels: (b, *patch) on the device, without -1.
+        loss: of all levels' logits.
+        recipe: learning rate, clipping, average.
+        compute: precision.
+    """
+    state.network.train()
+    for group in state.optimizer.param_groups:
+        group["lr"] = learning_rate(state, recipe)
+    state.optimizer.zero_grad(set_to_none=True)
+    with compute.autocast():
+        value = loss((state.forward or state.network)(image, deep_supervision=True), labels)
+    result = float(value.detach())
+    if math.isfinite(result):
+        is_good = _update(state, value, recipe)
+        result = result if is_good else math.nan
+    state.step += 1
+    if math.isfinite(result) and state.averaged is not None:
+        update_average(state.averaged, state.network, min(recipe.ema_decay, state.step / (state.step + 9)))
+    return result
+
+
+def _update(state: TrainingState, value: Tensor, recipe: Recipe) -> bool:
+    """Backward and optimizer step; whether the gradient was finite (a scaler deals with its own overflows)."""
+    if state.scaler is None:
+        value.backward()  # type: ignore[no-untyped-call]
+        norm = nn.utils.clip_grad_norm_(state.network.parameters(), recipe.gradient_clip)
+        if not math.isfinite(float(norm)):
+            return False
+        state.optimizer.step()
+        return True
+    state.scaler.scale(value).backward()  # type: ignore[no-untyped-call]
+    state.scaler.unscale_(state.optimizer)
+    nn.utils.clip_grad_norm_(state.network.parameters(), recipe.gradient_clip)
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    return True
+
+
+@torch.no_grad()
+def update_average(averaged: nn.Module, network: nn.Module, decay: float) -> None:
+    """Moves the averaged weights toward the network's: `decay` of the old, the rest of the new."""
+    for mean, current in zip(averaged.parameters(), network.parameters(), strict=True):
+        mean.lerp_(current, 1.0 - decay)
+
+
+def note_loss(state: TrainingState, loss: float, cases: Sequence[str]) -> str | None:
+    """Keeps a finite loss; for a non-finite one returns what to tell, or stops when they repeat.
+
+    Raises:
+        TrainingStopped: `MOST_SKIPPED_IN_A_ROW` steps in a row were not finite.
+    """
+    if math.isfinite(loss):
+        state.losses.append(loss)
+        state.skipped_in_row = 0
+        return None
+    state.skipped_in_row += 1
+    named = ", ".join(sorted(set(cases)))
+    if state.skipped_in_row >= MOST_SKIPPED_IN_A_ROW:
+        raise TrainingStopped(
+            f"the loss was not finite in {state.skipped_in_row} steps in a row",
+            where=f"last cases: {named}",
+            why="the learning rate is too high, half precision overflows, or these cases hold extreme intensities",
+            do="look at the cases; or lower `lr` or set `precision: fp32` in a recipe, and train with --fresh",
+        )
+    return f"step {state.step}: the loss or its gradient is not finite, step skipped (cases {named})"

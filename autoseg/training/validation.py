@@ -1,0 +1,87 @@
+"""Scores during training: Dice over patches of the validation cases, as a quick estimate of the real thing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from autoseg.training.step import Compute, Loss, TrainingState
+
+EMA_KEPT = 0.9
+"""Share of the old value in the smoothed online Dice (nnU-Net v2, logging/nnunet_logger.py)."""
+
+
+@dataclass(frozen=True, slots=True)
+class OnlineScores:
+    """Scores of one epoch's validation patches.
+
+    Attributes:
+        loss: mean over the batches, of the finest logits.
+        dice: per foreground class, counts pooled over all patches; None where the class is neither there nor predicted.
+    """
+
+    loss: float
+    dice: tuple[float | None, ...]
+
+    @property
+    def mean_dice(self) -> float | None:
+        """Mean over the classes that have a Dice."""
+        known = [value for value in self.dice if value is not None]
+        return sum(known) / len(known) if known else None
+
+
+@torch.no_grad()
+def score_patches(
+    state: TrainingState, batches: Iterable[tuple[Tensor, Tensor]], loss: Loss, compute: Compute
+) -> OnlineScores | None:
+    """Pseudo Dice and loss over (image, labels) batches on the device; None without any batch.
+
+    Source: nnU-Net v2 nnUNetTrainer.validation_step and on_validation_epoch_end.
+    """
+    network = state.final_network.eval()
+    losses, counts = [], None
+    for image, labels in batches:
+        with compute.autocast():
+            logits = network(image, deep_supervision=False)
+            value = float(loss([logits], labels))
+        losses += [value] if math.isfinite(value) else []
+        batch_counts = overlap_counts(logits.argmax(1), labels, logits.shape[1])
+        counts = batch_counts if counts is None else counts + batch_counts
+    if counts is None:
+        return None
+    return OnlineScores(sum(losses) / len(losses) if losses else math.nan, pooled_dice(counts))
+
+
+def overlap_counts(predicted: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """Counts (3, classes - 1) of true positives, false positives and false negatives of every foreground class."""
+    rows = []
+    for value in range(1, classes):
+        is_predicted, is_labeled = predicted == value, labels == value
+        both = (is_predicted & is_labeled).sum()
+        rows.append(torch.stack((both, is_predicted.sum() - both, is_labeled.sum() - both)))
+    return torch.stack(rows, 1)
+
+
+def pooled_dice(counts: Tensor) -> tuple[float | None, ...]:
+    """2 TP / (2 TP + FP + FN) per column of counts (3, classes); None where all are 0."""
+    dice = []
+    for true, false, missed in counts.T.tolist():
+        total = 2 * true + false + missed
+        dice.append(2 * true / total if total else None)
+    return tuple(dice)
+
+
+def smoothed(previous: float | None, current: float | None) -> float | None:
+    """The exponential moving average of the online Dice over epochs."""
+    if current is None:
+        return previous
+    return current if previous is None else EMA_KEPT * previous + (1 - EMA_KEPT) * current
+
+
+def class_dice(names: Sequence[str], scores: OnlineScores | None) -> dict[str, float | None]:
+    """Online Dice by class name."""
+    return dict(zip(names, scores.dice, strict=True)) if scores else dict.fromkeys(names)

@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from autoseg.core.errors import IntegrityRefusal, Interrupted, MissingInput, TrainingStopped, UsageError
+from autoseg.core.files import TEMPORARY_MARK
+from autoseg.networks.weights import AVERAGED_FILE, MANIFEST_FILE, WEIGHTS_FILE, generations, newest_weights
+from autoseg.training.checkpoint import has_checkpoint, restore, save_best, save_checkpoint
+from autoseg.training.step import TrainingState
+from tests.training.tiny_training import RECIPE, fresh_state, same_weights, train, train_in_folder
+
+LONG = replace(RECIPE, epochs=12)
+
+
+@pytest.mark.parametrize("changes", [{}, {"optimizer": "adamw"}, {"ema_decay": 0.0, "lr_update": "epoch"}])
+@pytest.mark.parametrize("stop", [1, 4, 6, 11])
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, stop: int, changes: dict[str, object]) -> None:
+    recipe = replace(RECIPE, **changes)  # type: ignore[arg-type]
+    whole = train(fresh_state(recipe), recipe)
+
+    def stop_there(state: TrainingState) -> None:
+        if state.step == stop:
+            raise Interrupted("stopped")
+
+    first = fresh_state(recipe)
+    with pytest.raises(Interrupted):
+        train(first, recipe, after_step=stop_there)
+    save_checkpoint(first, tmp_path)
+    torch.manual_seed(99)
+    second = fresh_state(recipe)
+    restore(second, tmp_path)
+    resumed = train(second, recipe, threads=2)
+    assert same_weights(whole, resumed)
+    assert (whole.ema_dice, whole.epoch, whole.step) == (resumed.ema_dice, resumed.epoch, resumed.step)
+
+
+def test_a_run_killed_again_and_again_equals_an_uninterrupted_one(tmp_path: Path) -> None:
+    code = (
+        "import sys, pathlib, torch; sys.path.insert(0, sys.argv[2]); torch.set_num_threads(1)\n"
+        "from dataclasses import replace; from tests.training.tiny_training import RECIPE, train_in_folder\n"
+        "print('ready', flush=True)\n"
+        "train_in_folder(pathlib.Path(sys.argv[1]), replace(RECIPE, epochs=12), threads=1)\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path), str(Path(__file__).parents[2])]
+    for delay in (0.1, 0.25, 0.4):
+        process = subprocess.Popen(command, stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(delay)
+        process.kill()
+        process.wait()
+        process.stdout.close()
+    torch.set_num_threads(1)
+    assert same_weights(train_in_folder(tmp_path, LONG), train(fresh_state(LONG), LONG))
+
+
+def test_two_generations_are_kept_and_nothing_else(tmp_path: Path) -> None:
+    state = train_in_folder(tmp_path)
+    assert [path.name for path in generations(tmp_path)] == ["00000002", "00000003"]
+    assert not list(tmp_path.glob(f"{TEMPORARY_MARK}*"))
+    weights = newest_weights(tmp_path)
+    assert state.averaged is not None
+    assert all(torch.equal(weights[name], value) for name, value in state.averaged.state_dict().items())
+
+
+@pytest.mark.parametrize("name", [WEIGHTS_FILE, AVERAGED_FILE, "optimizer.safetensors", "state.json", MANIFEST_FILE])
+@pytest.mark.parametrize("kind", ["cut", "flipped", "missing"])
+def test_a_damaged_generation_falls_back_to_the_one_before(
+    tmp_path: Path, name: str, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    train_in_folder(tmp_path)
+    path = generations(tmp_path)[-1] / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 255
+    if kind == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(bytes(content) if kind == "flipped" else content[: len(content) // 2])
+    state = fresh_state()
+    assert restore(state, tmp_path).name == "00000002"
+    assert state.epoch == 2
+    assert len(caplog.records) == 1
+    assert newest_weights(tmp_path)
+
+
+def test_no_intact_generation_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(MissingInput):
+        newest_weights(tmp_path / "nothing")
+    train_in_folder(tmp_path)
+    for generation in generations(tmp_path):
+        (generation / MANIFEST_FILE).write_text(json.dumps({"sha256": {"../x": "0"}}))
+    with pytest.raises(IntegrityRefusal, match="no checkpoint is intact"):
+        newest_weights(tmp_path)
+    with pytest.raises(UsageError):
+        newest_weights(tmp_path, "latest")
+
+
+def test_the_best_weights_are_kept_apart(tmp_path: Path) -> None:
+    state = fresh_state()
+    for epoch in range(3):
+        state.epoch = epoch
+        save_best(state, tmp_path)
+    assert [path.name for path in generations(tmp_path / "best")] == ["00000003"]
+    assert newest_weights(tmp_path, "best").keys() == state.network.state_dict().keys()
+    assert not has_checkpoint(tmp_path)
+
+
+def test_weights_that_are_not_finite_are_never_written(tmp_path: Path) -> None:
+    state = fresh_state()
+    save_checkpoint(state, tmp_path)
+    next(state.network.parameters()).data[0] = float("nan")
+    with pytest.raises(TrainingStopped, match="not finite"):
+        save_checkpoint(state, tmp_path)
+    assert len(generations(tmp_path)) == 1
+
+
+def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
+    state = fresh_state()
+    save_checkpoint(state, tmp_path)
+    state.network.add_module("extra", torch.nn.Linear(1, 1))
+    with pytest.raises(IntegrityRefusal, match="do not fit"):
+        restore(state, tmp_path)
+
+
+def test_the_loss_scale_is_restored(tmp_path: Path) -> None:
+    state = fresh_state()
+    state.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    save_checkpoint(state, tmp_path)
+    state.scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    restore(state, tmp_path)
+    assert state.scaler.get_scale() == 8.0

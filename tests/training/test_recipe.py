@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from autoseg.core.configs import shipped
+from autoseg.core.errors import AutoSegError, MissingInput, RecordFault, UsageError
+from autoseg.training.recipe import OPTIMIZERS, Recipe, check_recipe, load_recipe
+from autoseg.training.schedule import SCHEDULES, Horizon, warmup
+from autoseg.training.step import learning_rate
+from tests.training.tiny_training import RECIPE, fresh_state
+
+
+def test_the_default_recipe_is_the_dataclass() -> None:
+    assert load_recipe("default") == Recipe()
+
+
+@pytest.mark.parametrize("name", sorted(shipped("recipes")))
+def test_every_shipped_recipe_is_usable(name: str) -> None:
+    check_recipe(load_recipe(name), name)
+
+
+def test_the_command_line_overrides_epochs_and_steps() -> None:
+    recipe = load_recipe("default", epochs=5, steps=7)
+    assert (recipe.epochs, recipe.steps_per_epoch) == (5, 7)
+
+
+def test_a_file_changes_only_what_it_names(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("lr: 1e-3\noptimizer: adamw\n")
+    assert load_recipe(str(path)) == replace(Recipe(), lr=1e-3, optimizer="adamw")
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("momentums: 0.9", UsageError),
+        ("lr: fast", RecordFault),
+        ("lr: -1", RecordFault),
+        ("epochs: 0", RecordFault),
+        ("ema_decay: 1.5", RecordFault),
+        ("optimizer: adam", UsageError),
+        ("schedule: linear", UsageError),
+        ("precision: fp8", RecordFault),
+        ("- a list", RecordFault),
+    ],
+)
+def test_wrong_recipes_are_refused(tmp_path: Path, text: str, error: type[AutoSegError]) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(error):
+        load_recipe(str(path))
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(MissingInput):
+        load_recipe(str(tmp_path / "none.yaml"))
+    with pytest.raises(UsageError, match="unknown recipe"):
+        load_recipe("defalut")
+
+
+@pytest.mark.parametrize("name", sorted(OPTIMIZERS))
+def test_every_optimizer_reduces_a_quadratic(name: str) -> None:
+    weight = nn.Parameter(torch.tensor([3.0]))
+    optimizer = OPTIMIZERS[name]([weight], replace(Recipe(), momentum=0.5, lr=0.05))
+    for _ in range(50):
+        optimizer.zero_grad()
+        (weight**2).sum().backward()
+        optimizer.step()
+    assert abs(float(weight.detach())) < 1.5
+
+
+@pytest.mark.parametrize("name", sorted(SCHEDULES))
+def test_every_schedule_falls_from_one_to_zero(name: str) -> None:
+    values = [SCHEDULES[name](i / 10) for i in range(11)]
+    assert math.isclose(values[0], 1.0)
+    assert math.isclose(values[-1], 0.0, abs_tol=1e-12)
+    assert values == sorted(values, reverse=True)
+
+
+@given(end=st.integers(1, 1000), step=st.integers(0, 999), new_end=st.integers(0, 2000))
+def test_moving_the_end_keeps_the_progress(end: int, step: int, new_end: int) -> None:
+    step = min(step, end)
+    moved = Horizon(0, 0.0, end).moved(step, max(step, new_end))
+    if moved.end > step:
+        assert math.isclose(moved.at(step), step / end)
+    assert math.isclose(moved.at(moved.end), 1.0)
+
+
+def test_the_learning_rate_of_an_epoch_is_the_references() -> None:
+    recipe = replace(RECIPE, lr_update="epoch", epochs=10, steps_per_epoch=4)
+    state = fresh_state(recipe)
+    state.step, state.epoch = 14, 3
+    assert math.isclose(learning_rate(state, recipe), 0.01 * (1 - 3 / 10) ** 0.9)
+    by_step = replace(recipe, lr_update="step", warmup_steps=20)
+    assert math.isclose(learning_rate(state, by_step), 0.01 * (1 - 14 / 40) ** 0.9 * 15 / 20)
+
+
+def test_a_warmup_of_no_steps_changes_nothing() -> None:
+    assert warmup(0, 0) == 1.0

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from autoseg.core.errors import TrainingStopped
+from autoseg.training.sampling import corner_range, cut, draw_foreground, draw_patch, first_forced
+from tests.training.tiny_training import CASES, TinyCase, make_case, sampling
+
+SIZES = st.tuples(*[st.integers(1, 12)] * 3)
+
+
+@pytest.mark.parametrize(("batch", "first"), [(2, 1), (3, 2), (9, 6), (12, 8)])
+def test_the_last_third_of_a_batch_is_forced(batch: int, first: int) -> None:
+    assert first_forced(batch, 0.33) == first
+
+
+@given(shape=SIZES, final=SIZES, margin=SIZES)
+def test_random_corners_reach_half_the_margin_beyond_the_case(
+    shape: tuple[int, ...], final: tuple[int, ...], margin: tuple[int, ...]
+) -> None:
+    size = tuple(f + m - 1 for f, m in zip(final, margin, strict=True))
+    low, high = corner_range(shape, size, final)
+    for n, s, f, least, most in zip(shape, size, final, low, high, strict=True):
+        pad = max(s - f, s - n)
+        assert least == -((pad + 1) // 2)
+        assert most == n + pad // 2 + pad % 2 - s
+        assert most >= least
+
+
+@given(shape=SIZES, size=SIZES, corner=st.tuples(*[st.integers(-15, 15)] * 3))
+def test_a_cut_equals_a_window_of_the_padded_array(
+    shape: tuple[int, ...], size: tuple[int, ...], corner: tuple[int, ...]
+) -> None:
+    array = np.arange(np.prod(shape)).reshape(1, *shape)
+    padded = np.pad(array, ((0, 0), *[(30, 30)] * 3), constant_values=-1)
+    window = tuple(slice(c + 30, c + 30 + s) for c, s in zip(corner, size, strict=True))
+    assert (cut(array, corner, size, -1, np.dtype(np.int64)) == padded[(slice(None), *window)]).all()
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 10**6), small=st.booleans())
+def test_forced_patches_hold_their_foreground_in_the_middle(seed: int, small: bool) -> None:
+    shape = (5, 6, 20) if small else (20, 21, 22)
+    labels = np.zeros(shape, np.int8)
+    labels[4, 3, 17] = 2
+    case = TinyCase("x", labels[None].astype(np.float32), labels, {1: np.empty((0, 3), int), 2: np.argwhere(labels)})
+    image, patch = draw_patch(
+        case, sampling(initial_patch=(6, 7, 8), patch=(5, 6, 8)), True, np.random.default_rng(seed)
+    )
+    assert image.shape == (1, 6, 7, 8)
+    assert (patch == 2).sum() == 1
+    assert np.argwhere(patch == 2)[0][2] == 4  # centered, as the lower bound does not reach here
+
+
+def test_beyond_the_case_the_image_is_zero_and_the_labels_are_outside() -> None:
+    case = TinyCase("x", np.ones((1, 2, 2, 2), np.float32), np.ones((2, 2, 2), np.int8), {})
+    image, labels = draw_patch(case, sampling(), True, np.random.default_rng(0))  # no foreground: a random patch
+    assert image.sum() == 8
+    assert (labels == -1).sum() == 8**3 - 8
+
+
+def test_a_2d_patch_is_a_slice_of_the_case() -> None:
+    flat = sampling(initial_patch=(6, 7), patch=(5, 5), batch_size=4)
+    batch = flat(3)
+    assert batch.image.shape == (4, 1, 6, 7)
+    assert batch.labels.shape == (4, 6, 7)
+    one = make_case(9)
+    one.locations = {1: np.array([[7, 5, 5]])}
+    _, labels = draw_patch(one, flat, True, np.random.default_rng(0))
+    assert (labels == one.labels[7, 2:8, 2:9]).all()
+
+
+def test_classes_are_drawn_evenly_however_many_voxels_they_have() -> None:
+    locations = {1: np.zeros((1000, 3), int), 2: np.ones((1, 3), int), 3: np.empty((0, 3), int)}
+    generator = np.random.default_rng(0)
+    drawn = [draw_foreground(locations, generator) for _ in range(400)]
+    assert 150 < sum(voxel == (1, 1, 1) for voxel in drawn) < 250
+    assert draw_foreground({}, generator) is None
+
+
+def test_a_batch_depends_on_its_number_and_seed_alone() -> None:
+    one = sampling()
+    assert (one(5).image == one(5).image).all()
+    assert one(5).cases == one(5).cases
+    assert not (one(5).image == one(6).image).all()
+    assert not (one(5).image == sampling(stream=1)(5).image).all()
+
+
+def test_an_unreadable_case_is_named() -> None:
+    def broken(name: str) -> TinyCase:
+        if name == "case_2":
+            raise OSError("disk gone")
+        return CASES[name]
+
+    with pytest.raises(TrainingStopped, match=r"case case_2 .*disk gone"):
+        replace(sampling(batch_size=50), open_case=broken)(0)
+
+
+def test_a_case_without_labels_is_named() -> None:
+    bare = TinyCase("bare", CASES["case_0"].image, None, {})
+    with pytest.raises(TrainingStopped, match="case bare"):
+        sampling(cases={"bare": bare})(0)

@@ -1,0 +1,104 @@
+"""A network, cases and a run so small that a training takes a second."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from autoseg.datasets.model import LabelSet
+from autoseg.networks.build import build_network
+from autoseg.planning.plan import NetworkSpec
+from autoseg.training.batches import Prefetcher
+from autoseg.training.checkpoint import has_checkpoint, restore, save_checkpoint
+from autoseg.training.loop import EpochResult, fit
+from autoseg.training.losses import LOSSES, supervised_loss
+from autoseg.training.recipe import Recipe
+from autoseg.training.sampling import Batch, Sampling
+from autoseg.training.step import Compute, TrainingState, start_state, train_step
+from autoseg.training.validation import score_patches
+
+LABELS = LabelSet(classes={"background": (0,), "cell": (1,), "core": (2,)}, file_values=(0, 1, 2))
+SPEC = NetworkSpec("plain_unet", 3, (4, 8), ((3,) * 3,) * 2, ((1,) * 3, (2,) * 3), (1, 1), (1,))
+PATCH = (8, 8, 8)
+COMPUTE = Compute(torch.device("cpu"))
+RECIPE = Recipe(epochs=3, steps_per_epoch=4, validation_steps=2, momentum=0.9, ema_decay=0.9, lr_update="step")
+
+
+@dataclass
+class TinyCase:
+    identifier: str
+    image: Any
+    labels: Any
+    locations: dict[int, Any]
+
+
+def make_case(seed: int, shape: tuple[int, ...] = (10, 12, 9)) -> TinyCase:
+    generator = np.random.default_rng(seed)
+    labels = generator.integers(0, 3, shape).astype(np.int8)
+    image = (labels + generator.normal(0, 0.3, shape)).astype(np.float32)[None]
+    locations = {value: np.argwhere(labels == value) for value in (1, 2)}
+    return TinyCase(f"case_{seed}", image, labels, locations)
+
+
+CASES = {case.identifier: case for case in (make_case(seed) for seed in range(4))}
+
+
+def sampling(stream: int = 0, cases: dict[str, TinyCase] | None = None, **changes: Any) -> Sampling:
+    chosen = CASES if cases is None else cases
+    made = Sampling(tuple(sorted(chosen)), chosen.__getitem__, PATCH, PATCH, 2, 0.33, (0, 0, stream))
+    return replace(made, **changes)
+
+
+def loss(outputs: Any, labels: torch.Tensor) -> torch.Tensor:
+    return supervised_loss(LOSSES["dice_ce"], outputs, labels, LABELS, False)
+
+
+def on_device(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.from_numpy(batch.image), torch.from_numpy(batch.labels).clamp(min=0)
+
+
+def fresh_state(recipe: Recipe = RECIPE) -> TrainingState:
+    torch.manual_seed(0)
+    return start_state(build_network(SPEC, 1, 3), recipe, COMPUTE, 3)
+
+
+def train(
+    state: TrainingState,
+    recipe: Recipe = RECIPE,
+    *,
+    threads: int = 0,
+    after_step: Callable[[TrainingState], None] = lambda _state: None,
+    watchers: tuple[Callable[[EpochResult, TrainingState], None], ...] = (),
+) -> TrainingState:
+    def take_step(now: TrainingState, batch: Batch) -> tuple[float, tuple[str, ...]]:
+        return train_step(now, *on_device(batch), loss, recipe, COMPUTE), batch.cases
+
+    def validate(now: TrainingState) -> Any:
+        start = now.epoch * recipe.validation_steps
+        batches = (on_device(sampling(1)(start + i)) for i in range(recipe.validation_steps))
+        return score_patches(now, batches, loss, COMPUTE)
+
+    with Prefetcher(sampling(), state.step, threads) as batches:
+        fit(state, batches, take_step, validate, watchers, after_step)
+    return state
+
+
+def train_in_folder(folder: Path, recipe: Recipe = RECIPE, **options: Any) -> TrainingState:
+    state = fresh_state(recipe)
+    if has_checkpoint(folder):
+        restore(state, folder)
+    return train(state, recipe, watchers=(lambda _r, now: save_checkpoint(now, folder) and None,), **options)
+
+
+def same_weights(one: TrainingState, other: TrainingState) -> bool:
+    pairs = [(one.network, other.network)] + ([(one.averaged, other.averaged)] if one.averaged else [])
+    return all(
+        torch.equal(a, b)
+        for first, second in pairs
+        for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    )
