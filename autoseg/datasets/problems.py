@@ -119,5 +119,9 @@ PROBLEM_CODES: dict[str, Explanation] = {
         "files without an error and return zeros or wrong voxels for the missing part.",
         "copy the file again from its source and compare the sizes, or remove the case",
     ),
+    "E0402": Explanation(
+        "Examining the case ended its process, twice: memory ran out, the reader crashed on the file, or it hung.",
+        "look at the file with another program; if memory ran out, use fewer --jobs; or remove the case",
+    ),
 }
 """Code -> explanation; `autoseg explain E0401` shows it. Codes are never reused for something else."""

@@ -21,7 +21,12 @@ def slices(box: Box) -> tuple[EllipsisType | slice, ...]:
     return (..., *(slice(first, behind) for first, behind in box))
 
 
-def nonzero_box(image: NDArray[Any]) -> tuple[NDArray[np.bool_], Box]:
+def nonzero_box(image: NDArray[Any]) -> Box:
+    """The bounding box of what is not zero in any channel of an image (c, z, y, x); all of it if everything is zero."""
+    return _bounding_box(_nonzero(image))
+
+
+def nonzero_mask(image: NDArray[Any]) -> tuple[NDArray[np.bool_], Box]:
     """The nonzero mask of an image, inside its bounding box, and that box.
 
     A voxel is in the mask if any channel is nonzero there, or if it lies in a hole that such voxels enclose. An image
@@ -32,9 +37,7 @@ def nonzero_box(image: NDArray[Any]) -> tuple[NDArray[np.bool_], Box]:
 
     Source: nnU-Net v2 preprocessing/cropping/cropping.py.
     """
-    mask = image[0] != 0
-    for channel in image[1:]:
-        mask |= channel != 0
+    mask = _nonzero(image)
     box = _bounding_box(mask)
     return _fill_holes(mask[slices(box)]), box
 
@@ -53,7 +56,7 @@ def crop_to_nonzero(
 
     Source: nnU-Net v2 preprocessing/cropping/cropping.py.
     """
-    mask, box = nonzero_box(image)
+    mask, box = nonzero_mask(image)
     if labels is None:
         cropped: NDArray[np.signedinteger[Any]] = np.zeros(mask.shape, np.int8)
     else:
@@ -61,6 +64,13 @@ def crop_to_nonzero(
         cropped = inside.astype(np.min_scalar_type(-1 - int(inside.max(initial=0))))  # signed, it must hold -1
     cropped[(cropped == 0) & ~mask] = OUTSIDE
     return image[slices(box)], cropped, box
+
+
+def _nonzero(image: NDArray[Any]) -> NDArray[np.bool_]:
+    mask: NDArray[np.bool_] = image[0] != 0
+    for channel in image[1:]:
+        mask |= channel != 0
+    return mask
 
 
 def _bounding_box(mask: NDArray[np.bool_]) -> Box:
