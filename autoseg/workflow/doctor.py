@@ -135,21 +135,19 @@ def _version(distribution: str) -> str | None:
 def _torch_state(memory_gib: float | None) -> tuple[int, tuple[Device, ...]]:
     import torch
 
+    from autoseg.launch.precision import native_types
+
     devices = []
     for index in range(torch.cuda.device_count()):
         facts: Any = torch.cuda.get_device_properties(index)
         total = facts.total_memory / machine.BYTES_PER_GIB
-        devices.append(Device(f"cuda:{index}", facts.name, round(total, 1), facts.major >= 8))
+        devices.append(
+            Device(f"cuda:{index}", facts.name, round(total, 1), "bf16" in native_types(torch.device("cuda", index)))
+        )
     if torch.backends.mps.is_available():
         devices.append(Device("mps", "Apple graphics processor", memory_gib, bfloat16=False))
-    devices.append(Device("cpu", machine.processor(), memory_gib, _cpu_bfloat16()))
+    devices.append(Device("cpu", machine.processor(), memory_gib, "bf16" in native_types(torch.device("cpu"))))
     return torch.get_num_threads(), tuple(devices)
-
-
-def _cpu_bfloat16() -> bool:
-    import torch
-
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())  # noqa: SLF001
 
 
 def _missing(parts: dict[str, str | None]) -> list[Finding]:
