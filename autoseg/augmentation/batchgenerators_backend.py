@@ -1,0 +1,140 @@
+"""The same augmentation made of the transforms of the package batchgenerators, as an independent reference.
+
+Where that package offers no equal, the nearest is taken: its scaling draws half of the factors below 1, its Gaussian
+blur is cut at four standard deviations.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from autoseg.augmentation import intensity, sharpness, spatial
+from autoseg.augmentation.draws import seed
+from autoseg.augmentation.pipeline import apply_mask
+from autoseg.augmentation.spec import AugmentationSpec
+from autoseg.core.errors import UsageError
+
+
+def augment_with_batchgenerators(
+    image: Tensor, labels: Tensor, spec: AugmentationSpec, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """A batch augmented on the CPU by batchgenerators; arguments and result as for `pipeline.augment`.
+
+    Raises:
+        UsageError: batchgenerators is not installed.
+    """
+    data: dict[str, Any] = {
+        "data": image.detach().cpu().numpy().astype(np.float32),
+        "seg": labels.detach().cpu().numpy().astype(np.float32)[:, None],
+    }
+    with _seeded(seed(generator)):
+        for transform in transforms(spec):
+            data = transform(**data)
+    new_image = torch.from_numpy(np.ascontiguousarray(data["data"], dtype=np.float32)).to(image.device)
+    new_labels = torch.from_numpy(np.round(data["seg"][:, 0])).to(labels.device, labels.dtype)
+    return apply_mask(new_image, new_labels, spec.masked_channels)
+
+
+def transforms(spec: AugmentationSpec) -> list[Any]:
+    """The transforms in order; each takes and returns a dict of `data` (b, c, *shape) and `seg` (b, 1, *shape).
+
+    Raises:
+        UsageError: batchgenerators is not installed.
+    """
+    try:
+        from batchgenerators.transforms import spatial_transforms, utility_transforms
+    except ImportError as error:
+        raise UsageError(
+            "the augmentation 'batchgenerators' needs a package that is not installed",
+            why=str(error),
+            do="install it (pip install batchgenerators), or choose the augmentation 'default'",
+        ) from error
+    fold = [utility_transforms.Convert3DTo2DTransform()] if spec.is_dummy_2d else []
+    unfold = [utility_transforms.Convert2DTo3DTransform()] if spec.is_dummy_2d else []
+    mirror = [spatial_transforms.MirrorTransform(spec.mirror_axes)] if spec.mirror_axes else []
+    return [*fold, spatial_transform(spec), *unfold, *intensity_transforms(spec), *mirror]
+
+
+def spatial_transform(spec: AugmentationSpec) -> Any:
+    """Rotation, scaling and crop."""
+    from batchgenerators.transforms.spatial_transforms import SpatialTransform
+
+    angles = (-spec.largest_turn, spec.largest_turn)
+    return SpatialTransform(
+        spec.patch_size[1:] if spec.is_dummy_2d else spec.patch_size,
+        patch_center_dist_from_border=None,
+        do_elastic_deform=False,
+        angle_x=angles,
+        angle_y=angles,
+        angle_z=angles,
+        scale=spatial.SCALES,
+        p_rot_per_sample=spatial.ROTATION_PROBABILITY,
+        p_scale_per_sample=spatial.SCALING_PROBABILITY,
+        border_mode_data="constant",
+        border_cval_data=0,
+        order_data=1,
+        border_mode_seg="constant",
+        border_cval_seg=spatial.OUTSIDE,
+        order_seg=1,
+        random_crop=False,
+    )
+
+
+def intensity_transforms(spec: AugmentationSpec) -> list[Any]:
+    """Noise, blur, brightness, contrast, low resolution, gamma of the inverted image, gamma."""
+    from batchgenerators.transforms.color_transforms import (
+        BrightnessMultiplicativeTransform,
+        ContrastAugmentationTransform,
+        GammaTransform,
+    )
+    from batchgenerators.transforms.noise_transforms import GaussianBlurTransform, GaussianNoiseTransform
+    from batchgenerators.transforms.resample_transforms import SimulateLowResolutionTransform
+
+    return [
+        GaussianNoiseTransform(intensity.NOISE_DEVIATIONS, p_per_sample=intensity.NOISE_PROBABILITY),
+        GaussianBlurTransform(
+            sharpness.BLUR_SIGMAS,
+            different_sigma_per_channel=True,
+            different_sigma_per_axis=True,
+            p_per_channel=sharpness.BLUR_PROBABILITY_PER_CHANNEL,
+            p_per_sample=sharpness.BLUR_PROBABILITY,
+        ),
+        BrightnessMultiplicativeTransform(intensity.BRIGHTNESS_FACTORS, p_per_sample=intensity.BRIGHTNESS_PROBABILITY),
+        ContrastAugmentationTransform(intensity.CONTRAST_FACTORS, p_per_sample=intensity.CONTRAST_PROBABILITY),
+        SimulateLowResolutionTransform(
+            sharpness.COARSENING_SCALES,
+            per_channel=True,
+            p_per_channel=sharpness.COARSENING_PROBABILITY_PER_CHANNEL,
+            order_downsample=0,
+            order_upsample=1,
+            p_per_sample=sharpness.COARSENING_PROBABILITY,
+            ignore_axes=(0,) if spec.is_dummy_2d else None,
+        ),
+        *(
+            GammaTransform(intensity.GAMMAS, is_inverted, per_channel=True, retain_stats=True, p_per_sample=p)
+            for is_inverted, p in (
+                (True, intensity.INVERTED_GAMMA_PROBABILITY),
+                (False, intensity.GAMMA_PROBABILITY),
+            )
+        ),
+    ]
+
+
+@contextmanager
+def _seeded(number: int) -> Iterator[None]:
+    """Seeds the global generators that batchgenerators draws from, and restores them afterwards."""
+    numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002 - what the package uses
+    np.random.seed(number % 2**32)  # noqa: NPY002
+    random.seed(number)
+    try:
+        yield
+    finally:
+        np.random.set_state(numpy_state)  # noqa: NPY002
+        random.setstate(python_state)
