@@ -8,7 +8,7 @@ import sys
 import click
 
 from autoseg import __version__
-from autoseg.core.errors import AutoSegError
+from autoseg.core.errors import AutoSegError, UsageError
 
 VERBS = {
     "doctor": "What this machine can do, and what it cannot.",
@@ -67,6 +67,15 @@ def cli() -> None:
     """
 
 
+def _show_usage(error: click.ClickException) -> None:
+    """A wrong option as the same box that every other error gets."""
+    from autoseg.cli.output import show_error
+
+    context = getattr(error, "ctx", None)
+    verb = context.command_path if context else "autoseg"
+    show_error(UsageError(error.format_message(), do=f"{verb} --help"))
+
+
 def main() -> None:
     """Entry point of the `autoseg` command: every error meant for users becomes one box and an exit code."""
     try:
@@ -74,7 +83,7 @@ def main() -> None:
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
     except click.ClickException as error:
-        error.show()
+        _show_usage(error)
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted before anything was worth keeping", err=True)

@@ -1,0 +1,81 @@
+"""The frame of the command line: fast start, one box per error, helpful answers to typing errors."""
+
+import resource
+import subprocess
+import sys
+
+import pytest
+
+from autoseg.cli import main as main_module
+from autoseg.cli.main import VERBS
+from autoseg.core.errors import GeometryMismatch
+
+CPU_SECONDS_OF_HELP = 0.3
+
+
+def test_help_is_fast_and_does_not_import_torch():
+    program = (
+        "import sys; sys.argv = ['autoseg', '--help']\n"
+        "from autoseg.cli.main import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'numpy', 'scipy', 'pydantic', 'rich', 'SimpleITK'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    spent = (after.ru_utime - before.ru_utime) + (after.ru_stime - before.ru_stime)
+    assert spent <= CPU_SECONDS_OF_HELP
+
+
+def test_help_lists_every_verb(autoseg):
+    ran = autoseg("--help")
+    assert ran.code == 0
+    assert all(verb in ran.stdout for verb in VERBS)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help(autoseg, verb):
+    ran = autoseg(verb, "--help")
+    assert ran.code == 0
+    assert "Usage: autoseg" in ran.stdout
+
+
+def test_a_mistyped_verb_is_answered_with_the_nearest(autoseg):
+    ran = autoseg("plam")
+    assert ran.code == 2
+    assert "error E0101" in ran.stderr
+    assert "'plan'" in ran.stderr
+    assert "Verbs:" in autoseg("xyz").stderr
+
+
+def test_an_unknown_option_is_one_box(autoseg):
+    ran = autoseg("plan", "--presett", "cpu")
+    assert ran.code == 2
+    assert ran.stderr.count("error E0101") == 1
+    assert "--preset" in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
+def test_version(autoseg):
+    assert "0.1" in autoseg("--version").stdout
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "text"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (MemoryError(), 5, "E0701"),
+        (GeometryMismatch("shapes differ", where="a.nii", do="resample"), 3, "E0212"),
+    ],
+)
+def test_what_stops_a_verb_becomes_an_exit_code(autoseg, monkeypatch, raised, code, text):
+    def stop(**_):
+        raise raised
+
+    monkeypatch.setattr(main_module.cli, "main", stop)
+    ran = autoseg("plan")
+    assert ran.code == code
+    assert text in ran.stderr
+    assert "Traceback" not in ran.stderr
