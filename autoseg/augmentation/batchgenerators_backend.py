@@ -7,8 +7,9 @@ blur is cut at four standard deviations.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -42,24 +43,33 @@ def augment_with_batchgenerators(
     return apply_mask(new_image, new_labels, spec.masked_channels)
 
 
-def transforms(spec: AugmentationSpec) -> list[Any]:
+def transforms(spec: AugmentationSpec) -> list[Callable[..., dict[str, Any]]]:
     """The transforms in order; each takes and returns a dict of `data` (b, c, *shape) and `seg` (b, 1, *shape).
 
     Raises:
         UsageError: batchgenerators is not installed.
     """
     try:
-        from batchgenerators.transforms import spatial_transforms, utility_transforms
+        from batchgenerators.transforms.spatial_transforms import MirrorTransform
     except ImportError as error:
         raise UsageError(
             "the augmentation 'batchgenerators' needs a package that is not installed",
             why=str(error),
             do="install it (pip install batchgenerators), or choose the augmentation 'default'",
         ) from error
-    fold = [utility_transforms.Convert3DTo2DTransform()] if spec.is_dummy_2d else []
-    unfold = [utility_transforms.Convert2DTo3DTransform()] if spec.is_dummy_2d else []
-    mirror = [spatial_transforms.MirrorTransform(spec.mirror_axes)] if spec.mirror_axes else []
-    return [*fold, spatial_transform(spec), *unfold, *intensity_transforms(spec), *mirror]
+    spatially = spatial_transform(spec)
+    mirror = [MirrorTransform(spec.mirror_axes)] if spec.mirror_axes else []
+    return [
+        partial(_slice_by_slice, spatially) if spec.is_dummy_2d else spatially,
+        *intensity_transforms(spec),
+        *mirror,
+    ]
+
+
+def _slice_by_slice(transform: Callable[..., dict[str, Any]], **data: Any) -> dict[str, Any]:
+    """Applies a 2D transform to 3D samples, all slices along the first axis alike."""
+    folded = {name: array.reshape(len(array), -1, *array.shape[3:]) for name, array in data.items()}
+    return {name: array.reshape(*data[name].shape[:3], *array.shape[2:]) for name, array in transform(**folded).items()}
 
 
 def spatial_transform(spec: AugmentationSpec) -> Any:
