@@ -20,6 +20,9 @@ SCALES = (0.7, 1.4)
 OUTSIDE = -1
 """Label of voxels read outside the given patch."""
 
+_MARGIN = 2
+"""Voxels of padding around labels: two neighbors of a position that is outside."""
+
 
 @dataclass(frozen=True, slots=True)
 class Affine:
@@ -110,40 +113,37 @@ def resample_labels(labels: Tensor, affine: Affine, patch_size: tuple[int, ...])
     does not grow with the number of labels; the result equals the arg-max over masks of all labels.
     """
     shape = labels.shape[1:]
-    padded = F.pad(labels, (1, 1) * len(shape), value=OUTSIDE).flatten(1)
-    lower, weights = _positions(affine, shape, patch_size, labels.device)
-    corners = torch.stack([padded[:, index] for index in _corner_indices(lower, shape)])
+    padded = F.pad(labels, (_MARGIN, _MARGIN) * len(shape), value=OUTSIDE)
+    index, fractions = _positions(affine, shape, patch_size, labels.device)
+    flat = padded.flatten(1)
+    steps = itertools.product(*((0, stride) for stride in padded.stride()[1:]))
+    corners = torch.stack([flat[:, sum(step) :].index_select(1, index) for step in steps])
     result = corners[0].clone()
     mixed = (corners != corners[0]).any(0)
     slices, voxels = mixed.nonzero(as_tuple=True)
     if len(voxels):
-        result[slices, voxels] = _winner(corners[:, slices, voxels], [weight[voxels] for weight in weights])
+        result[slices, voxels] = _winner(corners[:, slices, voxels], [fraction[voxels] for fraction in fractions])
     return result.reshape(-1, *patch_size)
 
 
 def _positions(
     affine: Affine, shape: tuple[int, ...], patch_size: tuple[int, ...], device: torch.device
-) -> tuple[list[Tensor], list[Tensor]]:
-    """For every voxel of the patch and each axis, the index below where it is read, and the fraction above that."""
-    lower, fractions = [], []
+) -> tuple[Tensor, list[Tensor]]:
+    """For every voxel of the patch, the flat index of the neighbor below it in the padded volume, and its fractions.
+
+    Positions outside are moved into the margin, where both neighbors along that axis are outside too.
+    """
+    index = torch.zeros(1, dtype=torch.int32, device=device)
+    fractions = []
     for row, size in zip(affine.matrix, shape, strict=True):
         position = torch.tensor((size - 1) / 2, dtype=torch.float32, device=device)
         for axis, (factor, extent) in enumerate(zip(row, patch_size, strict=True)):
             steps = torch.arange(extent, dtype=torch.float32, device=device) - (extent - 1) / 2
             position = position + (factor * steps).view([-1 if i == axis else 1 for i in range(len(shape))])
         below = position.floor()
-        lower.append(below.clamp(-2, size).to(torch.int64).flatten())
         fractions.append((position - below).flatten())
-    return lower, fractions
-
-
-def _corner_indices(lower: list[Tensor], shape: tuple[int, ...]) -> list[Tensor]:
-    """Flat indices, into a volume padded by 1, of the 2^d voxels around each position."""
-    indices = [torch.zeros_like(lower[0])]
-    for below, size in zip(lower, shape, strict=True):
-        pair = [(below + 1 + side).clamp(0, size + 1) for side in (0, 1)]
-        indices = [index * (size + 2) + one for index in indices for one in pair]
-    return indices
+        index = index * (size + 2 * _MARGIN) + below.clamp_(-_MARGIN, size).to(torch.int32).flatten().add_(_MARGIN)
+    return index, fractions
 
 
 def _winner(corners: Tensor, fractions: list[Tensor]) -> Tensor:
