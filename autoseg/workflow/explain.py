@@ -11,7 +11,7 @@ from autoseg.core.choices import choose
 from autoseg.core.errors import AutoSegError, MissingInput
 from autoseg.core.records import load
 from autoseg.core.workspace import Workspace
-from autoseg.datasets.check import PROBLEM_CODES
+from autoseg.datasets.problems import PROBLEM_CODES
 from autoseg.planning.plan import Decision, Plan
 
 _CODE = re.compile(r"[Ee]\d{4}")
@@ -29,7 +29,8 @@ def explain_code(code: str) -> str:
         UsageError: there is no such code.
     """
     meanings = {kind.code: _first_line(kind) for kind in _error_classes()}
-    return choose(code.upper(), {**meanings, **PROBLEM_CODES}, "error code")
+    problems = {known: f"{entry.meaning} What helps: {entry.remedy}" for known, entry in PROBLEM_CODES.items()}
+    return choose(code.upper(), {**meanings, **problems}, "error code")
 
 
 def _error_classes() -> list[type[AutoSegError]]:
