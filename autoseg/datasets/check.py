@@ -18,6 +18,7 @@ from autoseg.core.files import sha256_of_file
 from autoseg.datasets.grids import compare_grids
 from autoseg.datasets.labels import to_training_values
 from autoseg.datasets.model import Case, Dataset, Problem
+from autoseg.datasets.nnunet_folder import LABELS
 from autoseg.datasets.problems import PROBLEM_CODES
 from autoseg.datasets.scan import companions
 from autoseg.datasets.unused import unused_files
@@ -195,7 +196,8 @@ def _read_labels(dataset: Dataset, case: Case, findings: _Findings) -> LabelVolu
 
 def _expected_labels(dataset: Dataset, case: Case) -> str:
     """Where the label file of a case would lie, by the example of the others."""
-    example = next((Path(other.labels).parent for other in dataset.cases if other.labels is not None), Path())
+    usual = Path(LABELS) if dataset.layout == "nnunet" else Path()
+    example = next((Path(other.labels).parent for other in dataset.cases if other.labels is not None), usual)
     return f"{(example / case.identifier).as_posix()}{dataset.file_ending}"
 
 

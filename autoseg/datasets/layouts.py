@@ -63,10 +63,13 @@ def detect_dataset(folder: Path, layout: str | None = None) -> Dataset:
     if not folder.exists():
         raise MissingInput(f"there is no {folder.name}", where=str(folder.parent), do="check the path")
     detectors = LAYOUTS if layout is None else {layout: choose(layout, LAYOUTS, "layout")}
-    for name, detect in detectors.items():
-        dataset = detect(folder) if folder.is_dir() or name == "manifest" else None
-        if dataset is not None:
-            return dataset
+    try:
+        fitting = (detect(folder) for name, detect in detectors.items() if folder.is_dir() or name == "manifest")
+        dataset = next((dataset for dataset in fitting if dataset is not None), None)
+    except PermissionError as error:
+        raise MissingInput(f"{error.filename} may not be read", where=str(folder), do="change its rights") from error
+    if dataset is not None:
+        return dataset
     raise UnknownLayout(
         f"{folder.name} is in none of the known layouts" if layout is None else f"{folder.name} is no {layout} dataset",
         where=str(folder),

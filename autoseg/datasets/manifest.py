@@ -38,7 +38,7 @@ def detect_manifest(path: Path) -> Dataset | None:
         DataRefused: no label file can be read, or none holds a class.
     """
     file = path if path.is_file() else next((path / name for name in MANIFESTS if (path / name).is_file()), None)
-    if file is None:
+    if file is None or file.suffix.lower() not in (".csv", ".json"):
         return None
     faults: list[str] = []
     table = _read_csv(file, faults) if file.suffix.lower() == ".csv" else _read_table(file)
@@ -85,7 +85,7 @@ def _read_csv(file: Path, faults: list[str]) -> dict[str, Any]:
     rows = csv.DictReader(io.StringIO(text), delimiter=max(",;\t", key=first.count))
     columns = [column.strip() for column in rows.fieldnames or ()]
     rows.fieldnames = columns
-    images = [(column, match["channel"]) for column in columns if (match := _IMAGE_COLUMN.match(column))]
+    images = _image_columns(columns)
     case_column = _column(columns, _CASE_COLUMNS)
     label_column = _column(columns, _LABEL_COLUMNS)
     if not images or label_column is None:
@@ -93,13 +93,25 @@ def _read_csv(file: Path, faults: list[str]) -> dict[str, Any]:
             f"the columns must be case,image,label or case,image_<channel>,...,label; found: {','.join(columns)}"
         )
         return {"cases": []}
-    table: dict[str, Any] = {
-        "cases": [_entry(row, case_column, [name for name, _ in images], label_column) for row in rows]
-    }
-    names = [channel for _, channel in images]
-    if all(name and not name.isdigit() for name in names):
-        table["channel_names"] = {str(index): name for index, name in enumerate(names)}
+    try:
+        entries = [_entry(row, case_column, list(images), label_column) for row in rows]
+    except csv.Error as error:
+        faults.append(f"line {rows.line_num} cannot be read: {error}")
+        return {"cases": []}
+    table: dict[str, Any] = {"cases": entries}
+    if all(channel and not channel.isdigit() for channel in images.values()):
+        table["channel_names"] = {str(index): channel for index, channel in enumerate(images.values())}
     return table
+
+
+def _image_columns(columns: Sequence[str]) -> dict[str, str | None]:
+    """Column -> channel for the image columns, in their order, or in that of their numbers where all are numbered."""
+    found = {column: match["channel"] for column in columns if (match := _IMAGE_COLUMN.match(column))}
+    numbers = {column: int(channel) for column, channel in found.items() if channel and channel.isdecimal()}
+    return {
+        column: found[column]
+        for column in (sorted(found, key=numbers.__getitem__) if len(numbers) == len(found) else found)
+    }
 
 
 def _column(columns: Sequence[str], wanted: Sequence[str]) -> str | None:

@@ -17,6 +17,11 @@ LEGACY_FILE_ENDING = ".nii.gz"
 BACKGROUND = "background"
 IGNORE = "ignore"
 
+LARGEST_VALUE = 2**31 - 1
+"""Readers return label values as 32-bit integers."""
+
+_INDEX_DIGITS = 9
+
 _Faults = list[str]
 
 
@@ -36,7 +41,7 @@ class Description(NamedTuple):
     announced_cases: int | None
 
 
-def describe_nnunet(data: Mapping[str, Any], name: str) -> Description:
+def describe_nnunet(data: object, name: str) -> Description:
     """What an nnU-Net dataset.json declares, as one checked value.
 
     Channels come as `channel_names` (or the legacy `modality`), {"0": name, ...}, and are ordered by their number.
@@ -51,11 +56,12 @@ def describe_nnunet(data: Mapping[str, Any], name: str) -> Description:
     Raises:
         RecordFault: with every fault found, not only the first.
     """
-    faults: _Faults = []
-    channels = read_channels(data, faults)
-    labels = read_label_set(data, faults)
-    ending = _read_ending(data, faults)
-    announced = read_announced(data, faults)
+    faults: _Faults = [] if isinstance(data, Mapping) else ["it must be a table {...}"]
+    table = data if isinstance(data, Mapping) else {}
+    channels = read_channels(table, faults)
+    labels = read_label_set(table, faults)
+    ending = _read_ending(table, faults)
+    announced = read_announced(table, faults)
     refuse_faults(faults, name)
     return Description(channels, labels, ending, announced)
 
@@ -144,9 +150,9 @@ def _by_name(table: dict[str, Any]) -> dict[str, Any]:
 
 def _values_of(name: str, entry: object, faults: _Faults) -> tuple[int, ...]:
     values: list[Any] = entry if isinstance(entry, list) else [entry]
-    wrong = [value for value in values if not _is_whole(value) or value < 0]
+    wrong = [value for value in values if not _is_whole(value) or not 0 <= value <= LARGEST_VALUE]
     if wrong or not values:
-        faults.append(f"labels.{name} must be a whole number >= 0 or a list of them, not {_shown(entry)}")
+        faults.append(f"labels.{name} must be a whole number from 0 to 2^31 - 1 or a list of them, not {_shown(entry)}")
         return ()
     if len(set(values)) < len(values):
         faults.append(f"labels.{name} names a value twice: {_shown(entry)}")
@@ -218,7 +224,8 @@ def read_announced(data: Mapping[str, Any], faults: _Faults) -> int | None:
 
 
 def _as_index(key: object) -> int | None:
-    return int(key) if isinstance(key, str) and key.isascii() and key.isdigit() else None
+    is_number = isinstance(key, str) and key.isascii() and key.isdigit() and len(key) <= _INDEX_DIGITS
+    return int(str(key)) if is_number else None
 
 
 def _is_whole(value: object) -> TypeGuard[int]:

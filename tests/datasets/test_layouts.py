@@ -253,6 +253,29 @@ def test_a_manifest_file_can_be_given_itself(tmp_path):
     assert all(check_case(dataset, case).problems == () for case in dataset.cases)
 
 
+def test_numbered_image_columns_are_ordered_by_their_number(tmp_path):
+    root = manifest_csv(tmp_path / "tiny", channels=2)
+    rows = [line.split(",") for line in (root / "manifest.csv").read_text().splitlines()]
+    swapped = [",".join([row[0], row[2], row[1], row[3]]) for row in rows]
+    (root / "manifest.csv").write_text("\n".join(swapped))
+    dataset = detect_dataset(root)
+    assert dataset.cases[0].images == ("somewhere/case_a_0000.nii.gz", "somewhere/case_a_0001.nii.gz")
+
+
+def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch):
+    root = paired(tmp_path / "tiny")
+    listed = Path.iterdir
+
+    def iterdir(self):
+        if self.name == "labels":
+            raise PermissionError(13, "Permission denied", str(self))
+        return listed(self)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    with pytest.raises(MissingInput, match="labels may not be read"):
+        detect_dataset(root)
+
+
 def test_a_manifest_may_leave_out_case_names_and_be_a_list_or_a_table_of_cases(tmp_path):
     files = write_channels(tmp_path, "case_a", 1, ".nii.gz")
     write_labels(tmp_path / "truth.nii.gz", labels_of("case_a"), GRID)
@@ -268,6 +291,7 @@ def test_a_manifest_may_leave_out_case_names_and_be_a_list_or_a_table_of_cases(t
         ("manifest.csv", "case,file\na,b\n", "columns"),
         ("manifest.csv", "case,image,label\n", "lists no case"),
         ("manifest.csv", "case,image,label\na,,b\n", "cases[0]"),
+        ("manifest.csv", "case,image,label\na,b,c\n" + "x" * 200_000, "line"),
         ("manifest.json", "3", "list of cases"),
         ("manifest.json", '{"cases": 3}', "list of cases"),
         ("manifest.json", '{"cases": [], "labels": {}}', "lists no case"),
@@ -335,6 +359,8 @@ def test_a_path_that_does_not_exist_or_is_no_dataset_is_named(tmp_path):
     file.write_text("{}")
     with pytest.raises(UnknownLayout, match="no folder but a file"):
         detect_dataset(file, "nnunet")
+    with pytest.raises(UnknownLayout, match="no folder but a file"):
+        detect_dataset(nnunet(tmp_path / "tiny") / IMAGE)
 
 
 def test_listed_paths_are_kept_as_they_are_and_variables_are_not_replaced(tmp_path, monkeypatch):
@@ -348,6 +374,9 @@ def test_listed_paths_are_kept_as_they_are_and_variables_are_not_replaced(tmp_pa
     problems = check_case(dataset, dataset.cases[0]).problems
     assert [problem.code for problem in problems] == ["E0203"]
     assert "not replaced" in problems[0].what
+
+
+IMAGE = "imagesTr/case_a_0000.nii.gz"
 
 
 def _flat() -> Geometry:

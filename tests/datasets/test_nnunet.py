@@ -84,6 +84,8 @@ def test_every_fault_is_listed_at_once():
         ({"labels": {"liver": 1}}, "labels.background"),
         ({"labels": {"background": 0, "a": 1, "b": 1}}, "a and b"),
         ({"labels": {"background": 0, "a": -1}}, "labels.a"),
+        ({"labels": {"background": 0, "a": 2**31}}, "labels.a"),
+        ({"labels": {"background": 0, "a": [[1]]}}, "labels.a"),
         ({"labels": {"background": 0, "a": True}}, "labels.a"),
         ({"labels": {"background": 0, "a": []}}, "labels.a"),
         ({"labels": {"background": 0, "a": [1, 1]}}, "twice"),
@@ -111,3 +113,23 @@ def test_a_missing_count_is_tolerated():
 def test_two_legacy_classes_of_one_name_stay_apart():
     labels = {"0": "background", "1": "lesion", "2": "lesion"}
     assert describe_nnunet({**PLAIN, "labels": labels}, "twins").labels.foreground == ("lesion", "lesion (2)")
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text("01aign", max_size=6),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("01ai", max_size=4), inner, max_size=3),
+    max_leaves=8,
+)
+keys = st.sampled_from(["channel_names", "modality", "labels", "regions_class_order", "numTraining", "file_ending"])
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.dictionaries(keys, json_values, max_size=4) | json_values, st.booleans())
+def test_whatever_a_file_holds_it_is_read_or_refused(data, complete):
+    data = {**PLAIN, **data} if complete and isinstance(data, dict) else data
+    try:
+        described = describe_nnunet(data, "anything")
+    except RecordFault:
+        return
+    assert described.labels.file_values[0] == 0
+    assert len(described.labels.file_values) == described.labels.largest_value + 1
