@@ -88,6 +88,13 @@ class TrainingStopped(AutoSegError):
     code = "E0601"
 
 
+class NonFiniteLogits(AutoSegError):
+    """A network answered with infinite or undefined values."""
+
+    code = "E0602"
+    exit_code = 4
+
+
 class NotEnoughResources(AutoSegError):
     """Memory or disk does not suffice; nothing was left half done."""
 
@@ -107,3 +114,10 @@ class Interrupted(AutoSegError):
 
     code = "E0901"
     exit_code = 75
+
+
+class InterruptedEarly(Interrupted):
+    """The user or the system stopped the command before anything was worth keeping."""
+
+    code = "E0902"
+    exit_code = 130

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from autoseg.core.geometry import Shape, Spacing
 from autoseg.core.progress import Progress, silent
 from autoseg.datasets.model import LabelSet
+from autoseg.images.crop import slices
 from autoseg.images.resample import axis_matrix, coarse_axis
 from autoseg.inference.accumulate import LogitRows, Tiling
 from autoseg.inference.predictor import Predictor
@@ -78,6 +80,10 @@ def resampling_of_logits(shape: Shape, spacing_mm: Spacing, target_mm: Spacing) 
     return Resampling(tuple(shape), tuple(0 if axis == coarse else 1 for axis in range(3)))
 
 
+Decide = Callable[[Iterator[Tensor]], Tensor]
+"""Turns the planes (a, b) of one row, one per head and each at full resolution, into what is kept of the row."""
+
+
 def labels_of_rows(
     rows: Iterable[LogitRows], tiling: Tiling, resampling: Resampling, labels: LabelSet
 ) -> NDArray[np.integer]:
@@ -89,19 +95,10 @@ def labels_of_rows(
         resampling: to the grid that the labels shall have.
         labels: decides between softmax (largest logit) and sigmoid (regions painted in their order).
     """
-    kind = np.uint8 if labels.largest_value <= _LARGEST_BYTE else np.int32
-    decided = np.zeros(resampling.shape, dtype=kind)
-    axis, first, second = tiling.rolled_axes
-    rolled = np.moveaxis(decided, axis, 0)
-    decide = _painted_regions if labels.has_regions else _largest
-    in_plane: tuple[Taps | None, Taps | None] | None = None
-    for index, planes in enumerate(_resampled_rows(rows, tiling, resampling)):
-        if in_plane is None:
-            in_plane = (
-                axis_taps(tiling.shape[first], resampling.shape[first], resampling.orders[first], planes.device),
-                axis_taps(tiling.shape[second], resampling.shape[second], resampling.orders[second], planes.device),
-            )
-        rolled[index] = decide((_resampled_plane(plane, in_plane) for plane in planes), labels).cpu().numpy()
+    decided = np.zeros(resampling.shape, dtype=_kind(labels))
+    rolled = np.moveaxis(decided, tiling.rolling_axis, 0)
+    for index, kept in enumerate(_decided_rows(rows, tiling, resampling, partial(_labels_of_planes, labels=labels))):
+        rolled[index] = kept.cpu().numpy()
     return decided
 
 
@@ -124,11 +121,68 @@ def predict_case(
     Raises:
         NonFiniteLogits: a network returned an infinite or undefined value.
     """
-    resampling = resampling_of_logits(
-        placement.cropped_shape, placement.prepared_spacing_mm, placement.cropped_spacing_mm
-    )
     rows = predictor.rows(image, progress)
-    return placement.restore_labels(labels_of_rows(rows, predictor.tiling(image.shape[1:]), resampling, labels))
+    tiling = predictor.tiling(image.shape[1:])
+    return placement.restore_labels(labels_of_rows(rows, tiling, _resampling_of(placement), labels))
+
+
+def predict_case_probabilities(
+    predictor: Predictor,
+    image: NDArray[np.float32],
+    placement: Placement,
+    labels: LabelSet,
+    progress: Progress = silent,
+) -> tuple[NDArray[np.integer], NDArray[np.float16]]:
+    """Training values (z, y, x) and probabilities (heads, z, y, x) on the grid of the file.
+
+    The labels are those of `predict_case`. Outside the crop the background is certain; regions have no background
+    head and are 0 there. All heads at full resolution are held in memory, in half precision.
+
+    Args:
+        predictor: networks and how to apply them.
+        image: prepared (c, z, y, x), as preprocessing returns it.
+        placement: what preprocessing did to the case.
+        labels: classes of the plan.
+        progress: told about finished tiles.
+    """
+    tiling = predictor.tiling(image.shape[1:])
+    probabilities = np.zeros((predictor.heads, *placement.geometry.shape), dtype=np.float16)
+    probabilities[0] = 0 if labels.has_regions else 1
+    in_plan_order = probabilities.transpose(0, *(axis + 1 for axis in placement.axis_order))
+    inside = in_plan_order[slices(placement.box)]
+    decided = np.zeros(placement.cropped_shape, dtype=_kind(labels))
+    rolled_labels = np.moveaxis(decided, tiling.rolling_axis, 0)
+    rolled = np.moveaxis(inside, tiling.rolling_axis + 1, 0)
+    rows = predictor.rows(image, progress)
+    for index, planes in enumerate(_decided_rows(rows, tiling, _resampling_of(placement), _all_planes)):
+        rolled_labels[index] = _labels_of_planes(iter(planes), labels).cpu().numpy()
+        own = planes.sigmoid() if labels.has_regions else planes.softmax(0)
+        rolled[index] = own.to("cpu", torch.float16).numpy()
+    return placement.restore_labels(decided), probabilities
+
+
+def _resampling_of(placement: Placement) -> Resampling:
+    spacings = placement.prepared_spacing_mm, placement.cropped_spacing_mm
+    return resampling_of_logits(placement.cropped_shape, *spacings)
+
+
+def _kind(labels: LabelSet) -> type[np.integer]:
+    return np.uint8 if labels.largest_value <= _LARGEST_BYTE else np.int32
+
+
+def _decided_rows(
+    rows: Iterable[LogitRows], tiling: Tiling, resampling: Resampling, decide: Decide
+) -> Iterator[Tensor]:
+    """What `decide` makes of each row of the result along the rolling axis."""
+    _, first, second = tiling.rolled_axes
+    taps: tuple[Taps | None, Taps | None] | None = None
+    for planes in _resampled_rows(rows, tiling, resampling):
+        if taps is None:
+            taps = (
+                axis_taps(tiling.shape[first], resampling.shape[first], resampling.orders[first], planes.device),
+                axis_taps(tiling.shape[second], resampling.shape[second], resampling.orders[second], planes.device),
+            )
+        yield decide(_resampled_planes(planes, taps))
 
 
 def _resampled_rows(rows: Iterable[LogitRows], tiling: Tiling, resampling: Resampling) -> Iterator[Tensor]:
@@ -153,12 +207,18 @@ def _resampled_rows(rows: Iterable[LogitRows], tiling: Tiling, resampling: Resam
             below = current.clone()
 
 
-def _resampled_plane(plane: Tensor, taps: tuple[Taps | None, Taps | None]) -> Tensor:
-    if taps[1] is not None:
-        plane = taps[1].apply(plane, 1)
-    if taps[0] is not None:
-        plane = taps[0].apply(plane, 0)
-    return plane
+def _resampled_planes(planes: Tensor, taps: tuple[Taps | None, Taps | None]) -> Iterator[Tensor]:
+    for plane in planes:
+        narrow = plane if taps[1] is None else taps[1].apply(plane, 1)
+        yield narrow if taps[0] is None else taps[0].apply(narrow, 0)
+
+
+def _all_planes(planes: Iterator[Tensor]) -> Tensor:
+    return torch.stack(list(planes))
+
+
+def _labels_of_planes(planes: Iterator[Tensor], labels: LabelSet) -> Tensor:
+    return _painted_regions(planes, labels) if labels.has_regions else _largest(planes, labels)
 
 
 def _largest(planes: Iterator[Tensor], labels: LabelSet) -> Tensor:

@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoseg.core.errors import NotEnoughResources
+from autoseg.core.errors import NonFiniteLogits, NotEnoughResources
 from autoseg.inference.accumulate import Tiling, allocate
-from autoseg.inference.predictor import NonFiniteLogits, Predictor
+from autoseg.inference.predictor import Predictor
 from autoseg.inference.windows import gaussian_weights, sliding_windows
 from tests.inference.examples import VoxelWise, configuration, random_unet, reference_network
 
@@ -176,7 +176,12 @@ def test_less_memory_means_fewer_tiles_then_main_memory_then_the_cpu():
     predictor = Predictor((), configuration((4, 4, 4)), 2, device="meta", tile_batch=4)
     steps = []
     while predictor is not None:
-        steps.append((predictor.tile_batch, str(predictor.device), predictor.slab_device))
+        steps.append((predictor.tiles_at_once, str(predictor.device), predictor.slab_device))
         predictor = predictor.with_less_memory()
     expected = [(4, "meta", None), (2, "meta", None), (1, "meta", None), (1, "meta", "cpu"), (1, "cpu", "cpu")]
     assert steps == expected
+
+
+def test_small_tiles_are_computed_together_and_large_ones_alone():
+    counts = [Predictor((), configuration(patch), 2).tiles_at_once for patch in ((16, 16), (128, 128), (40, 56, 40))]
+    assert counts == [16, 4, 1]

@@ -20,7 +20,14 @@ from autoseg.images.resample import coarse_axis, resample_image
 from autoseg.images.volume import Volume
 from autoseg.inference.accumulate import LogitRows, Tiling
 from autoseg.inference.predictor import Predictor
-from autoseg.inference.restore import Resampling, axis_taps, labels_of_rows, predict_case, resampling_of_logits
+from autoseg.inference.restore import (
+    Resampling,
+    axis_taps,
+    labels_of_rows,
+    predict_case,
+    predict_case_probabilities,
+    resampling_of_logits,
+)
 from autoseg.preprocessing.prepare import Preparation, prepare
 from tests.inference.examples import VoxelWise, configuration, random_unet
 
@@ -150,6 +157,27 @@ def test_a_threshold_learned_voxel_by_voxel_comes_back_where_it_was():
     predictor = Predictor((VoxelWise(2),), configuration((4, 4, 4)), 2, mirror_axes=(0, 1))
     labels = LabelSet({"background": (0,), "bright": (1,)})
     assert np.array_equal(predict_case(predictor, prepared.image, prepared.placement, labels), array[0] > 0)
+
+
+@pytest.mark.parametrize("labels", [THREE, REGIONS])
+def test_probabilities_agree_with_the_labels_and_are_certain_outside_the_crop(labels):
+    array = np.zeros((1, 9, 10, 12), np.float32)
+    array[0, 2:8, 1:9, 3:] = np.random.default_rng(0).normal(size=(6, 8, 9)) + 4
+    volume = Volume(array, Geometry((9, 10, 12), (2.0, 1.0, 1.0)))
+    prepared = prepare(volume, None, Preparation((1, 0, 2), (0.7, 1.5, 1.0), ("zscore",), (False,), (None,)))
+    predictor = Predictor((random_unet(3, heads=labels.head_count),), configuration((8, 8, 8)), labels.head_count)
+    found, probabilities = predict_case_probabilities(predictor, prepared.image, prepared.placement, labels)
+    assert np.array_equal(found, predict_case(predictor, prepared.image, prepared.placement, labels))
+    assert (probabilities.shape, probabilities.dtype) == ((labels.head_count, 9, 10, 12), np.float16)
+    assert (probabilities[1:, :2] == 0).all()
+    if labels.has_regions:
+        assert (probabilities[:, :2] == 0).all()
+        assert np.array_equal(found > 0, (probabilities > 0.5).any(0))
+    else:
+        assert (probabilities[0, :2] == 1).all()
+        assert np.allclose(probabilities.astype(np.float32).sum(0), 1, atol=2e-3)
+        lead = np.diff(np.sort(probabilities.astype(np.float32), 0)[-2:], axis=0)[0]
+        assert np.array_equal(found[lead > 0], probabilities.argmax(0)[lead > 0])
 
 
 MEMORY_CHECK = """
