@@ -1,7 +1,7 @@
 """Resampling to another spacing, equal to nnU-Net's, as small matrix products along each axis.
 
 Spline interpolation on a grid is separable and linear, so along one axis it is a matrix (voxels out x voxels in) that
-depends on the two lengths alone. The matrices are read off scipy by letting it interpolate unit vectors.
+depends on the two lengths alone. The matrices are read off scipy by letting it interpolate unit lines.
 """
 
 from __future__ import annotations
@@ -65,15 +65,31 @@ def axis_matrix(n_in: int, n_out: int, order: int) -> NDArray[np.float64]:
     Args:
         n_in: voxels before.
         n_out: voxels after.
-        order: of the spline: 0 nearest, 1 linear, 3 cubic.
+        order: of the spline: 0 nearest, 1 linear or 3 cubic.
 
     Source: skimage.transform.resize (mode "edge"), which is scipy.ndimage.zoom in grid mode.
     """
-    matrix: NDArray[np.float64] = np.eye(n_in)
-    if n_in != n_out:
-        lines = [ndimage.zoom(unit, n_out / n_in, order=order, mode="nearest", grid_mode=True) for unit in matrix]
-        matrix = np.stack(lines, axis=1)
+    if n_in == n_out:
+        matrix: NDArray[np.float64] = np.eye(n_in)
+    elif order == IMAGE_ORDER:
+        matrix = _cubic_matrix(n_in, n_out)
+    else:
+        matrix = ndimage.zoom(np.eye(n_in), (n_out / n_in, 1), order=order, mode="nearest", grid_mode=True)
     matrix.setflags(write=False)
+    return matrix
+
+
+def _cubic_matrix(n_in: int, n_out: int) -> NDArray[np.float64]:
+    """Cubic B-spline interpolation of unit lines: scipy's prefilter, then the four basis weights of each position."""
+    edge = 12  # voxels by which scipy repeats both ends before it filters
+    coefficients = ndimage.spline_filter1d(np.pad(np.eye(n_in), ((edge, edge), (0, 0)), mode="edge"), 3, axis=0)
+    positions = (np.arange(n_out) + 0.5) * (n_in / n_out) - 0.5 + edge
+    first = np.floor(positions).astype(np.intp) - 1
+    t = positions - np.floor(positions)
+    weights = ((1 - t) ** 3 / 6, (4 - 6 * t**2 + 3 * t**3) / 6, (1 + 3 * t + 3 * t**2 - 3 * t**3) / 6, t**3 / 6)
+    matrix = np.zeros((n_out, n_in))
+    for offset, weight in enumerate(weights):
+        matrix += weight[:, None] * coefficients[first + offset]
     return matrix
 
 

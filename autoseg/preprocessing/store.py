@@ -6,6 +6,7 @@ changed plan gets another. In it every case has a folder `image.npy labels.npy l
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoseg.core.errors import AutoSegError, IntegrityRefusal
-from autoseg.core.files import atomic_folder, sha256_of_file
+from autoseg.core.files import sha256_of_file, temporary_beside
 from autoseg.core.records import content_hash, load, to_json
 from autoseg.datasets.model import LabelSet
 from autoseg.fingerprint.model import Fingerprint
@@ -157,6 +158,9 @@ def is_intact(folder: Path, content: str) -> bool:
 def write_case(folder: Path, content: str, prepared: Prepared, locations: dict[int, NDArray[np.integer[Any]]]) -> None:
     """Writes a prepared case; it appears complete under its name or not at all.
 
+    Nothing is forced onto the disk, which takes longer than preparing a small case: what a power cut damages,
+    `is_intact` finds and the next run prepares anew.
+
     Args:
         folder: of the case, named by its identifier.
         content: hash of the files that it was made from.
@@ -165,7 +169,9 @@ def write_case(folder: Path, content: str, prepared: Prepared, locations: dict[i
     """
     assert prepared.labels is not None, "cases without labels are not stored"
     rows = np.concatenate(list(locations.values())) if locations else np.zeros((0, 3), np.int16)
-    with atomic_folder(folder) as temporary:
+    temporary = temporary_beside(folder)
+    temporary.mkdir(parents=True)
+    try:
         for name, array in ((IMAGE, prepared.image), (LABELS, prepared.labels), (LOCATIONS, rows)):
             np.save(temporary / name, array, allow_pickle=False)
         files = {
@@ -174,6 +180,10 @@ def write_case(folder: Path, content: str, prepared: Prepared, locations: dict[i
         counts = {str(key): len(found) for key, found in locations.items()}
         record = CaseRecord(STORE_VERSION, folder.name, content, prepared.placement, counts, files)
         (temporary / RECORD).write_text(to_json(record))
+        shutil.rmtree(folder, ignore_errors=True)  # a damaged one, or one of other files
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _refuse_wrong_sizes(folder: Path, record: CaseRecord) -> None:
