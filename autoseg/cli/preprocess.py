@@ -1,0 +1,50 @@
+"""`autoseg preprocess`: fill the store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from autoseg.cli.options import dataset_argument, jobs_option, output_options, work_option, workspace_of
+from autoseg.cli.output import Output
+
+if TYPE_CHECKING:
+    from autoseg.preprocessing.fill import StoreResult
+
+_SOME_CASES_FAILED = 4
+
+
+@click.command()
+@dataset_argument
+@work_option
+@click.option("--configuration", "configurations", multiple=True, help="Repeatable.  [default: all in the plan]")
+@jobs_option
+@output_options
+def preprocess(dataset: Path, work: Path | None, configurations: tuple[str, ...], jobs: int, output: Output) -> int:
+    """Fill the store of preprocessed cases; train does it by itself when needed."""
+    from autoseg.workflow.preprocess import preprocess_dataset
+
+    workspace = workspace_of(dataset, work)
+    output.log_to(workspace.logs, "preprocess")
+    with output.progress("Preparing") as progress:
+        results = preprocess_dataset(workspace, configurations, jobs=jobs, progress=progress)
+    rows = [
+        (name, len(result.done), len(result.reused), len(result.failures), result.folder)
+        for name, result in results.items()
+    ]
+    output.table(("configuration", "prepared", "were there", "failed", "store"), rows)
+    failures = {case: reason for result in results.values() for case, reason in result.failures.items()}
+    output.table(("case", "why it failed"), sorted(failures.items()))
+    output.emit({"configurations": {name: _document(result) for name, result in results.items()}})
+    return _SOME_CASES_FAILED if failures else 0
+
+
+def _document(result: StoreResult) -> dict[str, object]:
+    return {
+        "store": str(result.folder),
+        "done": list(result.done),
+        "reused": list(result.reused),
+        "failures": result.failures,
+    }
