@@ -13,6 +13,7 @@ from autoseg.core.workers import map_supervised
 from autoseg.datasets.check import check_across, check_case
 from autoseg.datasets.model import Case, Dataset, Problem
 from autoseg.datasets.problems import PROBLEM_CODES
+from autoseg.datasets.scan import companions, relative
 from autoseg.fingerprint.extract import ExtractedCase, Sketch, case_statistics, combine
 from autoseg.fingerprint.model import Fingerprint
 
@@ -43,7 +44,7 @@ class SurveyedCase:
 
     Attributes:
         identifier: of the case.
-        files: its files as they were.
+        files: its files as they were, spacing and voxels that lie beside them included.
         content: hash of their bytes.
         problems: of this case alone.
         foreground: sketches of the foreground intensities, one per channel; empty if refused or without foreground.
@@ -143,8 +144,10 @@ def _known_cases(known: Survey | None, read_as: str) -> dict[str, _Examined]:
 
 
 def _stamps(dataset: Dataset, case: Case) -> tuple[FileStamp, ...]:
+    root = Path(dataset.root)
     files = [*case.images, *([] if case.labels is None else [case.labels])]
-    return tuple(_stamp(dataset.root, file) for file in files)
+    beside = [relative(path, root) for file in files for path in companions(root / file)]
+    return tuple(_stamp(dataset.root, file) for file in (*files, *beside))
 
 
 def _stamp(root: str, file: str) -> FileStamp:

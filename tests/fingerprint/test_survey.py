@@ -11,6 +11,7 @@ from autoseg.core.records import from_json, to_json
 from autoseg.datasets.layouts import detect_dataset
 from autoseg.fingerprint import survey as module
 from autoseg.fingerprint.survey import Survey, survey
+from tests.datasets.arrangements import nnunet
 
 
 def write_volume(path: Path, array: np.ndarray) -> None:
@@ -113,3 +114,14 @@ def test_real_fingerprints_equal_the_reference(shared, name):
         for field, value in expected.items():
             scale = abs(value) + expected["std"]
             assert getattr(found.intensities[int(channel)], field) == pytest.approx(value, abs=0.01 * scale)
+
+
+def test_a_changed_spacing_beside_a_stack_is_noticed(tmp_path):
+    root = nnunet(tmp_path / "tiny", ending=".tif")
+    dataset = detect_dataset(root)
+    first = survey(dataset, None, jobs=1)
+    for folder in ("imagesTr", "labelsTr"):
+        (root / folder / "case_a.json").write_text(json.dumps({"spacing": [7.0, 1.0, 1.5]}))
+    second = survey(dataset, first, jobs=1)
+    assert [case.spacing_mm[0] for case in first.fingerprint.cases] == [3.0, 3.0, 3.0]
+    assert [case.spacing_mm[0] for case in second.fingerprint.cases] == [7.0, 3.0, 3.0]
