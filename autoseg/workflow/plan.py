@@ -56,7 +56,7 @@ def plan_dataset(
         CasesRefused: no usable case is left, or `strict` and any case is refused. What was found is written all the
             same, so that the table of problems can be read.
     """
-    dataset = detect_dataset(folder, layout)
+    dataset = detect_dataset(folder.resolve(), layout)
     logger.info("%s: %s", folder, dataset.layout_reason)
     previous = _previous_survey(workspace)
     found = survey(dataset, previous, jobs=jobs, progress=progress)
