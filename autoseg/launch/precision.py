@@ -60,7 +60,7 @@ def choose_compute(
         only = candidates[0]
         return ComputeChoice(only, f"{only.precision}, {_words(only)}: the only choice on {device} with this recipe")
     patch = _probe_patch(network, configuration, channels, candidates[0])
-    seconds = [_seconds(network, (1, channels, *patch), candidate) for candidate in candidates]
+    seconds = _interleaved_seconds(network, (1, channels, *patch), candidates)
     best = _fastest(seconds)
     measured = ", ".join(
         f"{c.precision} {_words(c)} {1000 * s:.0f} ms" for c, s in zip(candidates, seconds, strict=True)
@@ -103,9 +103,15 @@ def compiled(network: nn.Module, shape: Sequence[int], compute: Compute) -> tupl
     return forward, "network compiled with torch.compile"
 
 
+def _interleaved_seconds(network: nn.Module, shape: Sequence[int], candidates: Sequence[Compute]) -> list[float]:
+    """The best time of each candidate; they take turns, so that a moment of load hits none of them alone."""
+    rounds = [[_seconds(network, shape, candidate, 1) for candidate in candidates] for _ in range(_TIMED_STEPS)]
+    return [min(times) for times in zip(*rounds, strict=True)]
+
+
 def step_seconds(network: nn.Module, shape: Sequence[int], compute: Compute) -> float:
     """Seconds of one forward and backward pass with a batch (b, c, *patch), the first one not counted."""
-    return _seconds(network, shape, compute)
+    return _seconds(network, shape, compute, _TIMED_STEPS)
 
 
 def _candidates(device: torch.device, precision: str, memory_format: str) -> list[Compute]:
@@ -127,24 +133,24 @@ def _probe_patch(network: nn.Module, configuration: Configuration, channels: int
     """The largest patch, by halving axes of the planned one, that leaves every candidate its share of the second."""
     strides = torch.tensor(configuration.network.strides).prod(0).tolist()
     patch = [max(2 * s, s) if p > s else s for p, s in zip(configuration.patch_size, strides, strict=True)]
-    allowed = PROBE_SECONDS / 4 / (_TIMED_STEPS + 1)
-    seconds = _seconds(network, (1, channels, *patch), compute)
+    allowed = PROBE_SECONDS / 4 / (2 * _TIMED_STEPS)
+    seconds = _seconds(network, (1, channels, *patch), compute, 1)
     while seconds * 2 < allowed:
         growing = [axis for axis in range(len(patch)) if patch[axis] < configuration.patch_size[axis]]
         if not growing:
             break
         axis = min(growing, key=lambda a: patch[a] / configuration.patch_size[a])
         patch[axis] = min(2 * patch[axis], configuration.patch_size[axis])
-        seconds = _seconds(network, (1, channels, *patch), compute)
+        seconds = _seconds(network, (1, channels, *patch), compute, 1)
     return tuple(patch)
 
 
-def _seconds(network: nn.Module, shape: Sequence[int], compute: Compute) -> float:
+def _seconds(network: nn.Module, shape: Sequence[int], compute: Compute, steps: int) -> float:
     network = compute.place_network(network, len(shape) - 2)
     image = torch.zeros(*shape)
     _forward_backward(network, network, image, compute)
     times = []
-    for _ in range(_TIMED_STEPS):
+    for _ in range(steps):
         begin = time.perf_counter()
         _forward_backward(network, network, image, compute)
         times.append(time.perf_counter() - begin)

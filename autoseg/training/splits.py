@@ -71,13 +71,13 @@ def fold_number(folds: Sequence[Fold], identifiers: Collection[str], number: int
 def settle_folds(
     usable: Collection[str], refused: Collection[str], dataset_folder: Path, work_file: Path
 ) -> tuple[Fold, ...]:
-    """The folds of a dataset, written to the work folder: the user's if there are any, else nnU-Net's.
+    """The folds of a dataset: the user's if there are any, else nnU-Net's. Writes nothing.
 
     Args:
         usable: identifiers of the cases that passed the check.
         refused: identifiers of labeled cases that did not; they are taken out of the user's folds with a warning.
         dataset_folder: searched for `USER_FILES`.
-        work_file: `splits.json` of the work folder.
+        work_file: `splits.json` of the work folder; if somebody edited it, it counts as the user's.
 
     Raises:
         RecordFault: the user's folds name unknown cases or train on what they validate.
@@ -86,13 +86,15 @@ def settle_folds(
         if (dataset_folder / name).is_file() and (dataset_folder / name) != work_file:
             folds = read_folds(dataset_folder / name, usable, refused)
             _log.info("folds: %d of your %s", len(folds), name)
-            break
-    else:
-        folds = _kept_or_new(usable, refused, work_file)
+            return folds
+    return _kept_or_new(usable, refused, work_file)
+
+
+def save_folds(folds: Sequence[Fold], path: Path) -> None:
+    """Writes the folds in nnU-Net's format, unless the file holds them already."""
     text = to_json(folds_record(folds))
-    if not work_file.exists() or work_file.read_text() != text:
-        write_atomic(work_file, text)
-    return folds
+    if not path.exists() or path.read_text() != text:
+        write_atomic(path, text)
 
 
 def read_folds(path: Path, usable: Collection[str], refused: Collection[str] = ()) -> tuple[Fold, ...]:

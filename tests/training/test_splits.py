@@ -6,7 +6,16 @@ from pathlib import Path
 import pytest
 
 from autoseg.core.errors import RecordFault
-from autoseg.training.splits import Fold, fold_number, folds_record, make_folds, random_fold, read_folds, settle_folds
+from autoseg.training.splits import (
+    Fold,
+    fold_number,
+    folds_record,
+    make_folds,
+    random_fold,
+    read_folds,
+    save_folds,
+    settle_folds,
+)
 
 NAMES = [f"case_{i:03d}" for i in range(12)]
 
@@ -46,12 +55,15 @@ def test_the_users_folds_win_and_lose_refused_cases(tmp_path: Path) -> None:
     work = tmp_path / "work" / "splits.json"
     folds = settle_folds([n for n in NAMES if n != NAMES[4]], [NAMES[4]], tmp_path, work)
     assert folds == (Fold(tuple(NAMES[:3]), (NAMES[3],)),)
+    save_folds(folds, work)
     assert json.loads(work.read_text()) == [{"train": NAMES[:3], "val": [NAMES[3]]}]
 
 
 def test_our_own_folds_follow_the_cases_but_edited_ones_stay(tmp_path: Path) -> None:
     work = tmp_path / "splits.json"
-    assert settle_folds(NAMES[:6], [], tmp_path / "data", work) == make_folds(NAMES[:6])
+    folds = settle_folds(NAMES[:6], [], tmp_path / "data", work)
+    assert folds == make_folds(NAMES[:6])
+    save_folds(folds, work)
     assert settle_folds(NAMES[:7], [], tmp_path / "data", work) == make_folds(NAMES[:7])
     edited = [{"train": NAMES[:3], "val": NAMES[3:5]}]
     work.write_text(json.dumps(edited))

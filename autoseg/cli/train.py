@@ -1,0 +1,181 @@
+"""`autoseg train`: train what the plan holds; the same command again resumes."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from autoseg.cli.options import (
+    dataset_argument,
+    device_option,
+    dry_run_option,
+    jobs_option,
+    output_options,
+    seed_option,
+    work_option,
+    workspace_of,
+)
+from autoseg.cli.output import Output, show_error
+from autoseg.core.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from autoseg.core.workspace import Workspace
+    from autoseg.workflow.train import RunReport, TrainOptions, TrainReport
+
+_SECONDS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0}
+
+
+class Duration(click.ParamType[float]):
+    """A time span like 20m, 8h, 1h30m or 90s, in seconds."""
+
+    name = "TIME"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The seconds, or a usage error."""
+        if isinstance(value, float):
+            return value
+        text = str(value).strip().lower()
+        parts = re.findall(r"(\d+(?:\.\d+)?)([dhms])", text)
+        seconds = sum(float(number) * _SECONDS[unit] for number, unit in parts)
+        if "".join(number + unit for number, unit in parts) != text or seconds <= 0:
+            self.fail(f"{value!r} is not a time span; write for example 20m, 8h or 1h30m", param, ctx)
+        return seconds
+
+
+@click.command()
+@dataset_argument
+@work_option
+@click.option("--configuration", "configurations", multiple=True, help="2d, 3d_fullres, ...  [default: all]")
+@click.option("--fold", "folds", multiple=True, type=click.IntRange(min=0), help="Number of a fold.  [default: all]")
+@click.option("--recipe", help="default, cpu, or a YAML file.  [default: cpu for the preset cpu, else default]")
+@click.option("--epochs", type=click.IntRange(min=1), help="Instead of the recipe's.")
+@click.option("--steps", type=click.IntRange(min=1), help="Steps per epoch, instead of the recipe's.")
+@click.option("--budget", type=Duration(), help="Wall time for everything (20m, 8h); chooses the epochs.")
+@click.option("--fresh", is_flag=True, help="Discard the runs that exist, and begin again.")
+@seed_option
+@device_option
+@jobs_option
+@dry_run_option
+@output_options
+def train(dataset: Path, work: Path | None, output: Output, **options: Any) -> int:
+    """Train what the plan holds: configurations x folds; the same command again resumes."""
+    started = time.monotonic()
+    from autoseg.launch.interrupts import seconds_since_start, stoppable
+    from autoseg.workflow.train import TrainOptions
+    from autoseg.workflow.train import train as train_all
+
+    workspace = workspace_of(dataset, work)
+    chosen = TrainOptions(
+        configurations=options["configurations"],
+        folds=options["folds"],
+        recipe=options["recipe"],
+        epochs=options["epochs"],
+        steps=options["steps"],
+        budget_seconds=options["budget"],
+        started=min(started, time.monotonic() - seconds_since_start()),
+        is_fresh=options["fresh"],
+        seed=options["seed"],
+        device=options["device"],
+        jobs=options["jobs"],
+    )
+    if options["dry_run"]:
+        return _show_queue(workspace, chosen, output)
+    output.log_to(workspace.logs, "train")
+    with stoppable() as check_stop, _progress(output) as (of_cases, of_steps):
+        report = train_all(workspace, chosen, check_stop, store_progress=of_cases, step_progress=of_steps)
+    return _show(report, output)
+
+
+@contextmanager
+def _progress(output: Output) -> Iterator[tuple[Progress, Progress]]:
+    """Progress of preprocessed cases and of steps: on a terminal one bar with the log lines above it.
+
+    Elsewhere a line now and then for the cases, and none for the steps, as every epoch has its own.
+    """
+    if not sys.stderr.isatty():
+        with output.progress("Preprocessing") as progress:
+            yield progress, silent
+        return
+    streams = [entry for entry in logging.getLogger("autoseg").handlers if type(entry) is logging.StreamHandler]
+    before = sys.stderr
+    with output.progress("Training") as progress:
+        for handler in streams:
+            handler.setStream(sys.stderr)  # which the bar has replaced by one that writes above it
+        try:
+            yield progress, progress
+        finally:
+            for handler in streams:
+                handler.setStream(before)
+
+
+def _show_queue(workspace: Workspace, options: TrainOptions, output: Output) -> int:
+    from autoseg.workflow.train import make_queue
+
+    queue = make_queue(workspace, options)
+    recipe = queue.recipe
+    rows = [
+        (run.configuration.name, run.number, len(run.fold.train), len(run.fold.val), run.state) for run in queue.runs
+    ]
+    output.table(("configuration", "fold", "train", "validate", "state"), rows, title="Queue")
+    length = f"{recipe.epochs} epochs of {recipe.steps_per_epoch} steps"
+    budget = options.budget_seconds
+    output.say(f"each {length}" if budget is None else f"{budget:g} s in all, split evenly over what is not done")
+    output.say("nothing was written (--dry-run)")
+    keys = ("configuration", "fold", "train", "validate", "state")
+    runs = [dict(zip(keys, row, strict=True)) for row in rows]
+    steps = {"epochs": recipe.epochs, "steps": recipe.steps_per_epoch, "budget_seconds": budget}
+    output.emit({"runs": runs, **steps})
+    return 0
+
+
+def _show(report: TrainReport, output: Output) -> int:
+    rows = []
+    for run in report.runs:
+        status = run.status
+        dice = "" if status is None or status.foreground_dice is None else f"{status.foreground_dice:.4f}"
+        cases = "" if status is None else status.validated_cases
+        epochs = "" if status is None else f"{status.epochs}/{status.epochs_planned}"
+        seconds = "" if status is None else f"{status.seconds:.0f}"
+        rows.append((run.configuration, run.fold, run.state, epochs, seconds, dice, cases))
+    columns = ("configuration", "fold", "state", "epochs", "seconds", "mean Dice", "cases validated")
+    output.table(columns, rows, title="Runs")
+    for case, why in report.failures.items():
+        output.say(f"not trained on: {case}: {why}")
+    output.emit(_document(report))
+    if report.stop is not None:
+        show_error(report.stop)
+    else:
+        for run in report.runs:
+            if run.error is not None:
+                show_error(run.error)
+    return report.exit_code
+
+
+def _document(report: TrainReport) -> dict[str, Any]:
+    return {
+        "device": report.device,
+        "runs": [_run_document(run) for run in report.runs],
+        "failed_cases": report.failures,
+        "error": None if report.stop is None else str(report.stop),
+    }
+
+
+def _run_document(run: RunReport) -> dict[str, Any]:
+    from autoseg.core.records import to_data
+
+    status = {} if run.status is None else to_data(run.status)
+    dice = status.pop("validation", None)
+    mean = None if dice is None else {name: {"dice": value} for name, value in dice.items()}
+    foreground = {"dice": status.pop("foreground_dice", None)}
+    validation = None if mean is None else {"mean": mean, "foreground_mean": foreground}
+    own = {"configuration": run.configuration, "fold": run.fold, "folder": run.folder}
+    error = None if run.error is None else str(run.error)
+    return {**own, **status, "state": run.state, "validation": validation, "error": error}

@@ -1,0 +1,427 @@
+"""Training what the plan holds: a queue of configurations x folds, each resumed, run, or found done."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from autoseg.core.choices import choose
+from autoseg.core.errors import (
+    AutoSegError,
+    DataRefused,
+    Interrupted,
+    MissingInput,
+    NotEnoughResources,
+    RecordFault,
+    UsageError,
+)
+from autoseg.core.progress import Progress, silent
+from autoseg.core.records import load
+from autoseg.core.workspace import RunFolder, Workspace
+from autoseg.datasets.model import Dataset
+from autoseg.fingerprint.model import Fingerprint
+from autoseg.launch.devices import choose_device, use_cores
+from autoseg.planning.plan import Configuration, Plan
+from autoseg.preprocessing.fill import fill_store
+from autoseg.training.recipe import Recipe, load_recipe
+from autoseg.training.record import RunRecord, RunStatus, differing
+from autoseg.training.splits import Fold, fold_number, save_folds, settle_folds
+from autoseg.workflow.run_setup import Job, check_same_plan, discard
+from autoseg.workflow.training_run import run_job
+
+MOST_READERS = 4
+"""Threads that cut batches, per run (assumption: more only wait for each other)."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainOptions:
+    """What the user asked for; None and empty mean the default.
+
+    Attributes:
+        configurations: names; default: all that can be trained.
+        folds: numbers; default: all.
+        recipe: name or file; default: "cpu" for the preset of that name, else "default".
+        epochs: instead of the recipe's.
+        steps: per epoch, instead of the recipe's.
+        budget_seconds: wall time of the whole command.
+        started: `time.monotonic()` at which the command started; the budget counts from there.
+        is_fresh: whether runs that exist are discarded.
+        seed: of everything random.
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
+        jobs: worker processes for preprocessing, and threads that cut batches.
+    """
+
+    configurations: tuple[str, ...] = ()
+    folds: tuple[int, ...] = ()
+    recipe: str | None = None
+    epochs: int | None = None
+    steps: int | None = None
+    budget_seconds: float | None = None
+    started: float = field(default_factory=time.monotonic)
+    is_fresh: bool = False
+    seed: int = 0
+    device: str = "auto"
+    jobs: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class QueuedRun:
+    """A run of the queue.
+
+    Attributes:
+        configuration: to train.
+        number: of the fold.
+        fold: its cases.
+        folder: of the run.
+        state: "new", "started" or "done", before this command.
+    """
+
+    configuration: Configuration
+    number: int
+    fold: Fold
+    folder: RunFolder
+    state: str
+
+
+@dataclass(frozen=True, slots=True)
+class RunReport:
+    """What became of a run.
+
+    Attributes:
+        configuration: name.
+        fold: number.
+        folder: of the run.
+        state: "done", "failed", "interrupted" or "busy" (another process has it).
+        status: where it stands; None if it did not get so far.
+        error: what stopped it.
+    """
+
+    configuration: str
+    fold: int
+    folder: str
+    state: str
+    status: RunStatus | None = None
+    error: AutoSegError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TrainReport:
+    """What the command did.
+
+    Attributes:
+        runs: those that were come to, in the order of the queue.
+        device: a sentence.
+        failures: cases that could not be preprocessed -> why.
+        stop: the error that the command ends with, or None.
+    """
+
+    runs: tuple[RunReport, ...]
+    device: str
+    failures: dict[str, str]
+    stop: AutoSegError | None = None
+
+    @property
+    def exit_code(self) -> int:
+        """0; 4 if a run or a case failed; or that of what stopped the command."""
+        if self.stop is not None:
+            return self.stop.exit_code
+        return 4 if self.failures or any(run.state == "failed" for run in self.runs) else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """What is to be trained.
+
+    Attributes:
+        plan: of the dataset.
+        dataset: where the files are.
+        fingerprint: its cases are trained on.
+        recipe: asked for.
+        folds: of the dataset.
+        runs: in order.
+    """
+
+    plan: Plan
+    dataset: Dataset
+    fingerprint: Fingerprint
+    recipe: Recipe
+    folds: tuple[Fold, ...]
+    runs: tuple[QueuedRun, ...]
+
+    def open_runs(self, configuration: str) -> list[QueuedRun]:
+        """Runs of a configuration that are not done."""
+        return [run for run in self.runs if run.configuration.name == configuration and run.state != "done"]
+
+
+def make_queue(workspace: Workspace, options: TrainOptions) -> Queue:
+    """Reads the plan and lists the runs; writes nothing.
+
+    Raises:
+        MissingInput: there is no plan yet.
+        DataRefused: the dataset has regions or an ignore label, for which training is not built yet.
+        UsageError: no such configuration or recipe.
+    """
+    plan: Plan = _load_planned(Plan, workspace.plan)
+    dataset: Dataset = _load_planned(Dataset, workspace.dataset)
+    fingerprint: Fingerprint = _load_planned(Fingerprint, workspace.fingerprint)
+    _refuse_unsupported(plan)
+    named = options.recipe or ("cpu" if plan.preset == "cpu" else "default")
+    recipe = load_recipe(named, epochs=options.epochs, steps=options.steps)
+    usable = {case.identifier for case in fingerprint.cases}
+    refused = {case.identifier for case in dataset.cases} - usable
+    folds = settle_folds(usable, refused, Path(dataset.root), workspace.splits)
+    runs = [
+        QueuedRun(configuration, number, fold_number(folds, usable, number), folder, _state(folder, options))
+        for configuration in _chosen(plan, options.configurations)
+        for number in options.folds or range(len(folds))
+        for folder in [workspace.run(configuration.name, number)]
+    ]
+    return Queue(plan, dataset, fingerprint, recipe, folds, tuple(runs))
+
+
+def train(
+    workspace: Workspace,
+    options: TrainOptions,
+    check_stop: Callable[[], None],
+    *,
+    store_progress: Progress = silent,
+    step_progress: Progress = silent,
+) -> TrainReport:
+    """Preprocesses what is missing and trains the queue.
+
+    An interruption or a lack of resources ends the queue; a run that fails by itself does not.
+
+    Args:
+        workspace: with a plan.
+        options: what the user asked for.
+        check_stop: raises Interrupted when the user wants to stop.
+        store_progress: told about preprocessed cases.
+        step_progress: told about steps of the present run.
+    """
+    queue = make_queue(workspace, options)
+    save_folds(queue.folds, workspace.splits)
+    threads = use_cores()
+    device, because = choose_device(options.device)
+    _log.info("%s; %d threads", because, threads)
+    trainer = _Trainer(queue, workspace, options, device, check_stop, store_progress, step_progress)
+    reports, stop = trainer.work_through()
+    return TrainReport(tuple(reports), because, trainer.failures, stop)
+
+
+@dataclass(slots=True)
+class _Trainer:
+    """Works through a queue."""
+
+    queue: Queue
+    workspace: Workspace
+    options: TrainOptions
+    device: torch.device
+    check_stop: Callable[[], None]
+    store_progress: Progress
+    step_progress: Progress
+    failures: dict[str, str] = field(default_factory=dict)
+    stores: dict[str, Path] = field(default_factory=dict)
+    deadline: float | None = None
+
+    def work_through(self) -> tuple[list[RunReport], AutoSegError | None]:
+        """A report for each run come to, and what stops the command."""
+        if self.options.budget_seconds is not None:
+            spent = sum(_seconds_spent(run.folder) for run in self.queue.runs if run.state == "started")
+            self.deadline = self.options.started + self.options.budget_seconds - spent
+        reports: list[RunReport] = []
+        try:
+            for name in dict.fromkeys(run.configuration.name for run in self.queue.runs):
+                self._fill_store(name)
+            left = sum(run.state != "done" for run in self.queue.runs)
+            for run in self.queue.runs:
+                reports.append(self._do(run, left))
+                left -= run.state != "done"
+                if isinstance(reports[-1].error, Interrupted | NotEnoughResources) and reports[-1].state != "busy":
+                    return reports, reports[-1].error
+        except (Interrupted, NotEnoughResources) as error:
+            return reports, error
+        errors = [report.error for report in reports if report.error is not None]
+        busy = [report.error for report in reports if report.state == "busy"]
+        return reports, errors[0] if len(reports) == 1 and errors else busy[0] if busy else None
+
+    def _fill_store(self, name: str) -> None:
+        runs = self.queue.open_runs(name)
+        if not runs:
+            return
+
+        def progress(done: int, total: int) -> None:
+            self.store_progress(done, total)
+            self.check_stop()
+
+        result = fill_store(
+            self.queue.dataset,
+            self.queue.plan,
+            runs[0].configuration,
+            self.queue.fingerprint,
+            self.workspace,
+            jobs=self.options.jobs,
+            progress=progress,
+        )
+        self.stores[name] = result.folder
+        self.failures.update(result.failures)
+
+    def _do(self, run: QueuedRun, left: int) -> RunReport:
+        """Does one run; every error that concerns it alone ends up in its report."""
+        report = RunReport(run.configuration.name, run.number, str(run.folder.root), "done")
+        try:
+            if run.state == "done":
+                return replace(report, status=self._finished(run))
+            with _lease(run.folder):
+                if self.options.is_fresh:
+                    discard(run.folder)
+                return replace(report, status=_with_clear_errors(run_job, self._job(run, left)))
+        except _Busy as error:
+            return replace(report, state="busy", error=error)
+        except Interrupted as error:
+            return replace(report, state="interrupted", status=_status(run.folder), error=error)
+        except AutoSegError as error:
+            _log.error("%s fold %d failed: %s", run.configuration.name, run.number, error)
+            return replace(report, state="failed", status=_status(run.folder), error=error)
+
+    def _finished(self, run: QueuedRun) -> RunStatus | None:
+        check_same_plan(self.queue.plan, run.configuration, run.folder)
+        changes = differing(self.queue.recipe, load(RunRecord, run.folder.recipe).asked)
+        if changes:
+            _log.warning(
+                "%s fold %d is done, with another recipe (%s); --fresh trains it again",
+                run.configuration.name,
+                run.number,
+                "; ".join(changes),
+            )
+        return _status(run.folder)
+
+    def _job(self, run: QueuedRun, left: int) -> Job:
+        fold = Fold(*(tuple(n for n in side if n not in self.failures) for side in (run.fold.train, run.fold.val)))
+        if not fold.train:
+            raise DataRefused("no case is left to train on", where=str(run.folder.root), do="see the failed cases")
+        now = time.monotonic()
+        return Job(
+            plan=self.queue.plan,
+            configuration=run.configuration,
+            dataset=self.queue.dataset,
+            number=run.number,
+            fold=fold,
+            folder=run.folder,
+            store=self.stores[run.configuration.name],
+            recipe=self.queue.recipe,
+            seed=self.options.seed,
+            device=self.device,
+            budget_seconds=self.options.budget_seconds,
+            deadline=None if self.deadline is None else now + (self.deadline - now) / left,
+            readers=min(MOST_READERS, self.options.jobs),
+            check_stop=self.check_stop,
+            progress=self.step_progress,
+        )
+
+
+class _Busy(Interrupted):
+    """Another process trains this run."""
+
+
+@contextmanager
+def _lease(folder: RunFolder) -> Iterator[None]:
+    """Holds a run for this process; the lock of a killed one is released by the system."""
+    from filelock import FileLock, Timeout
+
+    folder.root.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.root.with_name(f".{folder.root.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise _Busy(
+            "another process is training this run",
+            where=str(folder.root),
+            do="wait for it, or run the same command again once it has ended",
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _with_clear_errors(work: Callable[[Job], RunStatus], job: Job) -> RunStatus:
+    """Does a run; a lack of memory or disk space becomes an error for users."""
+    try:
+        return work(job)
+    except torch.OutOfMemoryError as error:
+        raise NotEnoughResources(
+            f"{job.title} does not fit into the memory of {job.device}",
+            where=str(job.folder.root),
+            why=str(error).splitlines()[0],
+            do="plan with a smaller --memory or --preset cpu, then train with --fresh",
+        ) from error
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise NotEnoughResources(
+            f"the disk became full while {job.title} was trained",
+            where=str(job.folder.root),
+            do="free some space; the same command goes on from the last checkpoint",
+        ) from error
+
+
+def _load_planned(kind: type[Any], path: Path) -> Any:
+    try:
+        return load(kind, path)
+    except MissingInput as error:
+        raise MissingInput(
+            f"{path.name} is missing: there is no plan yet", where=str(path.parent), do="run autoseg plan first"
+        ) from error
+
+
+def _refuse_unsupported(plan: Plan) -> None:
+    found = ["regions"] if plan.labels.has_regions else []
+    found += ["an ignore label"] if plan.labels.ignore is not None else []
+    if found:
+        raise DataRefused(
+            f"the dataset has {' and '.join(found)}, for which training is not built yet",
+            where=plan.dataset,
+            do="declare plain labels without an ignore value, and plan again",
+        )
+
+
+def _chosen(plan: Plan, names: Sequence[str]) -> list[Configuration]:
+    cascades = [name for name, own in plan.configurations.items() if own.cascade_from is not None]
+    trainable = {name: own for name, own in plan.configurations.items() if name not in cascades}
+    if asked := [name for name in names if name in cascades]:
+        raise UsageError(f"{asked[0]}: training of a cascade is not built yet", do="leave it out")
+    if cascades and not names:
+        _log.info("%s is left out: training of a cascade is not built yet", ", ".join(cascades))
+    chosen = [choose(name, trainable, "configuration of this plan") for name in names] or list(trainable.values())
+    if not chosen:
+        raise UsageError("the plan has no configuration that can be trained", do="plan again without --configuration")
+    return chosen
+
+
+def _state(folder: RunFolder, options: TrainOptions) -> str:
+    if options.is_fresh or not folder.recipe.exists():
+        return "new"
+    status = _status(folder)
+    return "done" if status is not None and status.state == "done" else "started"
+
+
+def _status(folder: RunFolder) -> RunStatus | None:
+    try:
+        return load(RunStatus, folder.state)
+    except (MissingInput, RecordFault):
+        return None
+
+
+def _seconds_spent(folder: RunFolder) -> float:
+    status = _status(folder)
+    return status.seconds if status is not None else 0.0

@@ -1,0 +1,331 @@
+"""One training run from its first step to the validation of its fold."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from autoseg.augmentation.kinds import AUGMENTATIONS
+from autoseg.augmentation.spec import AugmentationSpec, augmentation_spec
+from autoseg.core.choices import choose
+from autoseg.core.errors import Interrupted
+from autoseg.core.files import remove_leftovers
+from autoseg.core.records import save
+from autoseg.report.figures import draw_curves
+from autoseg.training.batches import Prefetcher
+from autoseg.training.budget import Pacer
+from autoseg.training.checkpoint import has_checkpoint, restore, save_best, save_checkpoint
+from autoseg.training.history import append_history, read_history, truncate_history
+from autoseg.training.loop import EpochResult, Watcher, fit
+from autoseg.training.losses import LOSSES, supervised_loss
+from autoseg.training.record import RunStatus
+from autoseg.training.sampling import AUGMENTATION_STREAM, TRAINING_STREAM, VALIDATION_STREAM, Batch, Sampling
+from autoseg.training.step import Loss, TrainingState, train_step
+from autoseg.training.validation import OnlineScores, class_dice, score_patches
+from autoseg.workflow.fold_validation import FoldScores, make_predictor, validate_fold
+from autoseg.workflow.run_setup import ENDING_SECONDS, Job, Run, set_up
+
+SAVING_SHARE = 0.02
+"""Largest share of the time spent on checkpoints; a run that is killed loses about 50 times the cost of one."""
+
+DRAWING_SHARE = 0.01
+"""Largest share of the time spent on drawing the curves."""
+
+_log = logging.getLogger(__name__)
+
+Placed = tuple[Tensor, Tensor, tuple[str, ...]]  # image, labels, cases of a batch
+
+
+def run_job(job: Job) -> RunStatus:
+    """Trains and validates one run; what was done before is not done again.
+
+    Raises:
+        Interrupted: after a checkpoint was written.
+        TrainingStopped: the loss stayed non-finite, or the store cannot be read.
+    """
+    begin = time.monotonic()
+    remove_leftovers(job.folder.root)
+    run = set_up(job)
+    state = run.state
+    if has_checkpoint(job.folder.checkpoint):
+        generation = restore(state, job.folder.checkpoint)
+        _log.info("%s: resumes at step %d of %d (%s)", job.title, state.step, state.horizon.end, generation.name)
+    truncate_history(job.folder.history, state.history_lines)
+    clock = _RunClock(begin, state.seconds)
+    if not state.is_finished:
+        _train(run, clock)
+    return _validate(run, clock)
+
+
+@dataclass(frozen=True, slots=True)
+class _RunClock:
+    begin: float
+    seconds_before: float
+
+    def seconds(self) -> float:
+        """Wall time of the run, all sittings."""
+        return self.seconds_before + time.monotonic() - self.begin
+
+
+def _train(run: Run, clock: _RunClock) -> None:
+    job, state, recipe = run.job, run.state, run.record.recipe
+    loss = make_loss(run)
+    pacer = None if run.training_deadline is None else Pacer(run.training_deadline, time.monotonic)
+
+    def take_step(now: TrainingState, batch: Placed) -> tuple[float, Sequence[str]]:
+        image, labels, cases = batch
+        return train_step(now, run.compute.place_image(image), labels, loss, recipe, run.compute), cases
+
+    def after_step(now: TrainingState) -> None:
+        if pacer:
+            pacer.after_step(now)
+        job.progress(now.step, now.horizon.end)
+        job.check_stop()
+
+    def validate(now: TrainingState) -> OnlineScores | None:
+        return score_patches(now, _validation_batches(run), loss, run.compute)
+
+    watchers: list[Watcher] = [_Diary(run, clock), _Curves(run)]
+    if pacer:
+        watchers.append(pacer.after_epoch)
+    try:
+        with Prefetcher(training_batches(run), state.step, job.readers) as batches:
+            fit(state, batches, take_step, validate, watchers, after_step)
+    except Interrupted as stop:
+        state.seconds = clock.seconds()
+        save_checkpoint(state, job.folder.checkpoint)
+        save(_status(run, "training", clock), job.folder.state)
+        raise Interrupted(
+            f"{job.title} stopped at step {state.step} of {state.horizon.end}, checkpoint written",
+            where=str(job.folder.root),
+            do="run the same command again to go on from there",
+        ) from stop
+
+
+def make_loss(run: Run) -> Loss:
+    """The recipe's loss with the dataset's classes."""
+    kind = choose(run.record.recipe.loss, LOSSES, "loss")
+    labels, batch_dice = run.job.plan.labels, run.job.configuration.batch_dice
+
+    def loss(outputs: Any, target: Tensor) -> Tensor:
+        return supervised_loss(kind, outputs, target, labels, batch_dice)
+
+    return loss
+
+
+def training_batches(run: Run) -> Callable[[int], Placed]:
+    """Augmented batches on the device by number: cut in the thread that asks, a function of seed, fold and number."""
+    job = run.job
+    spec = augmentation_spec(job.configuration)
+    augment = choose(run.record.recipe.augmentation, AUGMENTATIONS, "augmentation")
+    sampling = _sampling(run, spec, TRAINING_STREAM)
+
+    def make(index: int) -> Placed:
+        batch = sampling(index)
+        seeds = np.random.SeedSequence([job.seed, job.number, AUGMENTATION_STREAM, index])
+        generator = torch.Generator().manual_seed(int(seeds.generate_state(1)[0]))
+        image, labels = augment(*_tensors(batch, job.device), spec, generator)
+        return image, labels, batch.cases
+
+    return make
+
+
+def _validation_batches(run: Run) -> Iterator[tuple[Tensor, Tensor]]:
+    """This epoch's validation patches, not augmented."""
+    job, count = run.job, run.record.recipe.validation_steps
+    if not job.fold.val:
+        return
+    spec = augmentation_spec(job.configuration)
+    sampling = _sampling(run, spec, VALIDATION_STREAM)
+    plain = AUGMENTATIONS["none"]
+    first = run.state.epoch * count
+    with Prefetcher(sampling, first, min(job.readers, count)) as batches:
+        for _ in range(count):
+            job.check_stop()
+            image, labels = plain(*_tensors(next(batches), job.device), spec, torch.Generator())
+            yield run.compute.place_image(image), labels
+
+
+def _sampling(run: Run, spec: AugmentationSpec, stream: int) -> Sampling:
+    job, is_training = run.job, stream == TRAINING_STREAM
+    return Sampling(
+        cases=job.fold.train if is_training else job.fold.val,
+        open_case=run.open_case,
+        initial_patch=spec.initial_patch_size if is_training else spec.patch_size,
+        patch=spec.patch_size,
+        batch_size=job.configuration.batch_size,
+        oversample_foreground=run.record.recipe.oversample_foreground,
+        seed=(job.seed, job.number, stream),
+    )
+
+
+def _tensors(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
+    return torch.from_numpy(batch.image).to(device), torch.from_numpy(batch.labels).to(device)
+
+
+@dataclass(slots=True)
+class _Due:
+    """Whether it is time again for something that may take a share of the time only."""
+
+    share: float
+    cost: float = 0.0
+    last: float = -math.inf
+
+    def is_due(self) -> bool:
+        return time.monotonic() - self.last >= self.cost / self.share
+
+    def time(self, work: Callable[[], object]) -> None:
+        begin = time.monotonic()
+        work()
+        self.last = time.monotonic()
+        self.cost = self.last - begin
+
+
+@dataclass(slots=True)
+class _Diary:
+    """After each epoch: a line for people, a line in the history, and checkpoints as often as they are cheap."""
+
+    run: Run
+    clock: _RunClock
+    checkpoints: _Due = field(default_factory=lambda: _Due(SAVING_SHARE / 2))
+    best: _Due = field(default_factory=lambda: _Due(SAVING_SHARE / 2))
+
+    def __call__(self, result: EpochResult, state: TrainingState) -> None:
+        job = self.run.job
+        state.seconds = self.clock.seconds()
+        append_history(job.folder.history, _entry(result, state, job.plan.labels.foreground))
+        state.history_lines += 1
+        state.events = []
+        _log.info("%s", _line(job, result, state))
+        is_better = state.ema_dice is not None and state.ema_dice > (state.best_dice or 0.0)
+        if is_better and (state.is_finished or self.best.is_due()):
+            state.best_dice = state.ema_dice
+            self.best.time(lambda: save_best(state, job.folder.checkpoint))
+        if state.is_finished or self.checkpoints.is_due():
+            self.checkpoints.time(lambda: save_checkpoint(state, job.folder.checkpoint))
+            save(_status(self.run, "training", self.clock), job.folder.state)
+
+
+@dataclass(slots=True)
+class _Curves:
+    """Draws the learning curves now and then, and at the end."""
+
+    run: Run
+    due: _Due = field(default_factory=lambda: _Due(DRAWING_SHARE, cost=0.1, last=time.monotonic()))
+
+    def __call__(self, _result: EpochResult, state: TrainingState) -> None:
+        if state.is_finished or self.due.is_due():
+            folder = self.run.job.folder
+            self.due.time(lambda: draw_curves(folder.curves, read_history(folder.history)))
+
+
+def _entry(result: EpochResult, state: TrainingState, names: Sequence[str]) -> dict[str, Any]:
+    scores = result.scores
+    return {
+        "epoch": result.epoch,
+        "step": state.step,
+        "lr": result.lr,
+        "loss": result.loss,
+        "validation_loss": scores.loss if scores and math.isfinite(scores.loss) else None,
+        "dice": class_dice(names, scores),
+        "mean_dice": scores.mean_dice if scores else None,
+        "ema_dice": state.ema_dice,
+        "seconds": round(result.seconds, 3),
+        "data_wait_share": round(result.data_wait_share, 4),
+        "total_seconds": round(state.seconds, 1),
+        "events": list(state.events),
+    }
+
+
+def _line(job: Job, result: EpochResult, state: TrainingState) -> str:
+    parts = [f"{job.title}: epoch {result.epoch + 1}/{state.epochs}"]
+    parts.append("no finite loss" if result.loss is None else f"loss {result.loss:.3f}")
+    if result.scores and result.scores.mean_dice is not None:
+        dice = class_dice(job.plan.labels.foreground, result.scores)
+        classes = ", ".join(f"{name} {'-' if value is None else f'{value:.3f}'}" for name, value in dice.items())
+        parts.append(f"Dice {result.scores.mean_dice:.3f} ({classes}), smoothed {state.ema_dice:.3f}")
+    parts.append(f"{result.seconds:.1f} s, {100 * result.data_wait_share:.0f} % waiting for data")
+    left = timedelta(seconds=result.seconds * max(0, state.horizon.end - state.step) / state.steps_per_epoch)
+    end = datetime.now() + left
+    parts.append(f"ends {end:%H:%M}" if left < timedelta(hours=12) else f"ends {end:%Y-%m-%d %H:%M}")
+    return " | ".join(parts)
+
+
+def _status(run: Run, state: str, clock: _RunClock, scores: FoldScores | None = None) -> RunStatus:
+    now = run.state
+    return RunStatus(
+        state=state,
+        epochs=now.epoch,
+        epochs_planned=now.epochs,
+        seconds=round(clock.seconds(), 1),
+        ema_dice=now.ema_dice,
+        validation={name: mean["dice"] for name, mean in scores.mean.items()} if scores else None,
+        foreground_dice=scores.foreground_mean["dice"] if scores else None,
+        validated_cases=len(scores.cases) if scores else 0,
+        notes=_notes(run, scores),
+    )
+
+
+def _notes(run: Run, scores: FoldScores | None) -> tuple[str, ...]:
+    notes = list(run.validation.notes)
+    if not run.job.fold.val:
+        notes.append("no case was kept back, so no validation is possible")
+    elif scores and len(scores.left_out) > len(run.validation.left_out):
+        notes.append(f"{len(scores.left_out)} validation cases left out, for lack of time")
+    return tuple(notes)
+
+
+def _validate(run: Run, clock: _RunClock) -> RunStatus:
+    job = run.job
+    scores = None
+    if job.fold.val:
+        save(_status(run, "validating", clock), job.folder.state)
+        network = run.state.final_network
+        predictor = make_predictor(network, job.configuration, job.heads, run.compute.device, run.compute.precision)
+        scores = validate_fold(
+            predictor,
+            job.plan,
+            job.dataset,
+            run.open_case,
+            job.folder.validation,
+            run.validation,
+            may_start=_CaseClock(run),
+        )
+    status = _status(run, "done", clock, scores)
+    save(status, job.folder.state)
+    for note in status.notes:
+        _log.warning("%s: %s", job.title, note)
+    if status.foreground_dice is not None:
+        _log.info("%s: mean Dice %.4f over %d cases", job.title, status.foreground_dice, status.validated_cases)
+    return status
+
+
+class _CaseClock:
+    """Says before each case whether there is time for it, by the pace expected and the pace kept so far."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._begin = time.monotonic()
+        self._expected_so_far = 0.0
+
+    def __call__(self, name: str) -> bool:
+        self._run.job.check_stop()
+        deadline = self._run.job.deadline
+        if deadline is None:
+            return True
+        now = time.monotonic()
+        expected = self._run.validation.expected_seconds[name]
+        slowness = (now - self._begin) / self._expected_so_far if self._expected_so_far else 1.0
+        if now + slowness * expected > deadline - ENDING_SECONDS:
+            return False
+        self._expected_so_far += expected
+        return True

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+import pytest
+import torch
+
+from autoseg.core.errors import Interrupted, UsageError
+from autoseg.launch import devices
+from autoseg.launch.devices import choose_device, physical_cores, use_cores
+from autoseg.launch.interrupts import seconds_since_start, stoppable
+
+
+def test_the_cpu_is_there() -> None:
+    assert choose_device("cpu")[0] == torch.device("cpu")
+    device, because = choose_device()
+    assert device.type in because
+
+
+@pytest.mark.parametrize("name", ["tpu", "cuda:x", "cpu:1", "cuda:99", ""])
+def test_other_devices_are_refused(name: str) -> None:
+    with pytest.raises(UsageError):
+        choose_device(name)
+
+
+def test_cuda_is_preferred_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda number: f"GPU {number}")
+    assert choose_device()[0] == torch.device("cuda:0")
+    assert "GPU 1" in choose_device("cuda:1")[1]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert choose_device()[0] == torch.device("mps")
+
+
+def test_threads_follow_the_cores_or_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_num_threads()
+    try:
+        monkeypatch.setenv("OMP_NUM_THREADS", "1")
+        assert use_cores() == 1 == torch.get_num_threads()
+        monkeypatch.setenv("OMP_NUM_THREADS", "")
+        assert use_cores() == physical_cores()
+        assert use_cores(1) == 1
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_hardware_threads_of_one_core_count_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "_core_of", lambda number: str(number // 2))
+    monkeypatch.setattr(devices, "_quota", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(8)), raising=False)
+    assert physical_cores() == 4
+    monkeypatch.setattr(devices, "_quota", lambda: 2)
+    assert physical_cores() == 2
+
+
+def test_an_unknown_core_counts_as_its_own() -> None:
+    assert devices._core_of(123456) == "123456"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_becomes_a_question_answered_later(number: signal.Signals) -> None:
+    with stoppable() as check:
+        check()
+        os.kill(os.getpid(), number)
+        with pytest.raises(Interrupted, match=number.name):
+            check()
+
+
+def test_a_second_interrupt_stops_at_once() -> None:
+    with stoppable():
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_outside_the_main_thread_nothing_is_caught() -> None:
+    checked: list[bool] = []
+
+    def work() -> None:
+        with stoppable() as check:
+            check()
+            checked.append(True)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert checked == [True]
+
+
+def test_the_process_was_started_a_while_ago() -> None:
+    assert 0 <= seconds_since_start() < 1e6
