@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from autoseg.core.errors import PlanFault, UsageError
+from autoseg.core.geometry import Geometry
+from autoseg.fingerprint.nnunet import read_nnunet_fingerprint
+from autoseg.images.readers import read_image, read_labels
+from autoseg.images.volume import Volume
+from autoseg.preprocessing.prepare import Preparation, prepare
+
+NORMALIZATIONS = {"ZScoreNormalization": "zscore", "CTNormalization": "ct"}
+CASES = ("hippocampus", "openkbp_ct", "acdc_cardiac", "axon_sem", "vnc_em3d")
+
+
+def reference_preparation(pair: dict, configuration: str) -> Preparation:
+    """What nnU-Net's own plan says, as our record."""
+    plan = pair["plan"]["configurations"][configuration]
+    spacing = tuple(map(float, plan["spacing"]))
+    kinds = tuple(NORMALIZATIONS[name] for name in plan["normalization_schemes"])
+    intensities = read_nnunet_fingerprint(pair["fingerprint"]).intensities
+    return Preparation(
+        tuple(pair["plan"]["transpose_forward"]),
+        (None, *spacing) if len(spacing) == 2 else spacing,
+        kinds,
+        tuple(plan["use_mask_for_norm"]),
+        tuple(entry if kind == "ct" else None for kind, entry in zip(kinds, intensities, strict=True)),
+    )
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_whole_case_equals_the_reference(shared, name):
+    expected = np.load(shared / "golden" / "vectors" / f"preprocessed_{name}.npz")
+    pair = json.loads((shared / "golden" / "shared_data" / f"{name}.json").read_text())
+    preparation = reference_preparation(pair, str(expected["configuration"]))
+    folder, case, ending = shared / "data" / name, str(expected["case"]), pair["dataset"]["file_ending"]
+    channels = range(len(preparation.normalization))
+    volume = read_image([folder / "imagesTr" / f"{case}_{channel:04d}{ending}" for channel in channels])
+    prepared = prepare(volume, read_labels(folder / "labelsTr" / f"{case}{ending}").array, preparation)
+
+    image = expected["image"].astype(np.float32)
+    tolerance = 1e-3 if expected["image"].dtype == np.float16 else 1e-6  # of the range; the reference's own precision
+    assert np.abs(prepared.image - image).max() <= tolerance * np.ptp(image)
+    assert np.array_equal(prepared.labels, expected["labels"][0])
+    assert prepared.labels.dtype == expected["labels"].dtype
+    assert np.array_equal(prepared.placement.box, expected["bbox"])
+    assert prepared.placement.cropped_shape == tuple(expected["shape_after"])
+
+
+def test_the_arguments_are_not_changed():
+    image = np.random.default_rng(0).normal(size=(2, 4, 5, 6)).astype(np.float32)
+    labels = np.ones((4, 5, 6), np.int8)
+    before = image.copy(), labels.copy()
+    kinds = Preparation((1, 0, 2), (1.0, 1.0, 1.0), ("none", "zscore"), (False, True), (None, None))
+    prepared = prepare(Volume(image, Geometry((4, 5, 6))), labels, kinds)
+    prepared.image[:] = 0
+    prepared.labels[:] = 0
+    assert np.array_equal(image, before[0])
+    assert np.array_equal(labels, before[1])
+
+
+def test_masked_normalization_leaves_the_outside_at_zero():
+    image = np.zeros((1, 5, 6, 7), np.float32)
+    image[0, 1:4, 1:5, 1:6] = np.random.default_rng(0).uniform(5, 6, (3, 4, 5))
+    image[0, 1, 1, 1] = 0
+    preparation = Preparation((0, 1, 2), (1.0, 1.0, 1.0), ("zscore",), (True,), (None,))
+    prepared = prepare(Volume(image, Geometry((5, 6, 7))), None, preparation)
+    assert prepared.labels is None
+    assert prepared.image[0, 0, 0, 0] == 0
+    assert prepared.image[0].ravel()[1:].mean() == pytest.approx(0, abs=1e-5)
+
+
+def test_many_classes_take_two_bytes():
+    labels = np.arange(200, dtype=np.int16).reshape(10, 5, 4)
+    preparation = Preparation((0, 1, 2), (1.0, 1.0, 1.0), ("none",), (False,), (None,))
+    volume = Volume(np.ones((1, 10, 5, 4), np.float32), Geometry((10, 5, 4)))
+    assert prepare(volume, labels, preparation).labels.dtype == np.int16
+
+
+def test_a_wrong_number_of_channels_is_refused():
+    preparation = Preparation((0, 1, 2), (1.0, 1.0, 1.0), ("none", "none"), (False, False), (None, None))
+    with pytest.raises(PlanFault, match="1 channels"):
+        prepare(Volume(np.ones((1, 2, 2, 2), np.float32), Geometry((2, 2, 2))), None, preparation)
+
+
+def test_an_unknown_normalization_is_answered_with_the_nearest():
+    preparation = Preparation((0, 1, 2), (1.0, 1.0, 1.0), ("zscor",), (False,), (None,))
+    with pytest.raises(UsageError, match="zscore"):
+        prepare(Volume(np.ones((1, 2, 2, 2), np.float32), Geometry((2, 2, 2))), None, preparation)
