@@ -47,22 +47,14 @@ class ModelFiles:
         configuration: theirs.
         runs: run folder of each fold.
         because: why this configuration and these folds.
+        name: dataset, configuration, folds and a hash of plan and weights, which changes whenever predictions may.
     """
 
     plan: Plan
     configuration: Configuration
     runs: dict[int, RunFolder]
     because: str
-
-    @property
-    def name(self) -> str:
-        """Dataset, configuration, folds and a hash of the weights: changes whenever predictions may."""
-        folds = ",".join(map(str, self.runs))
-        return f"{self.plan.dataset}/{self.configuration.name}/folds {folds}/{self._weights_hash()}"
-
-    def _weights_hash(self) -> str:
-        manifests = [newest_intact(run.checkpoint) / MANIFEST_FILE for run in self.runs.values()]
-        return content_hash(self.plan, [json.loads(manifest.read_bytes()) for manifest in manifests])
+    name: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +102,8 @@ def find_model(path: Path, configuration: str | None = None, folds: Sequence[int
     chosen = {fold: runs[fold] for fold in sorted(folds or runs)}
     plan = _common_plan(chosen, name)
     sentence = f"{because}; {'fold' if len(chosen) == 1 else 'mean of folds'} {_listed(chosen)}"
-    return ModelFiles(plan, plan.configurations[name], chosen, sentence)
+    title = f"{plan.dataset}/{name}/folds {','.join(map(str, chosen))}/{_weights_hash(plan, chosen)}"
+    return ModelFiles(plan, plan.configurations[name], chosen, sentence, title)
 
 
 def make_predictor(files: ModelFiles, options: PredictorOptions) -> Predictor:
@@ -272,6 +265,11 @@ def _common_plan(runs: dict[int, RunFolder], configuration: str) -> Plan:
                 do="choose one with --fold, or train the others again with --fresh",
             )
     return first
+
+
+def _weights_hash(plan: Plan, runs: dict[int, RunFolder]) -> str:
+    manifests = [newest_intact(run.checkpoint) / MANIFEST_FILE for run in runs.values()]
+    return content_hash(plan, [json.loads(manifest.read_bytes()) for manifest in manifests])
 
 
 def _load_network(files: ModelFiles, run: RunFolder) -> torch.nn.Module:

@@ -1,0 +1,162 @@
+"""Segmenting image files with a trained model, or saying beforehand what that would take."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from autoseg import __version__
+from autoseg.core.errors import AutoSegError, DataRefused, Interrupted, InterruptedEarly
+from autoseg.core.files import remove_leftovers
+from autoseg.core.progress import Progress, silent
+from autoseg.core.records import save
+from autoseg.datasets.inputs import find_inputs
+from autoseg.datasets.model import Case
+from autoseg.images.crop import nonzero_box
+from autoseg.images.resample import resampled_shape
+from autoseg.inference.predictor import Predictor
+from autoseg.launch.devices import use_cores
+from autoseg.launch.interrupts import stoppable
+from autoseg.launch.machine import BYTES_PER_GIB
+from autoseg.planning.plan import Plan
+from autoseg.preprocessing.prepare import preparation_of
+from autoseg.workflow.model import ModelFiles, find_model, make_predictor
+from autoseg.workflow.prediction_records import (
+    MANIFEST_NAME,
+    MANIFEST_VERSION,
+    CaseOutcome,
+    PredictionManifest,
+    PredictionOptions,
+    output_name,
+    read_case,
+)
+from autoseg.workflow.prediction_run import PredictionRun, network_bytes
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What predicting a case would take, for `--dry-run`.
+
+    Attributes:
+        shape: voxels of the file (z, y, x).
+        prepared_shape: voxels after cropping and resampling, in the plan's order.
+        windows: tiles of the sliding window.
+        memory_gib: estimate: image, accumulated logits and the network's feature maps.
+        output: name of the file that would be written.
+    """
+
+    shape: tuple[int, ...]
+    prepared_shape: tuple[int, ...]
+    windows: int
+    memory_gib: float
+    output: str
+
+
+def predict_files(
+    model: Path, inputs: Sequence[Path], output: Path, options: PredictionOptions, progress: Progress = silent
+) -> PredictionManifest:
+    """Segments every case found in `inputs` and writes the label maps and a manifest into `output`.
+
+    Args:
+        model: a dataset's folder, its work folder, or one run.
+        inputs: image files or folders of them.
+        output: folder; made if needed. Label maps of the same name are replaced.
+        options: what the user chose.
+        progress: told about finished cases, or finished tiles if there is only one case.
+
+    Raises:
+        MissingInput: there is no trained model or no image.
+        InterruptedEarly: stopped before a case was done.
+        Interrupted: stopped later; what is done stays.
+    """
+    files = find_model(model, options.configuration, options.folds)
+    _log.info("model: %s", files.because)
+    use_cores()
+    cases, failures = _cases(inputs, files.plan)
+    predictor = make_predictor(files, replace(options.predictor, scratch=_made(output)))
+    remove_leftovers(output)
+    manifest = PredictionManifest(
+        version=MANIFEST_VERSION,
+        autoseg=__version__,
+        model=files.name,
+        device=str(predictor.device),
+        mirroring=options.predictor.mirroring,
+        overlap=options.predictor.overlap,
+        labels=files.plan.labels,
+        cases={name: CaseOutcome("failed", None, 0.0, reason, None) for name, reason in failures},
+    )
+    run = PredictionRun(files, predictor, output, options, progress, len(cases))
+    with stoppable() as check:
+        try:
+            for name, outcome in run.outcomes(cases, check):
+                manifest.cases[name] = outcome
+                save(manifest, output / MANIFEST_NAME)
+                run.tell_finished()
+        except Interrupted as stop:
+            raise _explained(stop, manifest) from stop
+    manifest = replace(manifest, device=str(run.predictor.device), cases=dict(sorted(manifest.cases.items())))
+    save(manifest, output / MANIFEST_NAME)
+    return manifest
+
+
+def forecast_files(
+    model: Path, inputs: Sequence[Path], options: PredictionOptions
+) -> tuple[ModelFiles, dict[str, Forecast | str]]:
+    """The model, and for each case what predicting it would take, or why it cannot be predicted."""
+    files = find_model(model, options.configuration, options.folds)
+    cases, failures = _cases(inputs, files.plan)
+    forecasts: dict[str, Forecast | str] = dict(failures)
+    network = replace(options.predictor, device="cpu") if options.predictor.device == "auto" else options.predictor
+    predictor = make_predictor(files, network)
+    for case in cases:
+        try:
+            forecasts[case.identifier] = _forecast(case, files, predictor)
+        except AutoSegError as error:
+            forecasts[case.identifier] = str(error)
+    return files, dict(sorted(forecasts.items()))
+
+
+def _cases(inputs: Sequence[Path], plan: Plan) -> tuple[tuple[Case, ...], tuple[tuple[str, str], ...]]:
+    cases, failures = find_inputs(inputs, len(plan.channels), plan.four_d)
+    for name, reason in failures:
+        _log.warning("%s cannot be used: %s", name, reason)
+    if not cases:
+        raise DataRefused(
+            "none of the images can be used: " + "; ".join(f"{name}: {reason}" for name, reason in failures),
+            where=", ".join(map(str, inputs)),
+            do=f"give the channels {', '.join(plan.channels)} of each case as <case>_0000, <case>_0001, ...",
+        )
+    return cases, failures
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _explained(stop: Interrupted, manifest: PredictionManifest) -> Interrupted:
+    done = sum(case.status == "done" for case in manifest.cases.values())
+    if not done:
+        return InterruptedEarly(stop.what, do="run the same command again")
+    return Interrupted(stop.what, why=f"{done} cases are done and stay", do="run the same command again for the others")
+
+
+def _forecast(case: Case, files: ModelFiles, predictor: Predictor) -> Forecast:
+    volume = read_case(case, files.plan.four_d)
+    preparation = preparation_of(files.plan, files.configuration)
+    order = preparation.axis_order
+    image = volume.array.transpose(0, *(axis + 1 for axis in order))
+    cropped = [behind - first for first, behind in nonzero_box(image)]
+    spacing = [volume.geometry.spacing_mm[axis] for axis in order]
+    shape = resampled_shape(cropped, spacing, preparation.target_mm(spacing))
+    tiling = predictor.tiling(shape)
+    needed = 2 * 4 * len(volume.array) * int(np.prod(shape)) + image.nbytes
+    needed += predictor.slab_bytes(tiling) + network_bytes(predictor)
+    name = output_name(case, files.plan.file_ending)
+    return Forecast(volume.geometry.shape, tuple(shape), len(tiling.windows), needed / BYTES_PER_GIB, name)

@@ -1,0 +1,244 @@
+"""`autoseg predict` from files to files."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from autoseg.core.geometry import Geometry
+from autoseg.core.records import load
+from autoseg.datasets.model import Case
+from autoseg.images.readers import read_labels
+from autoseg.images.volume import Volume, plane_geometry
+from autoseg.images.writers import write_image
+from autoseg.inference.predictor import Predictor
+from autoseg.workflow.model import load_model
+from autoseg.workflow.prediction_records import PredictionManifest, output_name
+from tests.workflow.trained import tiny_plan, trained_work_folder
+
+TILTED = Geometry(
+    (7, 12, 15),
+    (2.5, 0.8, 1.1),
+    (-12.0, 30.0, 7.5),
+    (0.0, 0.0, 1.0, 0.0, -1.0, 0.0, 1.0, 0.0, 0.0),
+)
+
+
+def noise(shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32) + 5
+
+
+def write_cases(folder: Path, count=3, geometry=TILTED, ending=".nii.gz") -> Path:
+    folder.mkdir(exist_ok=True)
+    for index in range(count):
+        array = noise((1, *geometry.shape), index)
+        write_image(folder / f"case{index}_0000{ending}", Volume(array, geometry))
+    return folder
+
+
+@pytest.fixture
+def work(tmp_path):
+    return trained_work_folder(tmp_path, folds=(0,))
+
+
+def test_label_maps_have_the_grid_and_values_of_the_dataset(autoseg, work, tmp_path):
+    images, out = write_cases(tmp_path / "in"), tmp_path / "out"
+    ran = autoseg("predict", work, "-i", images, "-o", out, "--device", "cpu", "--json")
+    assert ran.code == 0, ran.stderr
+    document = ran.document
+    assert set(document) == {"cases", "device", "peak_ram_bytes", "model"}
+    assert document["device"] == "cpu"
+    assert document["peak_ram_bytes"] > 1 << 20
+    model = load_model(work, device="cpu")
+    for index in range(3):
+        case = document["cases"][f"case{index}"]
+        assert (case["status"], case["error"]) == ("done", None)
+        written = read_labels(Path(case["output"]))
+        assert np.allclose(written.geometry.corners, TILTED.corners, atol=1e-4)
+        assert np.array_equal(written.array, model.predict(noise(TILTED.shape, index), TILTED.spacing_mm))
+    assert sorted(path.name for path in out.iterdir()) == [*(f"case{i}.nii.gz" for i in range(3)), "manifest.json"]
+
+
+def test_a_bad_case_fails_alone_and_the_manifest_names_it(autoseg, work, tmp_path):
+    images, out = write_cases(tmp_path / "in"), tmp_path / "out"
+    broken = images / "case1_0000.nii.gz"
+    broken.write_bytes(broken.read_bytes()[:-40])
+    write_image(images / "holes_0000.nii.gz", Volume(np.full((1, *TILTED.shape), np.nan, np.float32), TILTED))
+    ran = autoseg("predict", work, "-i", images, "-o", out, "--device", "cpu", "--json")
+    assert ran.code == 4
+    states = {name: case["status"] for name, case in ran.document["cases"].items()}
+    assert states == {"case0": "done", "case1": "failed", "case2": "done", "holes": "failed"}
+    manifest = load(PredictionManifest, out / "manifest.json")
+    assert "case1_0000" in (manifest.cases["case1"].error or "")
+    assert "NaN" in (manifest.cases["holes"].error or "")
+    assert manifest.cases["case1"].input != manifest.cases["case0"].input
+    assert manifest.labels.file_values == (0, 100, 200)
+    assert (manifest.model, manifest.device) == (load_model(work).files.name, "cpu")
+    assert not (out / "case1.nii.gz").exists()
+
+
+def test_a_few_infinite_voxels_are_replaced(autoseg, work, tmp_path, caplog):
+    array = noise((1, 20, 20, 20))
+    array[0, 3, 4, 5] = np.inf
+    write_image(tmp_path / "spot.nii.gz", Volume(array, Geometry((20, 20, 20))))
+    ran = autoseg("predict", work, "-i", tmp_path / "spot.nii.gz", "-o", tmp_path / "out", "--device", "cpu")
+    assert ran.code == 0
+    assert "1 of 1 cases done" in ran.stdout
+
+
+def test_missing_channels_fail_alone_and_nothing_usable_is_refused(autoseg, tmp_path):
+    work = trained_work_folder(tmp_path, tiny_plan(channels=2), folds=(0,))
+    images = write_cases(tmp_path / "in", 2)
+    refused = autoseg("predict", work, "-i", images, "-o", tmp_path / "out", "--device", "cpu")
+    assert refused.code == 3
+    assert "case0_0001" in refused.stderr
+    write_image(images / "case1_0001.nii.gz", Volume(noise((1, *TILTED.shape), 7), TILTED))
+    ran = autoseg("predict", work, "-i", images, "-o", tmp_path / "out", "--device", "cpu", "--json")
+    assert ran.code == 4
+    assert [case["status"] for case in ran.document["cases"].values()] == ["failed", "done"]
+
+
+def test_probabilities_are_written_beside_the_labels(autoseg, work, tmp_path):
+    images, out = write_cases(tmp_path / "in", 1), tmp_path / "out"
+    assert autoseg("predict", work, "-i", images, "-o", out, "--device", "cpu", "--probabilities").code == 0
+    with np.load(out / "case0.npz") as stored:
+        probabilities = stored["probabilities"]
+    assert (probabilities.shape, probabilities.dtype) == ((3, *TILTED.shape), np.float16)
+    lead = np.diff(np.sort(probabilities.astype(np.float32), 0)[-2:], axis=0)[0]
+    labels = read_labels(out / "case0.nii.gz").array
+    assert np.array_equal(labels[lead > 0], np.array([0, 100, 200])[probabilities.argmax(0)][lead > 0])
+
+
+def test_options_of_speed_change_the_labels_but_not_their_grid(autoseg, work, tmp_path):
+    images, outputs = write_cases(tmp_path / "in", 1, Geometry((20, 24, 22))), []
+    for index, words in enumerate(([], ["--no-mirroring"], ["--overlap", "0"], ["--max-ram", "0.001"])):
+        out = tmp_path / f"out{index}"
+        assert autoseg("predict", work, "-i", images, "-o", out, "--device", "cpu", *words).code == 0
+        outputs.append(read_labels(out / "case0.nii.gz").array)
+    assert not np.array_equal(outputs[0], outputs[1])
+    assert not np.array_equal(outputs[0], outputs[2])
+    assert np.array_equal(outputs[0], outputs[3])
+
+
+def test_a_dry_run_says_what_it_would_take_and_writes_nothing(autoseg, work, tmp_path):
+    images, out = write_cases(tmp_path / "in", 2), tmp_path / "out"
+    (images / "case1_0000.nii.gz").write_bytes(b"nonsense")
+    ran = autoseg("predict", work, "-i", images, "-o", out, "--dry-run", "--json")
+    assert ran.code == 4
+    good = ran.document["cases"]["case0"]
+    assert (good["shape"], good["output"]) == ([7, 12, 15], "case0.nii.gz")
+    assert good["prepared_shape"] == [9, 10, 17]
+    assert good["windows"] == 2 * 2 * 4
+    assert good["memory_gib"] > 0
+    assert "error" in ran.document["cases"]["case1"]
+    assert not out.exists()
+    assert "dry-run" in autoseg("predict", work, "-i", images, "-o", out, "--dry-run").stdout
+
+
+def test_pictures_come_back_as_pictures(autoseg, tmp_path):
+    work = trained_work_folder(tmp_path, tiny_plan(file_ending=".png"), "2d", (0,))
+    pixels = np.random.default_rng(0).integers(1, 255, (1, 1, 20, 30)).astype(np.float32)
+    write_image(tmp_path / "cell.png", Volume(pixels, plane_geometry((20, 30))))
+    assert autoseg("predict", work, "-i", tmp_path / "cell.png", "-o", tmp_path / "out", "--device", "cpu").code == 0
+    assert read_labels(tmp_path / "out" / "cell.png").array.shape == (1, 20, 30)
+
+
+@pytest.mark.parametrize(
+    ("image", "planned", "expected"),
+    [
+        ("a_0000.nii.gz", ".nii.gz", "a.nii.gz"),
+        ("a.nii", ".nii.gz", "a.nii.gz"),
+        ("a.nrrd", ".nii.gz", "a.nrrd"),
+        ("a.png", ".png", "a.png"),
+        ("a.nii.gz", ".mha", "a.nii.gz"),
+    ],
+)
+def test_label_maps_are_named_after_the_image_and_in_its_format(image, planned, expected):
+    assert output_name(Case("a", (image,)), planned) == expected
+
+
+def test_the_model_that_is_not_there_is_an_answer_with_a_remedy(autoseg, tmp_path):
+    images = write_cases(tmp_path / "in", 1)
+    ran = autoseg("predict", tmp_path, "-i", images, "-o", tmp_path / "out")
+    assert ran.code == 2
+    assert "autoseg train" in ran.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_lack_of_memory_is_met_with_smaller_batches(autoseg, tmp_path, monkeypatch):
+    work = trained_work_folder(tmp_path, folds=(0,))
+    images, compute = write_cases(tmp_path / "in", 1), Predictor._tile_logits
+
+    def scarce(self, padded, batch):
+        if len(batch) > 2:
+            raise torch.OutOfMemoryError("no more")
+        return compute(self, padded, batch)
+
+    assert autoseg("predict", work, "-i", images, "-o", tmp_path / "plenty", "--device", "cpu").code == 0
+    monkeypatch.setattr(Predictor, "_tile_logits", scarce)
+    ran = autoseg("predict", work, "-i", images, "-o", tmp_path / "scarce", "--device", "cpu")
+    assert ran.code == 0
+    assert "tiles at a time" in ran.stderr
+    labels = [read_labels(tmp_path / name / "case0.nii.gz").array for name in ("plenty", "scarce")]
+    assert np.array_equal(*labels)
+
+
+def test_without_any_memory_the_case_fails_with_what_to_do(autoseg, work, tmp_path, monkeypatch):
+    def none(self, padded, batch):
+        raise MemoryError
+
+    monkeypatch.setattr(Predictor, "_tile_logits", none)
+    images = write_cases(tmp_path / "in", 1)
+    ran = autoseg("predict", work, "-i", images, "-o", tmp_path / "out", "--device", "cpu", "--json")
+    assert ran.code == 4
+    assert "memory is not enough" in ran.document["cases"]["case0"]["error"]
+
+
+SLOW = """
+import sys, time
+from autoseg.inference.predictor import Predictor
+compute, slow_from = Predictor._tile_logits, int(sys.argv.pop(1))
+count = [0]
+def slow(self, padded, batch):
+    count[0] += 1
+    if count[0] > slow_from:
+        time.sleep(0.3)
+    return compute(self, padded, batch)
+Predictor._tile_logits = slow
+from autoseg.cli.main import main
+main()
+"""
+
+
+@pytest.mark.parametrize(("signal_number", "after_cases", "code"), [(signal.SIGTERM, 1, 75), (signal.SIGINT, 0, 130)])
+def test_a_stop_keeps_what_is_done(repository, work, tmp_path, signal_number, after_cases, code):
+    """Tiles are slow from the first one of the second case on, or from the very first on."""
+    images, out = write_cases(tmp_path / "in", 4, Geometry((30, 30, 30))), tmp_path / "out"
+    tiles = len(load_model(work, device="cpu").predictor.tiling((15, 30, 30)).batches(16))
+    words = ["predict", str(work), "-i", str(images), "-o", str(out), "--device", "cpu"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW, str(tiles * after_cases), *words], cwd=repository, stderr=subprocess.PIPE
+    )
+    begin = time.monotonic()
+    while not (out.exists() if after_cases == 0 else (out / "manifest.json").exists()):
+        assert time.monotonic() - begin < 60
+        assert process.poll() is None
+        time.sleep(0.05)
+    time.sleep(0.5)
+    process.send_signal(signal_number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code, errors.decode()
+    assert (out / "case0.nii.gz").exists() == bool(after_cases)
+    if after_cases:
+        cases = json.loads((out / "manifest.json").read_text())["cases"]
+        assert {case["status"] for case in cases.values()} == {"done"}
+        assert 1 <= len(cases) < 4
+        assert sorted(path.name for path in out.glob("*.nii.gz")) == sorted(case["output"] for case in cases.values())
