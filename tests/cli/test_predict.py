@@ -117,14 +117,16 @@ def test_probabilities_are_written_beside_the_labels(autoseg, work, tmp_path):
     assert np.array_equal(labels[lead > 0], np.array([0, 100, 200])[probabilities.argmax(0)][lead > 0])
 
 
-def test_options_of_speed_change_the_labels_but_not_their_grid(autoseg, work, tmp_path):
+def test_options_of_speed_change_the_probabilities_and_those_of_memory_nothing(autoseg, work, tmp_path):
     images, outputs = write_cases(tmp_path / "in", 1, Geometry((20, 24, 22))), []
     for index, words in enumerate(([], ["--no-mirroring"], ["--overlap", "0"], ["--max-ram", "0.001"])):
-        out = tmp_path / f"out{index}"
-        assert autoseg("predict", work, "-i", images, "-o", out, "--device", "cpu", *words).code == 0
-        outputs.append(read_labels(out / "case0.nii.gz").array)
-    assert not np.array_equal(outputs[0], outputs[1])
-    assert not np.array_equal(outputs[0], outputs[2])
+        out, more = tmp_path / f"out{index}", ["--device", "cpu", "--probabilities", *words]
+        assert autoseg("predict", work, "-i", images, "-o", out, *more).code == 0
+        with np.load(out / "case0.npz") as stored:
+            outputs.append(stored["probabilities"].astype(np.float32))
+    assert {output.shape for output in outputs} == {(3, 20, 24, 22)}
+    assert np.abs(outputs[0] - outputs[1]).max() > 0.01
+    assert np.abs(outputs[0] - outputs[2]).max() > 0.01
     assert np.array_equal(outputs[0], outputs[3])
 
 
