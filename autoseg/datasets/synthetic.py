@@ -44,7 +44,7 @@ class Phantom:
     Attributes:
         image: float32 (c, z, y, x), two channels in arbitrary units, exactly 0 outside the body.
         labels: uint8 (z, y, x), values of `CLASSES`.
-        spacing_mm: along z, y, x; about 3 x 1 x 1.
+        spacing_mm: along z, y, x; about 3.3 x 1.2 x 1.2.
     """
 
     image: NDArray[np.float32]
@@ -54,8 +54,8 @@ class Phantom:
 
 def phantom(generator: np.random.Generator) -> Phantom:
     """A random phantom; equal generators give equal phantoms."""
-    shape = (int(generator.integers(18, 25)), int(generator.integers(56, 73)), int(generator.integers(56, 73)))
-    z_mm, in_plane_mm = generator.uniform(2.7, 3.3), generator.uniform(0.9, 1.1)
+    shape = (int(generator.integers(17, 22)), int(generator.integers(48, 61)), int(generator.integers(48, 61)))
+    z_mm, in_plane_mm = generator.uniform(3.0, 3.6), generator.uniform(1.08, 1.28)
     spacing_mm = (round(z_mm, 3), round(in_plane_mm, 3), round(in_plane_mm, 3))
     tissue = _tissues(shape, spacing_mm, generator)
     labels = np.where(tissue <= _VESSEL, tissue, 0).astype(np.uint8)
@@ -109,7 +109,7 @@ def _tube(grid: Field, extent_mm: Field, generator: np.random.Generator) -> NDAr
     phases = generator.uniform(0, 2 * np.pi, 2)
     y = y0 + generator.uniform(3, 6) * np.sin(height * generator.uniform(0.4, 0.8) + phases[0])
     x = x0 + generator.uniform(1, 2.5) * np.sin(height * generator.uniform(0.4, 0.8) + phases[1])
-    inside: NDArray[np.bool_] = (grid[1] - y) ** 2 + (grid[2] - x) ** 2 < generator.uniform(2.6, 3.4) ** 2
+    inside: NDArray[np.bool_] = (grid[1] - y) ** 2 + (grid[2] - x) ** 2 < generator.uniform(3.0, 3.8) ** 2
     return inside
 
 
