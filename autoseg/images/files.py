@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -54,7 +53,7 @@ def supported_ending(path: Path) -> str:
     if path.suffix.lower() in _LOSSY_ENDINGS:
         raise refused(
             path,
-            "is a JPEG or WebP picture",
+            "is compressed with loss (JPEG or WebP)",
             why="lossy compression changes intensities and invents label values at every edge",
             do="go back to the original and store it as PNG",
         )
@@ -115,9 +114,9 @@ def _verify_meta(path: Path) -> None:
 def _verify_data(layout: Layout, path: Path) -> None:
     """Compares what the header of `path` promises with the data, wherever they lie."""
     size = layout.data.stat().st_size
-    stored = size - max(layout.offset, 0)
+    stored = size - layout.offset
     if layout.encoding == "raw":
-        found = min(stored, layout.promised_bytes) if layout.offset < 0 else stored
+        found = min(stored, layout.promised_bytes) if layout.is_at_end else stored
         _compare(layout.promised_bytes, found, path)
     elif layout.encoding == "text":
         if 2 * layout.promised_bytes // layout.voxel_bytes - 1 > stored:  # a digit and a blank for each number
@@ -125,7 +124,7 @@ def _verify_data(layout: Layout, path: Path) -> None:
     else:
         _refuse_impossible_ratio(layout.promised_bytes, stored, path)
         with layout.data.open("rb") as stream:
-            stream.seek(max(layout.offset, 0), os.SEEK_SET)
+            stream.seek(layout.offset)
             blocks = inflated(stream, GZIP if layout.encoding == "gzip" else ZLIB, path)
             _compare(layout.promised_bytes, _count(blocks, 0, layout.promised_bytes), path)
 

@@ -30,9 +30,10 @@ class Layout:
         dims: entries along each axis, fastest axis first, channels included.
         voxel_bytes: bytes of one entry.
         spacing_mm: as written, fastest axis first; checked, not used. Empty where the header has none.
-        offset: first byte of the data in its file; -1 means that the data are the last bytes of the file.
+        offset: first byte of the data in its file.
         encoding: "raw", "gzip", "zlib" or "text".
         data: file that holds the data.
+        is_at_end: whether the data are the last bytes of the file, wherever after `offset` they begin.
     """
 
     dims: tuple[int, ...]
@@ -41,6 +42,7 @@ class Layout:
     offset: int
     encoding: str
     data: Path
+    is_at_end: bool = False
 
     @property
     def promised_bytes(self) -> int:
@@ -67,6 +69,21 @@ def checked(layout: Layout, path: Path) -> Layout:
     return layout
 
 
+def refuse_unknown_place(numbers: tuple[float, ...], path: Path) -> None:
+    """Refuses a header whose origin, axes or affine hold numbers that are not finite.
+
+    Raises:
+        UnreadableFile: one of `numbers` is NaN or infinite.
+    """
+    if not all(math.isfinite(number) for number in numbers):
+        raise refused(
+            path,
+            "has an impossible position or orientation: its header holds NaN or infinity for it",
+            why="readers replace such values by 0 without a word",
+            do="write the true position and axes into the header, or export the file again",
+        )
+
+
 _NIFTI_BYTES = {2: 1, 4: 2, 8: 4, 16: 4, 64: 8, 128: 3, 256: 1, 512: 2, 768: 4, 1024: 8, 1280: 8, 2304: 4}
 
 
@@ -84,11 +101,13 @@ def parse_nifti(header: bytes, path: Path) -> Layout:
             dims, kind = struct.unpack_from(order + "8h", header, 40), struct.unpack_from(order + "h", header, 70)[0]
             pixdim = struct.unpack_from(order + "8f", header, 76)
             (offset,) = struct.unpack_from(order + "f", header, 108)
+            refuse_unknown_place(struct.unpack_from(order + "18f", header, 256), path)
             return _nifti_layout(dims, kind, pixdim, offset, path)
         if length == 540 and header[4:8] == b"n+2\0" and len(header) >= 540:
             dims, kind = struct.unpack_from(order + "8q", header, 16), struct.unpack_from(order + "h", header, 12)[0]
             pixdim = struct.unpack_from(order + "8d", header, 104)
             (offset,) = struct.unpack_from(order + "q", header, 168)
+            refuse_unknown_place(struct.unpack_from(order + "18d", header, 352), path)
             return _nifti_layout(dims, kind, pixdim, offset, path)
     hint = "it is gzip-compressed: name it .nii.gz" if header[:2] == b"\x1f\x8b" else None
     raise refused(path, "is not a NIfTI file, or its header is damaged", why=hint)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoseg.core.geometry import SLICE_SPACING_OF_2D, Geometry
+from autoseg.images.compare import compare_geometry
 from autoseg.images.pixels import FOUR_D_REMEDY, Pixels
 from autoseg.images.refusals import first_line, refused
 from autoseg.images.volume import is_plane
@@ -23,7 +24,8 @@ _EXACT_SHEAR = 1e-6
 """Cosines below are the rounding of single precision and not worth a note."""
 
 _NIFTI_ENDINGS = (".nii", ".nii.gz")
-_MILLIMETERS = {"mm": 1.0, "micron": 1e-3, "meter": 1e3}
+_NIFTI_UNITS = {1: 1e3, 2: 1.0, 3: 1e-3}
+"""Millimeters per unit of the header's code for meters, millimeters and micrometers; others count as millimeters."""
 
 
 def simpleitk() -> Any:
@@ -54,18 +56,47 @@ def read_itk(path: Path, four_d: bool) -> Pixels:
     try:
         reader.ReadImageInformation()
         _refuse_axes(_squeezed(reader.GetSize()), four_d, reader.GetNumberOfComponents(), path)
-        image = reader.Execute()
+        through_nibabel = _is_shadowed(path) or _hides_non_finite(reader, path)
+        array = _load_nibabel(path)[1] if through_nibabel else sitk.GetArrayFromImage(reader.Execute())
     except RuntimeError as error:
         if path.name.lower().endswith(_NIFTI_ENDINGS):
             return read_nibabel(path, four_d)
         raise refused(path, "cannot be read", why=f"SimpleITK says: {first_line(error)}") from error
-    array = sitk.GetArrayFromImage(image)
-    if image.GetNumberOfComponentsPerPixel() > 1:
+    if reader.GetNumberOfComponents() > 1 and array.ndim > reader.GetDimension():
         array = np.moveaxis(array, -1, 0)
         shape = _spatial(array.shape[1:])
     else:
         shape = _spatial(array.shape)
-    return Pixels(array.reshape(-1, *shape), _from_itk(image, shape))
+    geometry = _from_itk(reader, shape)
+    return Pixels(array.reshape(-1, *shape), geometry, _orientation_notes(reader, geometry))
+
+
+def _is_shadowed(path: Path) -> bool:
+    """Whether `x.nii` lies beside `x.nii.gz`: ITK then takes the header of the second and the voxels of the first."""
+    return path.name.endswith(".nii.gz") and path.with_name(path.name.removesuffix(".gz")).exists()
+
+
+def _hides_non_finite(reader: Any, path: Path) -> bool:
+    """Whether ITK would read NaN and infinite voxels as 0 without a word, as it does with floats in NIfTI."""
+    sitk = simpleitk()
+    return path.name.lower().endswith(_NIFTI_ENDINGS) and reader.GetPixelID() in (sitk.sitkFloat32, sitk.sitkFloat64)
+
+
+def _load_nibabel(path: Path) -> tuple[Any, NDArray[Any]]:
+    """The image as nibabel opens it, and its voxels with the fastest axis last.
+
+    Raises:
+        UnreadableFile: nibabel refuses it.
+    """
+    import nibabel
+    from nibabel.filebasedimages import ImageFileError
+    from nibabel.spatialimages import HeaderDataError
+
+    try:
+        image: Any = nibabel.load(path)
+        return image, np.asarray(image.dataobj).T
+    except (ImageFileError, HeaderDataError, ValueError, OSError) as error:
+        raise refused(path, "cannot be read", why=f"nibabel says: {first_line(error)}") from error
 
 
 def read_nibabel(path: Path, four_d: bool) -> Pixels:
@@ -74,18 +105,10 @@ def read_nibabel(path: Path, four_d: bool) -> Pixels:
     Raises:
         UnreadableFile: nibabel refuses it too, it has more axes than it may, or its grid is sheared too much.
     """
-    import nibabel
-    from nibabel.filebasedimages import ImageFileError
-    from nibabel.spatialimages import HeaderDataError
-
-    try:
-        image: Any = nibabel.load(path)
-        _refuse_axes(_squeezed(image.shape), four_d, 1, path)
-        array = np.asarray(image.dataobj).T
-    except (ImageFileError, HeaderDataError, ValueError, OSError) as error:
-        raise refused(path, "cannot be read", why=f"nibabel says: {first_line(error)}") from error
+    image, array = _load_nibabel(path)
+    _refuse_axes(_squeezed(image.shape), four_d, 1, path)
     shape = _spatial(array.shape)
-    unit = _MILLIMETERS.get(image.header.get_xyzt_units()[0], 1.0)
+    unit = _NIFTI_UNITS.get(int(image.header["xyzt_units"]) % 8, 1.0)
     geometry, shear = _from_affine(np.asarray(image.affine[:3]) * unit, shape, image.ndim == 2)
     if shear > LARGEST_SHEAR:
         raise refused(
@@ -125,6 +148,8 @@ def _refuse_axes(size: tuple[int, ...], four_d: bool, components: int, path: Pat
             f"has {len(size) + (components > 1)} axes; at most x, y, z and channels are understood",
             do="split it into one 3D file per channel and time point",
         )
+    if len(size) < 2:
+        raise refused(path, f"is 1D ({size[0]} voxels) where an image is due")
     if len(size) == 4 and not four_d:
         raise refused(path, f"is 4D ({' x '.join(map(str, size))}) where a 3D image is due", do=FOUR_D_REMEDY)
 
@@ -135,7 +160,22 @@ def _spatial(shape: tuple[int, ...]) -> tuple[int, int, int]:
     return z, y, x
 
 
+def _orientation_notes(reader: Any, geometry: Geometry) -> tuple[str, ...]:
+    """Says so when a NIfTI header holds two orientations, sform and qform, and the other one is a different grid."""
+    if not reader.HasMetaDataKey("sform_code") or reader.GetMetaData("sform_code") == "0" or is_plane(geometry):
+        return ()
+    rows = [[float(part) for part in reader.GetMetaData(f"srow_{axis}").split()] for axis in "xyz"]
+    unit = _NIFTI_UNITS.get(int(reader.GetMetaData("xyzt_units")) % 8, 1.0)
+    affine = np.array(rows) * unit
+    if np.linalg.norm(affine[:, :3], axis=0).all() and np.isfinite(affine).all():
+        stated, _ = _from_affine(affine, geometry.shape, is_2d=False)
+        if compare_geometry(geometry, stated) in ("identical", "rounding"):
+            return ()
+    return ("its header states two different grids; its sform was not followed, but its qform and pixdim",)
+
+
 def _from_itk(image: Any, shape: tuple[int, int, int]) -> Geometry:
+    """The grid of an ITK image or of a reader that has read its header."""
     dimensions = image.GetDimension()
     steps, origin = image.GetSpacing()[:3], image.GetOrigin()[:3]
     columns = np.array(image.GetDirection()).reshape(dimensions, dimensions)[:3, :3]

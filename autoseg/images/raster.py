@@ -35,7 +35,7 @@ def read_raster(path: Path) -> Pixels:
         return _pixels(_decode_deep(path))
     picture = _open(path)
     if picture.mode in ("P", "PA"):
-        return _pixels(_decode(picture.convert("RGB"), path), ("the colors of its palette became RGB channels",))
+        return _pixels(_decode(picture, path, "RGB"), ("the colors of its palette became RGB channels",))
     return _pixels(_decode(picture, path))
 
 
@@ -90,9 +90,9 @@ def _open(path: Path) -> Any:
         raise refused(path, "cannot be decoded", why=first_line(error)) from error
 
 
-def _decode(picture: Any, path: Path) -> NDArray[Any]:
+def _decode(picture: Any, path: Path, mode: str | None = None) -> NDArray[Any]:
     try:
-        return np.asarray(picture)
+        return np.asarray(picture.convert(mode) if mode else picture)
     except _DECODER_FAULTS as error:
         raise refused(path, "cannot be decoded", why=first_line(error)) from error
 

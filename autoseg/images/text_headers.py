@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from autoseg.images.headers import TEXT_HEADER_BYTES, Layout, beside, checked
+from autoseg.images.headers import TEXT_HEADER_BYTES, Layout, beside, checked, refuse_unknown_place
 from autoseg.images.refusals import refused
 
 _NRRD_BYTES = {
@@ -26,6 +26,8 @@ _META_BYTES = {
     **dict.fromkeys(("MET_INT", "MET_UINT", "MET_LONG", "MET_ULONG", "MET_FLOAT"), 4),
     **dict.fromkeys(("MET_LONG_LONG", "MET_ULONG_LONG", "MET_DOUBLE"), 8),
 }
+
+_META_PLACES = ("offset", "position", "origin", "transformmatrix", "rotation", "orientation")
 
 
 def parse_nrrd(path: Path) -> Layout:
@@ -56,9 +58,9 @@ def parse_nrrd(path: Path) -> Layout:
     offset = (end.end() if end and name is None else 0) + max(skip, 0)
     dims = _integers(fields.get("sizes", ""), path)
     data = beside(path, name) if name else path
-    return checked(
-        Layout(dims, voxel_bytes, _nrrd_spacing(fields, path), -1 if skip == -1 else offset, encoding, data), path
-    )
+    spacing = _nrrd_spacing(fields, path)
+    refuse_unknown_place(_numbers(fields.get("space origin", "").strip("()"), path), path)
+    return checked(Layout(dims, voxel_bytes, spacing, offset, encoding, data, is_at_end=skip == -1), path)
 
 
 def _nrrd_spacing(fields: dict[str, str], path: Path) -> tuple[float, ...]:
@@ -93,11 +95,14 @@ def parse_meta(path: Path) -> Layout:
     encoding = "zlib" if fields.get("compresseddata", "").lower() == "true" else "raw"
     if fields.get("binarydata", "true").lower() == "false":
         encoding = "text"
+    for field in _META_PLACES:
+        refuse_unknown_place(_numbers(fields.get(field, ""), path), path)
     spacing = _numbers(fields.get("elementspacing", fields.get("elementsize", "")), path)
     sizes = _integers(fields.get("dimsize", ""), path)
     (channels,) = _integers(fields.get("elementnumberofchannels", "1"), path, count=1)
     dims = (*sizes, channels) if sizes and channels != 1 else sizes
-    return checked(Layout(dims, voxel_bytes, spacing, offset, encoding, path if is_local else beside(path, name)), path)
+    data = path if is_local else beside(path, name)
+    return checked(Layout(dims, voxel_bytes, spacing, offset, encoding, data, is_at_end=header_size == -1), path)
 
 
 def _start_of(path: Path) -> bytes:

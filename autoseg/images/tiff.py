@@ -26,6 +26,7 @@ _DECODER_FAULTS = (
 )
 """What tifffile raises on broken files and on compressions it does not know."""
 
+_PALETTE = 3
 _CHANNEL_AXES = "CS"
 _PLANE_AXES = "YX"
 
@@ -65,11 +66,10 @@ def read_tiff(path: Path, four_d: bool) -> Pixels:
                 )
             series = file.series[0]
             axes, has_alpha = series.axes, _has_gray_alpha(file.pages[0])
-            array = _decode(series, path)
+            volume = _ordered(_decode(series, path), axes, four_d, path)
             tagged = _tagged_spacing(file)
     except _DECODER_FAULTS as error:
         raise refused(path, "cannot be decoded", why=f"tifffile says: {first_line(error)}") from error
-    volume = _ordered(array, axes, four_d, path)
     notes: tuple[str, ...] = ()
     if has_alpha and len(volume) == 2:
         volume, notes = volume[:1], ("its alpha channel was dropped",)
@@ -77,14 +77,29 @@ def read_tiff(path: Path, four_d: bool) -> Pixels:
 
 
 def _decode(series: Any, path: Path) -> NDArray[Any]:
-    """The voxels; through SimpleITK's libtiff where the compression, LZW for one, needs a codec not installed."""
+    """The voxels; through other libraries' libtiff where the compression, LZW for one, needs a codec not installed."""
     try:
         return np.asarray(series.asarray())
     except (ValueError, KeyError) as error:
         if "imagecodecs" not in str(error):
             raise
+    is_indexed = series.keyframe.photometric == _PALETTE or series.keyframe.bitspersample == 1
+    return (_frames(path) if is_indexed else _itk_frames(path)).reshape(series.shape)
+
+
+def _frames(path: Path) -> NDArray[Any]:
+    """All pages through Pillow, which leaves palette indices and single bits as they are."""
+    from PIL import ImageSequence
+    from PIL.TiffImagePlugin import TiffImageFile
+
+    with TiffImageFile(path) as picture:
+        return np.stack([np.asarray(frame) for frame in ImageSequence.Iterator(picture)])
+
+
+def _itk_frames(path: Path) -> NDArray[Any]:
+    """All pages through SimpleITK, which keeps 16 bits of color and floats."""
     sitk = simpleitk()
-    return np.asarray(sitk.GetArrayFromImage(sitk.ReadImage(str(path)))).reshape(series.shape)
+    return np.asarray(sitk.GetArrayFromImage(sitk.ReadImage(str(path))))
 
 
 def _has_gray_alpha(page: Any) -> bool:

@@ -48,7 +48,7 @@ class _Page:
     description: bytes
 
     def value(self, tag: int, default: int) -> int:
-        return self.tags.get(tag, (default,))[0]
+        return (self.tags.get(tag) or (default,))[0]
 
     @property
     def elements(self) -> int:

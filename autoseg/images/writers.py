@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.core.errors import GeometryMismatch, UsageError
+from autoseg.core.errors import GeometryMismatch, NotEnoughResources, UnreadableFile, UsageError
 from autoseg.core.files import atomic_file, sync, temporary_beside
 from autoseg.core.geometry import Geometry
-from autoseg.images.files import RASTER_ENDINGS, SUPPORTED_ENDINGS, TIFF_ENDINGS, file_ending, stem
+from autoseg.images.files import RASTER_ENDINGS, SUPPORTED_ENDINGS, TIFF_ENDINGS, file_ending, stem, verify_file
 from autoseg.images.itk import write_itk
 from autoseg.images.raster import write_raster
-from autoseg.images.refusals import place
+from autoseg.images.refusals import first_line, place
 from autoseg.images.tiff import write_side_car, write_tiff
 from autoseg.images.volume import Volume
 
@@ -36,6 +38,7 @@ def write_labels(path: Path, labels: NDArray[np.integer[Any]], geometry: Geometr
 
     Raises:
         UsageError: the format cannot hold these values or this grid.
+        NotEnoughResources: the disk is full or the folder not writable; nothing is left behind.
         GeometryMismatch: `labels` has another shape than the grid.
     """
     if labels.dtype.kind not in "biu":
@@ -70,17 +73,45 @@ def _write(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
         )
     if ending in RASTER_ENDINGS:
         picture = _picture(array, ending, path)
-        with atomic_file(path) as temporary:
+        with _complete_file(path) as temporary:
             write_raster(temporary, picture)
     elif ending in TIFF_ENDINGS:
         _write_tiff(path, array, geometry)
     elif ending == ".mhd":
         _write_header_and_data(path, array, geometry)
     else:
-        if ending == ".gipl" and (geometry.direction != _IDENTITY or len(array) > 1):
-            raise _cannot_hold(path, "several channels or rotated axes")
-        with atomic_file(path) as temporary:
+        if ending == ".gipl":
+            _refuse_for_gipl(path, array, geometry)
+        with _complete_file(path) as temporary:
             write_itk(temporary, array, geometry)
+
+
+@contextmanager
+def _complete_file(path: Path) -> Iterator[Path]:
+    """A temporary path to write to; what lies there is verified, because a full disk goes unnoticed by some writers."""
+    with atomic_file(path) as temporary, _fullness_noticed(path):
+        yield temporary
+        verify_file(temporary)
+
+
+@contextmanager
+def _fullness_noticed(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, RuntimeError, UnreadableFile) as error:
+        raise NotEnoughResources(
+            f"{path.name} could not be written completely",
+            where=place(path),
+            why=first_line(error),
+            do="free disk space, check the rights of the folder, and run the same command again",
+        ) from error
+
+
+def _refuse_for_gipl(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
+    if geometry.direction != _IDENTITY or len(array) > 1:
+        raise _cannot_hold(path, "several channels or rotated axes")
+    if array.dtype not in (np.uint8, np.int8, np.uint16, np.int16, np.float32, np.float64):
+        raise _cannot_hold(path, f"values of type {array.dtype.name}")
 
 
 def _cannot_hold(path: Path, what: str) -> UsageError:
@@ -106,10 +137,10 @@ def _picture(array: NDArray[Any], ending: str, path: Path) -> NDArray[Any]:
 
 def _write_tiff(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
     if geometry.shape[0] == 1:
-        with atomic_file(path) as temporary:
+        with _complete_file(path) as temporary:
             write_tiff(temporary, array, None)
         return
-    with atomic_file(path) as temporary:
+    with _complete_file(path) as temporary:
         write_tiff(temporary, array, geometry.spacing_mm)
         write_side_car(path, geometry.spacing_mm)
 
@@ -120,7 +151,9 @@ def _write_header_and_data(path: Path, array: NDArray[Any], geometry: Geometry) 
     folder = temporary_beside(path)
     folder.mkdir()
     try:
-        write_itk(folder / path.name, array, geometry)
+        with _fullness_noticed(path):
+            write_itk(folder / path.name, array, geometry)
+            verify_file(folder / path.name)
         data = f"{stem(path)}.zraw"
         for name in (data, path.name):
             sync(folder / name)

@@ -1,0 +1,149 @@
+"""Medical formats through SimpleITK and nibabel: axes, units, shear, and ITK's own traps."""
+
+import gzip
+
+import nibabel
+import numpy as np
+import pytest
+
+from autoseg.core.errors import UnreadableFile
+from autoseg.images.compare import compare_geometry
+from autoseg.images.readers import read_image, read_labels
+from autoseg.images.writers import write_labels
+from tests.images.examples import label_array, nifti_bytes
+
+SHAPE = (4, 5, 6)
+
+
+def saved(folder, array, affine, kind=nibabel.Nifti1Image, unit=None, name="case.nii.gz"):
+    image = kind(np.asarray(array, np.int16).T, affine)
+    if unit:
+        image.header.set_xyzt_units(unit)
+    nibabel.save(image, folder / name)
+    return folder / name
+
+
+def affine_of(shear=0.0):
+    affine = np.array([[0.0, -2.0, 0.0, 7.0], [1.0, 0.0, 0.0, -8.0], [0.0, 0.0, 3.0, 9.0], [0.0, 0.0, 0.0, 1.0]])
+    affine[0, 0] = shear
+    return affine
+
+
+@pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
+def test_world_positions_are_those_of_the_affine_in_lps(tmp_path, kind):
+    labels = label_array(SHAPE)
+    found = read_labels(saved(tmp_path, labels, affine_of(), kind))
+    assert (found.array == labels).all()
+    indices = np.array([[0, 0, 0], [3, 4, 5], [1, 0, 2]])
+    expected = (affine_of() @ np.c_[indices[:, ::-1], np.ones(3)].T)[:3].T * (-1, -1, 1)
+    assert np.allclose(found.geometry.world(indices), expected, atol=1e-5)
+    assert found.geometry.spacing_mm == (3.0, 2.0, 1.0)
+
+
+@pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
+@pytest.mark.parametrize(("unit", "factor"), [("mm", 1.0), ("micron", 1e-3), ("meter", 1e3)])
+def test_units_of_the_header_become_millimeters(tmp_path, kind, unit, factor):
+    found = read_image([saved(tmp_path, label_array(SHAPE), affine_of(), kind, unit)])
+    assert np.allclose(found.geometry.spacing_mm, np.array([3.0, 2.0, 1.0]) * factor)
+    assert np.allclose(found.geometry.origin_mm, np.array([-7.0, 8.0, 9.0]) * factor)
+    assert found.notes == ()
+
+
+@pytest.mark.parametrize("shear", np.geomspace(1e-5, 9.9e-3, 15))
+def test_a_tiny_shear_is_straightened_and_written_back_on_the_same_grid(tmp_path, shear):
+    labels = label_array(SHAPE)
+    found = read_labels(saved(tmp_path, labels, affine_of(shear)))
+    axes = np.array(found.geometry.direction).reshape(3, 3)
+    assert np.abs(axes @ axes.T - np.eye(3)).max() < 3e-4  # what SimpleITK itself accepts is kept as it is
+    assert not found.notes or "sheared" in found.notes[0]
+    write_labels(tmp_path / "back.nii.gz", found.array, found.geometry)
+    back = read_labels(tmp_path / "back.nii.gz")
+    assert compare_geometry(found.geometry, back.geometry) in ("identical", "rounding")
+    assert (back.array == labels).all()
+
+
+@pytest.mark.parametrize("shear", np.geomspace(1.1e-2, 0.3, 15))
+def test_a_larger_shear_is_refused(tmp_path, shear):
+    with pytest.raises(UnreadableFile, match="sheared axes"):
+        read_image([saved(tmp_path, label_array(SHAPE), affine_of(shear))])
+
+
+def test_a_sheared_sform_beside_a_valid_qform_is_noted(tmp_path):
+    image = nibabel.Nifti1Image(label_array(SHAPE).astype(np.uint8).T, None)
+    image.set_qform(affine_of(), 1)
+    image.set_sform(affine_of(0.2), 4)
+    nibabel.save(image, tmp_path / "case.nii.gz")
+    found = read_image([tmp_path / "case.nii.gz"])
+    assert "two different grids" in found.notes[0]
+    assert found.geometry.spacing_mm == (3.0, 2.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("shape", "as_3d", "as_4d"),
+    [
+        ((6, 5), (1, 1, 5, 6), (1, 1, 5, 6)),
+        ((6, 5, 4), (1, 4, 5, 6), (1, 4, 5, 6)),
+        ((6, 5, 4, 1), (1, 4, 5, 6), (1, 4, 5, 6)),
+        ((6, 5, 4, 1, 1), (1, 4, 5, 6), (1, 4, 5, 6)),
+        ((6, 5, 4, 3), None, (3, 4, 5, 6)),
+        ((6, 5, 4, 1, 3), None, None),
+        ((6, 5, 4, 2, 3), None, None),
+    ],
+)
+@pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
+def test_a_fourth_axis_is_channels_or_refused_and_a_fifth_always_refused(tmp_path, kind, shape, as_3d, as_4d):
+    array = np.arange(np.prod(shape), dtype=np.int16).reshape(shape).T
+    path = saved(tmp_path, array, np.diag([1.0, 2.0, 3.0, 1.0]), kind)
+    for four_d, expected in ((False, as_3d), (True, as_4d)):
+        if expected is None:
+            with pytest.raises(UnreadableFile, match=r"4D|5 axes"):
+                read_image([path], four_d)
+            continue
+        volume = read_image([path], four_d)
+        assert volume.array.shape == expected
+        assert (volume.array.ravel() == array.ravel()).all()
+        assert volume.geometry.spacing_mm == ((1998.0, 2.0, 1.0) if len(shape) == 2 else (3.0, 2.0, 1.0))
+
+
+def test_a_file_of_one_axis_is_refused(tmp_path):
+    (tmp_path / "case.nii").write_bytes(nifti_bytes(np.zeros(5, np.uint8)))
+    with pytest.raises(UnreadableFile):
+        read_image([tmp_path / "case.nii"])
+
+
+def test_an_uncompressed_file_of_the_same_name_does_not_lend_its_voxels(tmp_path):
+    labels = label_array(SHAPE)
+    saved(tmp_path, labels, affine_of())
+    saved(tmp_path, np.zeros(SHAPE), affine_of(), name="case.nii")
+    assert (read_labels(tmp_path / "case.nii.gz").array == labels).all()
+    assert (read_labels(tmp_path / "case.nii").array == 0).all()
+
+
+def test_voxels_that_neither_library_reads_are_refused(tmp_path):
+    rgba = np.zeros(SHAPE[::-1], dtype=[("R", "u1"), ("G", "u1"), ("B", "u1"), ("A", "u1")])
+    nibabel.save(nibabel.Nifti2Image(rgba, np.eye(4)), tmp_path / "case.nii")
+    with pytest.raises(UnreadableFile, match="kind"):
+        read_image([tmp_path / "case.nii"])
+
+
+def test_color_voxels_become_channels(tmp_path):
+    colors = np.zeros(SHAPE[::-1], dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
+    colors["G"] = 7
+    nibabel.save(nibabel.Nifti1Image(colors, np.eye(4)), tmp_path / "case.nii.gz")
+    volume = read_image([tmp_path / "case.nii.gz"])
+    assert volume.array.shape == (3, *SHAPE)
+    assert volume.array.mean((1, 2, 3)).tolist() == [0.0, 7.0, 0.0]
+
+
+def test_a_header_that_only_the_libraries_refuse_is_named(tmp_path):
+    image = nibabel.Nifti2Image(label_array(SHAPE).astype(np.uint8).T, np.eye(4))
+    content = bytearray(image.to_bytes())
+    content[344:352] = np.array([1, 0], "<i4").tobytes()  # a qform, no sform
+    content[352:376] = np.full(3, 9.0, "<f8").tobytes()  # of a quaternion that is none
+    (tmp_path / "case.nii.gz").write_bytes(gzip.compress(bytes(content)))
+    with pytest.raises(UnreadableFile, match=r"case\.nii\.gz"):
+        read_image([tmp_path / "case.nii.gz"])
+    nrrd = "NRRD0004\ntype: uchar\ndimension: 3\nsizes: 4 5 6\nencoding: raw\nspace: nowhere\n\n"
+    (tmp_path / "case.nrrd").write_bytes(nrrd.encode() + bytes(120))
+    with pytest.raises(UnreadableFile, match="SimpleITK says"):
+        read_image([tmp_path / "case.nrrd"])
