@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -34,6 +31,8 @@ from autoseg.preprocessing.fill import fill_store
 from autoseg.training.recipe import Recipe, load_recipe
 from autoseg.training.record import RunRecord, RunStatus, differing
 from autoseg.training.splits import Fold, fold_number, save_folds, settle_folds
+from autoseg.workflow.preprocess import load_planned
+from autoseg.workflow.run_guards import Busy, lease, with_clear_errors
 from autoseg.workflow.run_setup import Job, check_same_plan, discard
 from autoseg.workflow.training_run import run_job
 
@@ -167,13 +166,12 @@ def make_queue(workspace: Workspace, options: TrainOptions) -> Queue:
     """Reads the plan and lists the runs; writes nothing.
 
     Raises:
-        MissingInput: there is no plan yet.
+        MissingInput: there is no plan yet, or the dataset is not where it was planned.
+        PlanFault: the plan was made from another fingerprint.
         DataRefused: the dataset has regions or an ignore label, for which training is not built yet.
         UsageError: no such configuration or recipe.
     """
-    plan: Plan = _load_planned(Plan, workspace.plan)
-    dataset: Dataset = _load_planned(Dataset, workspace.dataset)
-    fingerprint: Fingerprint = _load_planned(Fingerprint, workspace.fingerprint)
+    dataset, fingerprint, plan = load_planned(workspace)
     _refuse_unsupported(plan)
     named = options.recipe or ("cpu" if plan.preset == "cpu" else "default")
     recipe = load_recipe(named, epochs=options.epochs, steps=options.steps)
@@ -281,11 +279,11 @@ class _Trainer:
         try:
             if run.state == "done":
                 return replace(report, status=self._finished(run))
-            with _lease(run.folder):
+            with lease(run.folder):
                 if self.options.is_fresh:
                     discard(run.folder)
-                return replace(report, status=_with_clear_errors(run_job, self._job(run, left)))
-        except _Busy as error:
+                return replace(report, status=with_clear_errors(run_job, self._job(run, left)))
+        except Busy as error:
             return replace(report, state="busy", error=error)
         except Interrupted as error:
             return replace(report, state="interrupted", status=_status(run.folder), error=error)
@@ -327,61 +325,6 @@ class _Trainer:
             check_stop=self.check_stop,
             progress=self.step_progress,
         )
-
-
-class _Busy(Interrupted):
-    """Another process trains this run."""
-
-
-@contextmanager
-def _lease(folder: RunFolder) -> Iterator[None]:
-    """Holds a run for this process; the lock of a killed one is released by the system."""
-    from filelock import FileLock, Timeout
-
-    folder.root.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.root.with_name(f".{folder.root.name}.lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise _Busy(
-            "another process is training this run",
-            where=str(folder.root),
-            do="wait for it, or run the same command again once it has ended",
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _with_clear_errors(work: Callable[[Job], RunStatus], job: Job) -> RunStatus:
-    """Does a run; a lack of memory or disk space becomes an error for users."""
-    try:
-        return work(job)
-    except torch.OutOfMemoryError as error:
-        raise NotEnoughResources(
-            f"{job.title} does not fit into the memory of {job.device}",
-            where=str(job.folder.root),
-            why=str(error).splitlines()[0],
-            do="plan with a smaller --memory or --preset cpu, then train with --fresh",
-        ) from error
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise NotEnoughResources(
-            f"the disk became full while {job.title} was trained",
-            where=str(job.folder.root),
-            do="free some space; the same command goes on from the last checkpoint",
-        ) from error
-
-
-def _load_planned(kind: type[Any], path: Path) -> Any:
-    try:
-        return load(kind, path)
-    except MissingInput as error:
-        raise MissingInput(
-            f"{path.name} is missing: there is no plan yet", where=str(path.parent), do="run autoseg plan first"
-        ) from error
 
 
 def _refuse_unsupported(plan: Plan) -> None:

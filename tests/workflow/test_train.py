@@ -1,0 +1,304 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from filelock import FileLock
+
+from autoseg.cli.main import cli
+from autoseg.core.errors import DataRefused, Interrupted, MissingInput, NotEnoughResources, PlanFault, UsageError
+from autoseg.core.records import load, save
+from autoseg.core.workspace import Workspace
+from autoseg.images.readers import read_labels
+from autoseg.networks.weights import newest_weights
+from autoseg.planning.plan import Plan
+from autoseg.training.history import read_history
+from autoseg.training.record import RunRecord
+from autoseg.workflow.decide import PlanOptions
+from autoseg.workflow.fold_validation import FoldScores
+from autoseg.workflow.plan import plan_dataset
+from autoseg.workflow.train import TrainOptions, TrainReport, make_queue, train
+from tests.preprocessing.tiny_dataset import write_tiny_dataset
+
+RECIPE = (
+    "epochs: 3\nsteps_per_epoch: 2\nvalidation_steps: 1\nema_decay: 0.9\nprecision: fp32\nmemory_format: contiguous\n"
+)
+OPTIONS = TrainOptions(configurations=("3d_fullres",), folds=(0,), device="cpu")
+
+
+def never() -> None:
+    """Nobody asks to stop."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    yield
+    torch.set_num_threads(before[0])
+    if before[1] is None:
+        del os.environ["OMP_NUM_THREADS"]
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("train") / "data"
+    write_tiny_dataset(folder, 4, (3.0,))
+    plan_dataset(folder, Workspace(folder / "autoseg"), PlanOptions("cpu"))
+    return folder
+
+
+@pytest.fixture
+def workspace(planned, tmp_path) -> Workspace:
+    """A work folder of its own with the plan of the common dataset."""
+    made = Workspace(tmp_path / "work")
+    for name in ("dataset.json", "fingerprint.json", "plan.json"):
+        made.root.mkdir(exist_ok=True)
+        (made.root / name).write_bytes((planned / "autoseg" / name).read_bytes())
+    return made
+
+
+@pytest.fixture
+def options(tmp_path) -> TrainOptions:
+    (tmp_path / "tiny.yaml").write_text(RECIPE)
+    return replace(OPTIONS, recipe=str(tmp_path / "tiny.yaml"), started=time.monotonic())
+
+
+def stop_at(step: int):
+    """A progress callback and a check that asks to stop at a step."""
+    seen: list[int] = []
+
+    def check() -> None:
+        if seen and seen[-1] >= step:
+            raise Interrupted("stopped")
+
+    return (lambda done, _total: seen.append(done)), check
+
+
+def weights_of(workspace: Workspace, fold: int = 0) -> dict[str, torch.Tensor]:
+    return newest_weights(workspace.run("3d_fullres", fold).checkpoint)
+
+
+def only_run(report: TrainReport):
+    assert len(report.runs) == 1
+    return report.runs[0]
+
+
+def test_a_run_leaves_everything_that_later_stages_need(workspace, options, planned):
+    report = train(workspace, options, never)
+    run = only_run(report)
+    assert (report.exit_code, run.state, run.status.epochs, run.status.validated_cases) == (0, "done", 3, 1)
+    folder = workspace.run("3d_fullres", 0)
+    assert len(read_history(folder.history)) == 3
+    assert folder.curves.stat().st_size > 1000
+    record = load(RunRecord, folder.recipe)
+    assert sorted(record.train + record.val) == [f"case_{i}" for i in range(4)]
+    name = record.val[0]
+    scores = load(FoldScores, folder.validation / "scores.json")
+    assert set(scores.cases[name]) == {"thing", "other"}
+    predicted = read_labels(folder.validation / f"{name}.nii.gz")
+    assert predicted.geometry == read_labels(planned / "labelsTr" / f"{name}.nii.gz").geometry
+    again = train(workspace, options, never)
+    assert only_run(again).status == run.status
+
+
+def test_an_interrupted_run_resumes_to_the_same_weights(workspace, options, planned, tmp_path):
+    train(workspace, options, never)
+    other = Workspace(tmp_path / "other")
+    other.root.mkdir()
+    for name in ("dataset.json", "fingerprint.json", "plan.json"):
+        (other.root / name).write_bytes((planned / "autoseg" / name).read_bytes())
+    for step in (1, 4):
+        progress, check = stop_at(step)
+        report = train(other, options, check, step_progress=progress)
+        assert report.exit_code == 75
+        assert only_run(report).state == "interrupted"
+    assert train(other, replace(options, jobs=2), never).exit_code == 0
+    expected = weights_of(workspace)
+    assert all(torch.equal(value, expected[name]) for name, value in weights_of(other).items())
+    histories = [read_history(w.run("3d_fullres", 0).history) for w in (workspace, other)]
+    assert [e["ema_dice"] for e in histories[0]] == [e["ema_dice"] for e in histories[1]]
+    assert [e["loss"] for e in histories[0]] == [e["loss"] for e in histories[1]]
+
+
+def test_an_interrupted_validation_goes_on_where_it_stopped(workspace, options):
+    def check_at_validation() -> None:
+        if workspace.run("3d_fullres", 0).state.exists():
+            content = json.loads(workspace.run("3d_fullres", 0).state.read_text())
+            if content["state"] == "validating":
+                raise Interrupted("stopped")
+
+    assert train(workspace, options, check_at_validation).exit_code == 75
+    before = weights_of(workspace)
+    report = train(workspace, options, never)
+    assert only_run(report).state == "done"
+    assert all(torch.equal(before[name], value) for name, value in weights_of(workspace).items())
+
+
+def test_a_run_started_differently_is_not_resumed(workspace, options):
+    progress, check = stop_at(1)
+    train(workspace, options, check, step_progress=progress)
+    for changed in (replace(options, epochs=9), replace(options, seed=1), replace(options, budget_seconds=60.0)):
+        report = train(workspace, changed, never)
+        assert isinstance(report.stop, UsageError)
+        assert "started differently" in str(report.stop)
+        assert report.exit_code == 2
+    report = train(workspace, replace(options, epochs=1, is_fresh=True), never)
+    assert only_run(report).status.epochs == 1
+    assert only_run(train(workspace, options, never)).state == "done"  # with a warning that the recipe differs
+
+
+def test_a_run_of_another_plan_asks_for_fresh(workspace, options):
+    progress, check = stop_at(1)
+    train(workspace, options, check, step_progress=progress)
+    plan = load(Plan, workspace.plan)
+    own = replace(plan.configurations["3d_fullres"], batch_size=3)
+    save(replace(plan, configurations={**plan.configurations, "3d_fullres": own}), workspace.plan)
+    report = train(workspace, options, never)
+    assert isinstance(report.stop, PlanFault)
+    assert "batch_size" in str(report.stop)
+    assert "--fresh" in str(report.stop)
+
+
+def test_a_run_in_other_hands_is_left_alone(workspace, options):
+    folder = workspace.run("3d_fullres", 0).root
+    folder.parent.mkdir(parents=True)
+    with FileLock(folder.with_name(".fold_0.lock")):
+        report = train(workspace, replace(options, folds=(0, 1), epochs=1), never)
+    assert [run.state for run in report.runs] == ["busy", "done"]
+    assert report.exit_code == 75
+
+
+def test_a_failing_run_does_not_stop_the_queue(workspace, options):
+    chosen = replace(options, folds=(0, 1), epochs=1)
+    workspace.run("3d_fullres", 0).root.mkdir(parents=True)
+    workspace.run("3d_fullres", 0).recipe.write_text("{}")
+    report = train(workspace, chosen, never)
+    assert [run.state for run in report.runs] == ["failed", "done"]
+    assert report.exit_code == 4
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("tried to allocate"), OSError(28, "no space left")])
+def test_a_lack_of_resources_stops_cleanly(workspace, options, error):
+    def fail(_done: int, _total: int) -> None:
+        raise error
+
+    report = train(workspace, options, never, step_progress=fail)
+    assert isinstance(report.stop, NotEnoughResources)
+    assert report.exit_code == 5
+
+
+def test_a_single_case_is_trained_on_without_validation(tmp_path, options):
+    folder = tmp_path / "one"
+    write_tiny_dataset(folder, 1)
+    workspace = Workspace(folder / "autoseg")
+    plan_dataset(folder, workspace, PlanOptions("cpu"))
+    status = only_run(train(workspace, replace(options, folds=()), never)).status
+    assert (status.validation, status.validated_cases) == (None, 0)
+    assert "no validation is possible" in status.notes[0]
+
+
+def test_a_2d_configuration_and_other_augmentations_train(workspace, options, tmp_path):
+    (tmp_path / "plain.yaml").write_text(RECIPE + "augmentation: none\noptimizer: adamw\n")
+    chosen = replace(options, configurations=("2d",), recipe=str(tmp_path / "plain.yaml"))
+    assert only_run(train(workspace, chosen, never)).state == "done"
+
+
+def test_a_budget_is_kept_and_used(workspace, options):
+    begin = time.monotonic()
+    report = train(workspace, replace(options, budget_seconds=12.0, started=begin), never)
+    seconds = time.monotonic() - begin
+    assert only_run(report).state == "done"
+    assert 8.0 <= seconds <= 12.4
+    assert load(RunRecord, workspace.run("3d_fullres", 0).recipe).recipe.epochs >= 10
+
+
+def test_a_budget_that_is_over_ends_with_a_note(workspace, options):
+    report = train(workspace, replace(options, budget_seconds=1.0), never)
+    status = only_run(report).status
+    assert (status.epochs, status.validated_cases) == (1, 0)
+    assert "lack of time" in status.notes[-1]
+
+
+def test_what_cannot_be_trained_yet_is_refused(workspace, options):
+    plan = load(Plan, workspace.plan)
+    save(replace(plan, labels=replace(plan.labels, ignore=3)), workspace.plan)
+    with pytest.raises(DataRefused, match="an ignore label"):
+        make_queue(workspace, options)
+    regions = {**plan.labels.classes, "thing": (1, 2)}
+    save(replace(plan, labels=replace(plan.labels, classes=regions)), workspace.plan)
+    with pytest.raises(DataRefused, match="regions"):
+        make_queue(workspace, options)
+
+
+def test_a_cascade_is_left_out(workspace, options):
+    plan = load(Plan, workspace.plan)
+    cascade = replace(plan.configurations["3d_fullres"], name="3d_cascade_fullres", cascade_from="3d_lowres")
+    save(replace(plan, configurations={**plan.configurations, "3d_cascade_fullres": cascade}), workspace.plan)
+    queue = make_queue(workspace, replace(options, configurations=(), folds=()))
+    assert [(run.configuration.name, run.number) for run in queue.runs] == [
+        (name, fold) for name in ("2d", "3d_fullres") for fold in range(4)
+    ]
+    with pytest.raises(UsageError, match="cascade"):
+        make_queue(workspace, replace(options, configurations=("3d_cascade_fullres",)))
+    with pytest.raises(UsageError, match="3d_fullres"):
+        make_queue(workspace, replace(options, configurations=("3d_fullre",)))
+
+
+def test_without_a_plan_the_user_is_told_to_plan(tmp_path, options):
+    with pytest.raises(MissingInput, match="autoseg plan"):
+        make_queue(Workspace(tmp_path), options)
+
+
+def test_the_command_prints_one_document(workspace, options, planned):
+    common = ["train", str(planned), "--work", str(workspace.root), "--recipe", options.recipe, "--fold", "0"]
+    dry = CliRunner().invoke(cli, [*common, "--dry-run", "--json"], standalone_mode=False)
+    assert [run["state"] for run in json.loads(dry.stdout)["runs"]] == ["new", "new"]
+    assert not (workspace.root / "runs").exists()
+    assert not workspace.splits.exists()
+    arguments = [*common, "--configuration", "3d_fullres", "--epochs", "1", "--device", "cpu"]
+    result = CliRunner().invoke(cli, [*arguments, "--json"], standalone_mode=False)
+    run = json.loads(result.stdout)["runs"][0]
+    assert result.return_value == 0
+    assert (run["state"], run["epochs"], run["configuration"], run["fold"]) == ("done", 1, "3d_fullres", 0)
+    assert set(run["validation"]["mean"]) == {"thing", "other"}
+    table = CliRunner().invoke(cli, arguments, standalone_mode=False)
+    assert "3d_fullres" in table.stdout
+
+
+@pytest.mark.parametrize("text", ["soon", "20", "0m", "5x"])
+def test_a_wrong_budget_is_a_usage_error(tmp_path, text):
+    result = CliRunner().invoke(cli, ["train", str(tmp_path), "--budget", text])
+    assert result.exit_code == 2
+
+
+def test_kill_9_at_any_moment_changes_nothing(workspace, options, planned, tmp_path):
+    train(workspace, replace(options, epochs=30), never)
+    killed = Workspace(tmp_path / "killed")
+    killed.root.mkdir()
+    for name in ("dataset.json", "fingerprint.json", "plan.json"):
+        (killed.root / name).write_bytes((planned / "autoseg" / name).read_bytes())
+    common = ["--work", str(killed.root), "--recipe", options.recipe, "--fold", "0", "--configuration", "3d_fullres"]
+    command = [sys.executable, "-m", "autoseg", "train", str(planned), *common, "--epochs", "30", "--device", "cpu"]
+    random = np.random.default_rng(0)
+    for _ in range(2):
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+        for line in process.stderr:
+            if "epoch" in line:
+                break
+        time.sleep(float(random.uniform(0.0, 0.3)))
+        process.kill()
+        process.communicate()
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    expected = weights_of(workspace)
+    assert all(torch.equal(value, expected[name]) for name, value in weights_of(killed).items())
