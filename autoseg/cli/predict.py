@@ -76,8 +76,7 @@ def predict(
 
 
 def _options(options: dict[str, object]) -> PredictionOptions:
-    from autoseg.workflow.model import PredictorOptions
-    from autoseg.workflow.prediction_records import PredictionOptions
+    from autoseg.workflow.prediction_records import PredictionOptions, PredictorOptions
 
     configuration, folds, max_ram_gib = options["configuration"], options["folds"], options["max_ram_gib"]
     return PredictionOptions(

@@ -29,6 +29,7 @@ from autoseg.networks.weights import MANIFEST_FILE, generations, newest_intact, 
 from autoseg.planning.plan import Configuration, Plan
 from autoseg.preprocessing.prepare import preparation_of, prepare
 from autoseg.training.record import RunRecord, RunStatus
+from autoseg.workflow.prediction_records import PredictorOptions
 
 _log = logging.getLogger(__name__)
 
@@ -55,25 +56,6 @@ class ModelFiles:
     runs: dict[int, RunFolder]
     because: str
     name: str
-
-
-@dataclass(frozen=True, slots=True)
-class PredictorOptions:
-    """How a model is applied.
-
-    Attributes:
-        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
-        overlap: fraction of a tile that neighbors share at least.
-        mirroring: whether to average over mirrored images.
-        max_ram_bytes: memory that the accumulated logits may take; more goes to a file. None for no limit.
-        scratch: folder for that file; None for the system's.
-    """
-
-    device: str = "auto"
-    overlap: float = 0.5
-    mirroring: bool = True
-    max_ram_bytes: int | None = None
-    scratch: Path | None = None
 
 
 def find_model(path: Path, configuration: str | None = None, folds: Sequence[int] = ()) -> ModelFiles:

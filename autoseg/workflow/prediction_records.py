@@ -14,7 +14,6 @@ from autoseg.datasets.model import Case, LabelSet
 from autoseg.images.files import file_ending
 from autoseg.images.readers import read_image
 from autoseg.images.volume import Volume
-from autoseg.workflow.model import PredictorOptions
 
 _log = logging.getLogger(__name__)
 
@@ -71,6 +70,25 @@ class PredictionManifest:
     def has_failures(self) -> bool:
         """Whether any case failed."""
         return any(case.status == "failed" for case in self.cases.values())
+
+
+@dataclass(frozen=True, slots=True)
+class PredictorOptions:
+    """How a model is applied.
+
+    Attributes:
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
+        overlap: fraction of a tile that neighbors share at least.
+        mirroring: whether to average over mirrored images.
+        max_ram_bytes: memory that the accumulated logits may take; more goes to a file. None for no limit.
+        scratch: folder for that file; None for the system's.
+    """
+
+    device: str = "auto"
+    overlap: float = 0.5
+    mirroring: bool = True
+    max_ram_bytes: int | None = None
+    scratch: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,8 @@ import autoseg
 from autoseg.core.errors import IntegrityRefusal, MissingInput, PlanFault, UsageError
 from autoseg.core.records import load, save
 from autoseg.training.record import RunRecord
-from autoseg.workflow.model import PredictorOptions, find_model, load_model, make_predictor
+from autoseg.workflow.model import find_model, load_model, make_predictor
+from autoseg.workflow.prediction_records import PredictorOptions
 from tests.workflow.trained import add_run, tiny_plan, trained_work_folder, write_weights
 
 

@@ -1,0 +1,82 @@
+"""`autoseg evaluate`: score predictions against references."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from autoseg.cli.options import jobs_option, output_options
+from autoseg.cli.output import Output
+
+if TYPE_CHECKING:
+    from autoseg.workflow.evaluate import Evaluation
+
+SOME_FAILED = 4
+
+_TITLES = {"volume_ml": "ml", "reference_volume_ml": "reference ml"}
+
+
+@click.command()
+@click.argument("predictions", type=click.Path(path_type=Path))
+@click.argument("references", type=click.Path(path_type=Path))
+@click.option("--tolerance", type=click.FloatRange(min=0), default=1.0, show_default=True, help="Of nsd, in mm.")
+@click.option(
+    "--dataset",
+    type=click.Path(path_type=Path, exists=True),
+    help="Folder or dataset.json that names the classes.  [default: what is found beside the files]",
+)
+@click.option(
+    "-o",
+    "--output",
+    "folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of evaluation.json and evaluation.csv.  [default: PREDICTIONS]",
+)
+@jobs_option
+@output_options
+def evaluate(
+    predictions: Path,
+    references: Path,
+    tolerance: float,
+    dataset: Path | None,
+    folder: Path | None,
+    jobs: int,
+    output: Output,
+) -> int:
+    """Score PREDICTIONS against REFERENCES, matched by case name, per case and class.
+
+    REFERENCES is a folder of label maps, or a dataset's folder. A missing prediction is listed as failed and gives no
+    score.
+    """
+    from autoseg.core.records import to_data
+    from autoseg.workflow.evaluate import evaluate_folders, write_evaluation
+
+    with output.progress("Evaluating") as progress:
+        evaluation = evaluate_folders(
+            predictions, references, dataset=dataset, tolerance_mm=tolerance, jobs=jobs, progress=progress
+        )
+    written = write_evaluation(evaluation, folder or predictions)
+    _show(evaluation, output)
+    output.say(f"per case: {written[0]}, {written[1].name}")
+    output.emit(to_data(evaluation))
+    return SOME_FAILED if evaluation.failures else 0
+
+
+def _show(evaluation: Evaluation, output: Output) -> None:
+    from autoseg.evaluation.scores import SCORE_NAMES
+
+    rows = [(name, *_numbers(scores.to_dict())) for name, scores in evaluation.mean.items()]
+    rows.append(("foreground mean", *_numbers(evaluation.foreground_mean.to_dict())))
+    columns = ("class", *(_TITLES.get(name, name) for name in SCORE_NAMES))
+    output.table(columns, rows, title=f"Mean of {len(evaluation.cases)} cases (classes {evaluation.classes})")
+    output.table(("case", "why it has no scores"), list(evaluation.failures.items()))
+    output.say("P is the prediction, R the reference of a class; - where undefined, and left out of means.")
+    output.say("Surfaces are voxels with a face neighbor outside the object; distances are between their centers.")
+    for name, definition in evaluation.definitions.items():
+        output.say(f"  {_TITLES.get(name, name):<13} {definition}")
+
+
+def _numbers(scores: dict[str, float | None]) -> list[str]:
+    return ["-" if value is None else f"{value:.4f}" for value in scores.values()]
