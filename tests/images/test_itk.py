@@ -5,11 +5,14 @@ import gzip
 import nibabel
 import numpy as np
 import pytest
+import SimpleITK
 
 from autoseg.core.errors import UnreadableFile
+from autoseg.core.geometry import Geometry
 from autoseg.images.compare import compare_geometry
 from autoseg.images.readers import read_image, read_labels
-from autoseg.images.writers import write_labels
+from autoseg.images.volume import Volume
+from autoseg.images.writers import write_image, write_labels
 from tests.images.examples import label_array, nifti_bytes
 
 SHAPE = (4, 5, 6)
@@ -147,3 +150,20 @@ def test_a_header_that_only_the_libraries_refuse_is_named(tmp_path):
     (tmp_path / "case.nrrd").write_bytes(nrrd.encode() + bytes(120))
     with pytest.raises(UnreadableFile, match="SimpleITK says"):
         read_image([tmp_path / "case.nrrd"])
+
+
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz", ".nrrd", ".mha", ".gipl"])
+def test_voxels_that_are_not_finite_stay_visible(tmp_path, ending):
+    array = np.ones((1, *SHAPE), np.float32)
+    array[0, 0, 0, :3] = np.nan, np.inf, -np.inf
+    path = tmp_path / f"case{ending}"
+    write_image(path, Volume(array, Geometry(SHAPE)))
+    assert np.array_equal(read_image([path]).array, array, equal_nan=True)
+
+
+def test_a_scale_factor_gives_the_same_intensities_as_in_itk(tmp_path):
+    image = nibabel.Nifti1Image(label_array(SHAPE, 3000).astype(np.int16).T, affine_of())
+    image.header.set_slope_inter(0.37, -12.5)
+    nibabel.save(image, tmp_path / "case.nii.gz")
+    expected = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(tmp_path / "case.nii.gz")))
+    assert np.allclose(read_image([tmp_path / "case.nii.gz"]).array[0], expected, rtol=1e-6)
