@@ -30,6 +30,13 @@ Value = TypeVar("Value")
 ITEM_TIMEOUT_S = 600.0
 """Seconds one item may take before its process is taken for hung. Assumption: the largest cases stay below it."""
 
+_THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS",
+)
+
 _TICK_S = 0.2
 _GRACE_S = 1.0
 
@@ -293,7 +300,7 @@ def _peak_memory() -> str:
 def _serve(connection: Connection) -> None:
     """The life of a worker: a function first, then items, until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the supervisor ends this one
-    for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    for variable in _THREAD_VARIABLES:
         os.putenv(variable, "1")  # one thread each; numpy is only imported by what comes through the pipe
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         function = connection.recv()
