@@ -7,7 +7,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from autoseg.networks.formulations import convolve_pair, instance_norm
+from autoseg.networks.formulations import instance_norm
 
 CONVOLUTIONS: dict[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED: dict[int, type[nn.ConvTranspose2d] | type[nn.ConvTranspose3d]] = {
@@ -58,14 +58,7 @@ class ConvBlock(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Features (b, out channels, *shape / stride)."""
-        return self._finish(self.conv(features))
-
-    def forward_pair(self, first: Tensor, second: Tensor) -> Tensor:
-        """The same for two tensors that are concatenated along the channels."""
-        return self._finish(convolve_pair(self.conv, first, second))
-
-    def _finish(self, convolved: Tensor) -> Tensor:
-        normalized = cast(Tensor, self.norm(convolved))
+        normalized = cast(Tensor, self.norm(self.conv(features)))
         return nn.functional.leaky_relu(normalized, NEGATIVE_SLOPE, inplace=True) if self.is_activated else normalized
 
 
@@ -84,14 +77,6 @@ class StackedConvs(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Features (b, out channels, *shape / stride)."""
         return cast(Tensor, self.convs(features))
-
-    def forward_pair(self, first: Tensor, second: Tensor) -> Tensor:
-        """The same for two tensors that are concatenated along the channels."""
-        block, *rest = self.convs
-        current = cast(ConvBlock, block).forward_pair(first, second)
-        for block in rest:
-            current = block(current)
-        return current
 
 
 class ResidualBlock(nn.Module):

@@ -1,13 +1,12 @@
 """The same mathematics in the form that runs fastest where the features are.
 
-On CUDA and for contiguous tensors PyTorch's own operators are used. For channels-last tensors on a CPU four of them
-fall back to slow paths or copy between layouts (measured with AVX512-BF16, bfloat16, a training step of the planned
-hippocampus network, steps of both kinds in turn: 0.97 s of CPU time with PyTorch's operators, 0.78 s with these; on two
-idle cores 0.41 s of wall time):
+On CUDA and for contiguous tensors PyTorch's own operators are used. For channels-last tensors on a CPU three of them
+are slow or copy between layouts (CPU time of a training step of the planned hippocampus network, batch 2, bfloat16
+with AVX512-BF16, steps of both kinds in turn: 0.96 s with PyTorch's operators, 0.78 s with these; four fifths of that
+are convolutions):
 
 * instance normalization converts to contiguous and back; batch normalization of one sample is the same and does not;
 * an image of one channel counts as contiguous, so that the whole first stage loses the layout;
-* the weight gradient of a convolution over concatenated features takes twice as long as those of its two halves;
 * the weight gradient of a transposed convolution without overlap takes four times as long as the matrix product it is.
 """
 
@@ -82,18 +81,6 @@ class _SampleWiseNorm(torch.autograd.Function):
         ]
         inputs = parts[0][0] if len(parts) == 1 else torch.cat([part[0] for part in parts])
         return inputs, sum(part[1] for part in parts), sum(part[2] for part in parts), None
-
-
-def convolve_pair(convolution: nn.Conv2d | nn.Conv3d, first: Tensor, second: Tensor) -> Tensor:
-    """The convolution of two tensors (b, c, *shape) concatenated along the channels."""
-    if not is_channels_last_on_cpu(first):
-        joined: Tensor = convolution(torch.cat((first, second), 1))
-        return joined
-    function = torch.conv3d if first.dim() == 5 else torch.conv2d
-    options: Any = (convolution.stride, convolution.padding)
-    weight, width = convolution.weight, first.shape[1]
-    sum_of_halves = function(first, weight[:, :width], convolution.bias, *options)
-    return sum_of_halves + function(second, weight[:, width:], None, *options)
 
 
 def upsample(transposed: Transposed, features: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 
 from autoseg.networks.blocks import CONVOLUTIONS, TRANSPOSED, StackedConvs, StackedResidualBlocks
@@ -93,7 +94,7 @@ class Decoder(nn.Module):
         logits = []
         for level, (up, stage, head) in enumerate(zip(self.transpconvs, self.stages, self.seg_layers, strict=True)):
             larger = upsample(cast(Transposed, up), current)
-            current = cast(StackedConvs, stage).forward_pair(larger, skips[-1 - level])
+            current = stage(torch.cat((larger, skips[-1 - level]), 1))
             if deep_supervision or level == len(skips) - 1:
                 logits.append(head(current))
         return logits[::-1]

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from autoseg.networks.formulations import (
     CHANNELS_LAST,
-    convolve_pair,
     instance_norm,
     is_channels_last_on_cpu,
     upsample,
@@ -51,14 +50,6 @@ def test_instance_norm_is_exact_where_the_mean_is_far_from_zero() -> None:
     normalized = instance_norm(features, torch.ones(4), torch.zeros(4), 1e-5)
     assert torch.allclose(normalized.std((2, 3), unbiased=False), torch.ones(2, 4), atol=1e-3)
     assert normalized.mean((2, 3)).abs().max() < 1e-3
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-def test_convolving_a_pair_equals_convolving_the_concatenation(shape: tuple[int, ...]) -> None:
-    first, second = channels_last(shape), channels_last((shape[0], 5, *shape[2:]))
-    convolution = (nn.Conv2d if len(shape) == 4 else nn.Conv3d)(shape[1] + 5, 3, 3, padding=1, dtype=torch.float64)
-    reference = convolution(torch.cat((first, second), 1))
-    assert_same(convolve_pair(convolution, first, second), reference, first, second, *convolution.parameters())
 
 
 @pytest.mark.parametrize("shape", SHAPES)
