@@ -89,13 +89,13 @@ def train(dataset: Path, work: Path | None, output: Output, **options: Any) -> i
     if options["dry_run"]:
         return _show_queue(workspace, chosen, output)
     output.log_to(workspace.logs, "train")
-    with stoppable() as check_stop, _progress(output) as (of_cases, of_steps):
+    with stoppable() as check_stop, training_progress(output) as (of_cases, of_steps):
         report = train_all(workspace, chosen, check_stop, store_progress=of_cases, step_progress=of_steps)
     return _show(report, output)
 
 
 @contextmanager
-def _progress(output: Output) -> Iterator[tuple[Progress, Progress]]:
+def training_progress(output: Output) -> Iterator[tuple[Progress, Progress]]:
     """Progress of preprocessed cases and of steps: on a terminal one bar with the log lines above it.
 
     Elsewhere a line now and then for the cases, and none for the steps, as every epoch has its own.
