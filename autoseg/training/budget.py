@@ -24,6 +24,9 @@ REPLAN_SHARE = 0.02
 WORTH_TELLING = 0.05
 """A move of the end by less than this share of the steps is not written into the history."""
 
+EPOCH_TOLERANCE = 0.25
+"""Epochs keep their length while the fitting one differs by less than this share."""
+
 _SETTLING_STEPS = 2  # not counted: caches fill, kernels are chosen
 _LEAST_GAIN = 0.005  # a later end that gains less than this share of the steps changes nothing
 
@@ -39,15 +42,19 @@ def fit_epochs(recipe: Recipe, seconds: float, step_seconds: float) -> Recipe:
     scoring = VALIDATION_COST * recipe.validation_steps / recipe.steps_per_epoch
     steps = max(1, int(seconds / (step_seconds * (1 + scoring))))
     per_epoch = max(1, min(recipe.steps_per_epoch, steps // FEWEST_EPOCHS))
-    validation_steps = -(-recipe.validation_steps * per_epoch // recipe.steps_per_epoch)  # rounded up
     warmup_steps = min(recipe.warmup_steps, steps // FEWEST_EPOCHS)
     return replace(
         recipe,
         epochs=-(-steps // per_epoch),
         steps_per_epoch=per_epoch,
-        validation_steps=validation_steps,
+        validation_steps=validation_steps(recipe, per_epoch),
         warmup_steps=warmup_steps,
     )
+
+
+def no_reserve(_step_seconds: float) -> float:
+    """Nothing comes after the training."""
+    return 0.0
 
 
 @dataclass(slots=True)
@@ -55,12 +62,16 @@ class Pacer:
     """Keeps the end of the training at a deadline by moving the state's horizon.
 
     Attributes:
-        deadline: clock time at which training must be over.
+        deadline: clock time at which everything must be over.
         clock: gives the time in seconds.
+        longest_epoch: steps that an epoch has if time allows.
+        reserve: seconds to keep for what comes after the training, as a function of the seconds per step.
     """
 
     deadline: float
     clock: Callable[[], float]
+    longest_epoch: int
+    reserve: Callable[[float], float] = no_reserve
     _mark: float = 0.0
     _planned_at: float = 0.0
     _begin: float = 0.0
@@ -101,9 +112,9 @@ class Pacer:
             if now >= self.deadline:
                 state.horizon = state.horizon.moved(state.step, state.step)
             return
-        per_step = self._step_seconds / self._steps
-        per_step += (self._between_seconds or VALIDATION_COST * per_step) / state.steps_per_epoch
-        left = (self.deadline - now) * (1 - SAFETY) - self._between_seconds
+        own = self._step_seconds / self._steps
+        left = (self.deadline - now - self.reserve(own)) * (1 - SAFETY) - self._between_seconds
+        per_step = own + (self._between_seconds or VALIDATION_COST * own) / state.steps_per_epoch
         end = state.step + max(0, int(left / per_step))
         self._step_seconds, self._steps = 0.5 * self._step_seconds, 0.5 * self._steps
         before = state.horizon.end
@@ -111,3 +122,11 @@ class Pacer:
             state.horizon = state.horizon.moved(state.step, end)
             if abs(end - before) > WORTH_TELLING * before:
                 state.events.append(f"step {state.step}: the training now ends at step {end} instead of {before}")
+        fitting = max(1, min(self.longest_epoch, end // FEWEST_EPOCHS))
+        if abs(fitting - state.steps_per_epoch) > EPOCH_TOLERANCE * state.steps_per_epoch:
+            state.steps_per_epoch = max(fitting, state.step - state.epoch_begin)
+
+
+def validation_steps(recipe: Recipe, steps_per_epoch: int) -> int:
+    """Batches to score after an epoch that has other steps than the recipe's: in proportion, rounded up."""
+    return -(-recipe.validation_steps * steps_per_epoch // recipe.steps_per_epoch)

@@ -41,6 +41,7 @@ class SavedState:
     version: int
     step: int
     epoch: int
+    epoch_begin: int
     horizon: Horizon
     steps_per_epoch: int
     losses: tuple[float, ...]
@@ -108,7 +109,7 @@ def restore(state: TrainingState, folder: Path) -> Path:
         _copy_into(state.averaged, read_tensors(generation / AVERAGED_FILE), generation)
     _restore_optimizer(state, read_tensors(generation / OPTIMIZER_FILE))
     state.step, state.epoch, state.horizon = saved.step, saved.epoch, saved.horizon
-    state.steps_per_epoch = saved.steps_per_epoch
+    state.epoch_begin, state.steps_per_epoch = saved.epoch_begin, saved.steps_per_epoch
     state.losses, state.skipped_in_row, state.events = list(saved.losses), saved.skipped_in_row, list(saved.events)
     state.seconds, state.history_lines = saved.seconds, saved.history_lines
     state.ema_dice, state.best_dice = saved.ema_dice, saved.best_dice
@@ -127,6 +128,7 @@ def _saved(state: TrainingState) -> SavedState:
         version=CHECKPOINT_VERSION,
         step=state.step,
         epoch=state.epoch,
+        epoch_begin=state.epoch_begin,
         horizon=state.horizon,
         steps_per_epoch=state.steps_per_epoch,
         losses=tuple(state.losses),

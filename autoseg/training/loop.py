@@ -73,6 +73,7 @@ def fit(
     while not state.is_finished:
         result = _epoch(state, batches, take_step, validate, after_step)
         state.epoch += 1
+        state.epoch_begin = state.step
         state.losses = []
         state.ema_dice = smoothed(state.ema_dice, result.scores.mean_dice if result.scores else None)
         for watcher in watchers:

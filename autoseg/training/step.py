@@ -67,11 +67,12 @@ class TrainingState:
         network: being trained.
         optimizer: with its momentum.
         horizon: where the schedule stands and ends.
-        steps_per_epoch: steps between two validations; the last epoch may be shorter.
+        steps_per_epoch: steps between two validations; the last epoch may be shorter, and a time budget may change it.
         scaler: loss scale, with fp16.
         averaged: moving average of the network, if the recipe wants one.
         step: steps done.
         epoch: epochs done and recorded.
+        epoch_begin: step at which the current epoch began.
         losses: of this epoch's steps so far, the finite ones.
         skipped_in_row: non-finite steps since the last good one.
         seconds: wall time of the run so far, all its sittings.
@@ -90,6 +91,7 @@ class TrainingState:
     averaged: nn.Module | None = None
     step: int = 0
     epoch: int = 0
+    epoch_begin: int = 0
     losses: list[float] = field(default_factory=list)
     skipped_in_row: int = 0
     seconds: float = 0.0
@@ -102,17 +104,17 @@ class TrainingState:
     @property
     def epochs(self) -> int:
         """Epochs of the whole training, a shorter last one included."""
-        return math.ceil(self.horizon.end / self.steps_per_epoch)
+        return self.epoch + math.ceil((self.horizon.end - self.epoch_begin) / self.steps_per_epoch)
 
     @property
     def is_finished(self) -> bool:
         """Whether every step is done and every epoch recorded."""
-        return self.step >= self.horizon.end and self.step <= self.epoch * self.steps_per_epoch
+        return self.step >= self.horizon.end and self.step == self.epoch_begin
 
     @property
     def end_of_epoch(self) -> int:
         """Step at which the current epoch ends."""
-        return min(self.horizon.end, (self.epoch + 1) * self.steps_per_epoch)
+        return min(self.horizon.end, self.epoch_begin + self.steps_per_epoch)
 
     @property
     def final_network(self) -> nn.Module:
@@ -147,7 +149,7 @@ def learning_rate(state: TrainingState, recipe: Recipe) -> float:
     """The learning rate of the next step."""
     step = state.step
     if recipe.lr_update == "epoch":
-        step = max(state.horizon.step, state.epoch * state.steps_per_epoch)
+        step = max(state.horizon.step, state.epoch_begin)
     return recipe.lr * SCHEDULES[recipe.schedule](state.horizon.at(step)) * warmup(state.step, recipe.warmup_steps)
 
 

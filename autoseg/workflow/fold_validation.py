@@ -30,6 +30,9 @@ SECONDS_PER_VOXEL_AND_HEAD = 6e-8
 SECONDS_PER_CASE = 0.1
 """Opening and closing files; assumption."""
 
+VALIDATION_RESERVE = 1.1
+"""Time kept for the validation / time expected for it."""
+
 SCORES_FILE = "scores.json"
 
 
@@ -111,8 +114,7 @@ def measure_pace(predictor: Predictor, channels: int) -> Pace:
         begin = time.perf_counter()
         plain.logits(tile)
         times.append(time.perf_counter() - begin)
-    cores = max(1, torch.get_num_threads())
-    return Pace(sorted(times)[1], SECONDS_PER_VOXEL_AND_HEAD * (predictor.heads + 1) * (1 + 1 / cores) / 2)
+    return Pace(min(times), SECONDS_PER_VOXEL_AND_HEAD * (predictor.heads + 1))
 
 
 def case_size(stored: StoredCase, predictor: Predictor) -> CaseSize:
@@ -145,6 +147,35 @@ def plan_validation(
     note = f"validated on {count} of {len(names)} cases and without mirroring, for lack of time"
     left_out = tuple(name for name in names if name not in kept)
     return ValidationPlan(kept, left_out, (), {name: expected[name] for name in kept}, (note,))
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """How long validation will take, given how fast training steps are.
+
+    Attributes:
+        sizes: of the validation cases.
+        mirror_axes: of the configuration.
+        pace: measured at the start of the run.
+        step_seconds: of a training step at the same moment; load slows both alike.
+        most_seconds: that validation may take.
+    """
+
+    sizes: dict[str, CaseSize]
+    mirror_axes: tuple[int, ...]
+    pace: Pace
+    step_seconds: float
+    most_seconds: float
+
+    def reserve(self, step_seconds: float) -> float:
+        """Seconds to keep for the validation when a training step takes `step_seconds`."""
+        slowness = step_seconds / self.step_seconds
+        pace = Pace(self.pace.tile_seconds * slowness, self.pace.voxel_seconds)
+        return VALIDATION_RESERVE * self.plan(pace, self.most_seconds).seconds
+
+    def plan(self, pace: Pace, seconds: float) -> ValidationPlan:
+        """What fits into `seconds`."""
+        return plan_validation(self.sizes, self.mirror_axes, pace, seconds)
 
 
 def validate_fold(

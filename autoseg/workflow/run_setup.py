@@ -31,18 +31,14 @@ from autoseg.training.splits import Fold
 from autoseg.training.step import Compute, TrainingState, start_state
 from autoseg.workflow.fold_validation import (
     LARGEST_VALIDATION_SHARE,
-    ValidationPlan,
+    Forecast,
     case_size,
     make_predictor,
     measure_pace,
-    plan_validation,
 )
 
 ENDING_SECONDS = 1.5
 """Of a budget, kept for the last checkpoint, the curves and the end of the process (assumption)."""
-
-VALIDATION_RESERVE = 1.1
-"""Time kept for the validation / time expected for it."""
 
 OPEN_CASES = 200
 """Cases kept open; each holds three file handles, of which a process has 1024."""
@@ -111,8 +107,7 @@ class Run:
         state: before its first step; not restored yet.
         compute: device, precision, memory format.
         open_case: gives a stored case; keeps the last ones open.
-        validation: what will be validated at the end.
-        training_deadline: `time.monotonic()` at which the last step must be done, or None.
+        forecast: of the time that validation takes; None without a budget or without validation cases.
     """
 
     job: Job
@@ -120,8 +115,7 @@ class Run:
     state: TrainingState
     compute: Compute
     open_case: Callable[[str], StoredCase]
-    validation: ValidationPlan
-    training_deadline: float | None
+    forecast: Forecast | None
 
 
 def set_up(job: Job) -> Run:
@@ -137,16 +131,18 @@ def set_up(job: Job) -> Run:
     record = _decide(job, network) if is_new else _checked_record(job)
     compute = Compute(job.device, record.precision, record.memory_format)
     network = compute.place_network(network, job.configuration.dimensions)
-    validation = _plan_validation(job, network, compute, opened)
-    training_deadline = None
+    forecast = None
     if job.deadline is not None:
-        training_deadline = job.deadline - ENDING_SECONDS - VALIDATION_RESERVE * validation.seconds
+        seconds = _step_seconds(job, network, compute)
+        left = max(0.0, job.deadline - time.monotonic() - ENDING_SECONDS)
+        forecast = _forecast(job, network, compute, opened, (seconds, left)) if job.fold.val else None
         if is_new:
-            record = _with_fitting_epochs(job, record, network, compute, training_deadline)
+            left -= forecast.reserve(seconds) if forecast else 0.0
+            record = _with_fitting_epochs(record, left, seconds)
     if is_new:
         save(job.plan, job.folder.plan)
         save(record, job.folder.recipe)
-    for sentence in (*record.decisions, *validation.notes):
+    for sentence in record.decisions:
         _log.info("%s: %s", job.title, sentence)
     state = start_state(network, record.recipe, compute, job.configuration.dimensions)
     if record.recipe.compile:
@@ -154,7 +150,7 @@ def set_up(job: Job) -> Run:
         forward, told = compiled(network, shape, compute)
         _log.info("%s: %s", job.title, told)
         state.forward = forward or network
-    return Run(job, record, state, compute, opened, validation, training_deadline)
+    return Run(job, record, state, compute, opened, forecast)
 
 
 def discard(folder: RunFolder) -> None:
@@ -257,25 +253,30 @@ def _decide(job: Job, network: nn.Module) -> RunRecord:
     )
 
 
-def _plan_validation(
-    job: Job, network: nn.Module, compute: Compute, opened: Callable[[str], StoredCase]
-) -> ValidationPlan:
-    axes = job.configuration.mirror_axes
-    if job.deadline is None or not job.fold.val:
-        return ValidationPlan(job.fold.val, (), axes, {})
-    predictor = make_predictor(network, job.configuration, job.heads, compute.device, compute.precision)
-    sizes = {name: case_size(opened(name), predictor) for name in job.fold.val}
-    pace = measure_pace(predictor, len(job.plan.channels))
-    left = max(0.0, job.deadline - time.monotonic())
-    return plan_validation(sizes, axes, pace, LARGEST_VALIDATION_SHARE * left)
-
-
-def _with_fitting_epochs(
-    job: Job, record: RunRecord, network: nn.Module, compute: Compute, deadline: float
-) -> RunRecord:
+def _step_seconds(job: Job, network: nn.Module, compute: Compute) -> float:
     shape = (job.configuration.batch_size, len(job.plan.channels), *job.configuration.patch_size)
-    seconds = step_seconds(network, shape, compute)
-    left = max(0.0, deadline - time.monotonic())
+    return step_seconds(network, shape, compute)
+
+
+def _forecast(
+    job: Job,
+    network: nn.Module,
+    compute: Compute,
+    opened: Callable[[str], StoredCase],
+    step_and_left_seconds: tuple[float, float],
+) -> Forecast:
+    step, left = step_and_left_seconds
+    predictor = make_predictor(network, job.configuration, job.heads, compute.device, compute.precision)
+    return Forecast(
+        sizes={name: case_size(opened(name), predictor) for name in job.fold.val},
+        mirror_axes=job.configuration.mirror_axes,
+        pace=measure_pace(predictor, len(job.plan.channels)),
+        step_seconds=step,
+        most_seconds=LARGEST_VALIDATION_SHARE * left,
+    )
+
+
+def _with_fitting_epochs(record: RunRecord, left: float, seconds: float) -> RunRecord:
     recipe = fit_epochs(record.recipe, left, seconds)
     because = (
         f"{recipe.epochs} epochs of {recipe.steps_per_epoch} steps to begin with: "

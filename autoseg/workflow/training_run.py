@@ -20,9 +20,10 @@ from autoseg.core.choices import choose
 from autoseg.core.errors import Interrupted
 from autoseg.core.files import remove_leftovers
 from autoseg.core.records import save
+from autoseg.inference.predictor import Predictor
 from autoseg.report.figures import draw_curves
 from autoseg.training.batches import Prefetcher
-from autoseg.training.budget import Pacer
+from autoseg.training.budget import Pacer, no_reserve, validation_steps
 from autoseg.training.checkpoint import has_checkpoint, restore, save_best, save_checkpoint
 from autoseg.training.history import append_history, read_history, truncate_history
 from autoseg.training.loop import EpochResult, Watcher, fit
@@ -31,7 +32,7 @@ from autoseg.training.record import RunStatus
 from autoseg.training.sampling import AUGMENTATION_STREAM, TRAINING_STREAM, VALIDATION_STREAM, Batch, Sampling
 from autoseg.training.step import Loss, TrainingState, train_step
 from autoseg.training.validation import OnlineScores, class_dice, score_patches
-from autoseg.workflow.fold_validation import FoldScores, make_predictor, validate_fold
+from autoseg.workflow.fold_validation import FoldScores, ValidationPlan, make_predictor, measure_pace, validate_fold
 from autoseg.workflow.run_setup import ENDING_SECONDS, Job, Run, set_up
 
 SAVING_SHARE = 0.02
@@ -79,7 +80,7 @@ class _RunClock:
 def _train(run: Run, clock: _RunClock) -> None:
     job, state, recipe = run.job, run.state, run.record.recipe
     loss = make_loss(run)
-    pacer = None if run.training_deadline is None else Pacer(run.training_deadline, time.monotonic)
+    pacer = _pacer(run)
 
     def take_step(now: TrainingState, batch: Placed) -> tuple[float, Sequence[str]]:
         image, labels, cases = batch
@@ -109,6 +110,14 @@ def _train(run: Run, clock: _RunClock) -> None:
             where=str(job.folder.root),
             do="run the same command again to go on from there",
         ) from stop
+
+
+def _pacer(run: Run) -> Pacer | None:
+    job = run.job
+    if job.deadline is None:
+        return None
+    reserve = run.forecast.reserve if run.forecast else no_reserve
+    return Pacer(job.deadline - ENDING_SECONDS, time.monotonic, run.record.asked.steps_per_epoch, reserve)
 
 
 def make_loss(run: Run) -> Loss:
@@ -141,13 +150,14 @@ def training_batches(run: Run) -> Callable[[int], Placed]:
 
 def _validation_batches(run: Run) -> Iterator[tuple[Tensor, Tensor]]:
     """This epoch's validation patches, not augmented."""
-    job, count = run.job, run.record.recipe.validation_steps
-    if not job.fold.val:
+    job = run.job
+    count = validation_steps(run.record.asked, run.state.steps_per_epoch)
+    if not job.fold.val or not count:
         return
     spec = augmentation_spec(job.configuration)
     sampling = _sampling(run, spec, VALIDATION_STREAM)
     plain = AUGMENTATIONS["none"]
-    first = run.state.epoch * count
+    first = run.state.epoch * run.record.asked.validation_steps
     with Prefetcher(sampling, first, min(job.readers, count)) as batches:
         for _ in range(count):
             job.check_stop()
@@ -260,7 +270,9 @@ def _line(job: Job, result: EpochResult, state: TrainingState) -> str:
     return " | ".join(parts)
 
 
-def _status(run: Run, state: str, clock: _RunClock, scores: FoldScores | None = None) -> RunStatus:
+def _status(
+    run: Run, state: str, clock: _RunClock, scores: FoldScores | None = None, notes: Sequence[str] = ()
+) -> RunStatus:
     now = run.state
     return RunStatus(
         state=state,
@@ -271,36 +283,31 @@ def _status(run: Run, state: str, clock: _RunClock, scores: FoldScores | None = 
         validation={name: mean["dice"] for name, mean in scores.mean.items()} if scores else None,
         foreground_dice=scores.foreground_mean["dice"] if scores else None,
         validated_cases=len(scores.cases) if scores else 0,
-        notes=_notes(run, scores),
+        notes=tuple(notes),
     )
-
-
-def _notes(run: Run, scores: FoldScores | None) -> tuple[str, ...]:
-    notes = list(run.validation.notes)
-    if not run.job.fold.val:
-        notes.append("no case was kept back, so no validation is possible")
-    elif scores and len(scores.left_out) > len(run.validation.left_out):
-        notes.append(f"{len(scores.left_out)} validation cases left out, for lack of time")
-    return tuple(notes)
 
 
 def _validate(run: Run, clock: _RunClock) -> RunStatus:
     job = run.job
-    scores = None
-    if job.fold.val:
+    if not job.fold.val:
+        status = _status(run, "done", clock, notes=["no case was kept back, so no validation is possible"])
+    else:
         save(_status(run, "validating", clock), job.folder.state)
         network = run.state.final_network
         predictor = make_predictor(network, job.configuration, job.heads, run.compute.device, run.compute.precision)
+        planned = _plan_validation(run, predictor)
         scores = validate_fold(
             predictor,
             job.plan,
             job.dataset,
             run.open_case,
             job.folder.validation,
-            run.validation,
-            may_start=_CaseClock(run),
+            planned,
+            may_start=_CaseClock(job, planned),
         )
-    status = _status(run, "done", clock, scores)
+        late = len(scores.left_out) - len(planned.left_out)
+        more = [f"{late} more cases were not validated, for lack of time"] if late else []
+        status = _status(run, "done", clock, scores, [*planned.notes, *more])
     save(status, job.folder.state)
     for note in status.notes:
         _log.warning("%s: %s", job.title, note)
@@ -309,23 +316,32 @@ def _validate(run: Run, clock: _RunClock) -> RunStatus:
     return status
 
 
+def _plan_validation(run: Run, predictor: Predictor) -> ValidationPlan:
+    """All cases; under a budget, what fits into the time that is left, at the pace of now."""
+    job = run.job
+    if job.deadline is None or run.forecast is None:
+        return ValidationPlan(job.fold.val, (), job.configuration.mirror_axes, {})
+    pace = measure_pace(predictor, len(job.plan.channels))
+    return run.forecast.plan(pace, max(0.0, job.deadline - ENDING_SECONDS - time.monotonic()))
+
+
 class _CaseClock:
     """Says before each case whether there is time for it, by the pace expected and the pace kept so far."""
 
-    def __init__(self, run: Run) -> None:
-        self._run = run
+    def __init__(self, job: Job, planned: ValidationPlan) -> None:
+        self._job = job
+        self._planned = planned
         self._begin = time.monotonic()
         self._expected_so_far = 0.0
 
     def __call__(self, name: str) -> bool:
-        self._run.job.check_stop()
-        deadline = self._run.job.deadline
-        if deadline is None:
+        self._job.check_stop()
+        if self._job.deadline is None:
             return True
         now = time.monotonic()
-        expected = self._run.validation.expected_seconds[name]
+        expected = self._planned.expected_seconds[name]
         slowness = (now - self._begin) / self._expected_so_far if self._expected_so_far else 1.0
-        if now + slowness * expected > deadline - ENDING_SECONDS:
+        if now + slowness * expected > self._job.deadline - ENDING_SECONDS:
             return False
         self._expected_so_far += expected
         return True

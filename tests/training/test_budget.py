@@ -28,7 +28,7 @@ def simulate(recipe: Recipe, seconds: float, step: list[float], between: float) 
     clock = FakeTime()
     end = recipe.epochs * recipe.steps_per_epoch
     state = TrainingState(None, None, Horizon(0, 0.0, end), recipe.steps_per_epoch)  # type: ignore[arg-type]
-    pacer = Pacer(clock.now + seconds, clock)
+    pacer = Pacer(clock.now + seconds, clock, 50)
     changes = 0
     while not state.is_finished:
         while state.step < state.end_of_epoch:
@@ -41,6 +41,7 @@ def simulate(recipe: Recipe, seconds: float, step: list[float], between: float) 
             assert state.horizon.at(state.step) >= before.at(state.step) - 1e-9
         clock.now += between
         state.epoch += 1
+        state.epoch_begin = state.step
         pacer.after_epoch(RESULT, state)
     return (clock.now - 100) / seconds, state, changes
 
@@ -81,17 +82,38 @@ def test_epochs_are_shortened_until_ten_fit(seconds: float) -> None:
 def test_a_deadline_in_the_past_ends_at_once() -> None:
     clock = FakeTime()
     state = TrainingState(None, None, Horizon(0, 0.0, 50), 5, step=1)  # type: ignore[arg-type]
-    Pacer(clock.now - 5, clock).after_step(state)
+    Pacer(clock.now - 5, clock, 10).after_step(state)
     assert state.horizon.end == 1
 
 
 def test_a_large_change_is_written_down() -> None:
     clock = FakeTime()
     state = TrainingState(None, None, Horizon(0, 0.0, 10), 10)  # type: ignore[arg-type]
-    pacer = Pacer(clock.now + 1000, clock)
+    pacer = Pacer(clock.now + 1000, clock, 10)
     for _ in range(5):
         clock.now += 1
         state.step += 1
         pacer.after_step(state)
     assert state.horizon.end > 400
     assert "instead of 10" in state.events[0]
+
+
+def test_time_is_kept_for_what_comes_after_in_proportion_to_the_speed() -> None:
+    clock = FakeTime()
+    state = TrainingState(None, None, Horizon(0, 0.0, 100), 50)  # type: ignore[arg-type]
+    pacer = Pacer(clock.now + 1000, clock, 50, lambda step_seconds: 300 * step_seconds)
+    for _ in range(6):
+        clock.now += 2
+        state.step += 1
+        pacer.after_step(state)
+    pacer.plan(state)
+    assert 180 < state.horizon.end < 200  # (1000 - 600 seconds) / 2 seconds
+
+
+def test_epochs_grow_when_the_first_guess_was_far_too_slow() -> None:
+    recipe = fit_epochs(replace(Recipe(), steps_per_epoch=50, validation_steps=5), 1000.0, 20.0)
+    assert recipe.steps_per_epoch == 4
+    used, state, _ = simulate(recipe, 1000.0, [0.5], 1.0)
+    assert state.steps_per_epoch == 50
+    assert state.epoch < 60
+    assert 0.95 <= used <= 1.0

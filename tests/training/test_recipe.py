@@ -97,7 +97,7 @@ def test_moving_the_end_keeps_the_progress(end: int, step: int, new_end: int) ->
 def test_the_learning_rate_of_an_epoch_is_the_references() -> None:
     recipe = replace(RECIPE, lr_update="epoch", epochs=10, steps_per_epoch=4)
     state = fresh_state(recipe)
-    state.step, state.epoch = 14, 3
+    state.step, state.epoch, state.epoch_begin = 14, 3, 12
     assert math.isclose(learning_rate(state, recipe), 0.01 * (1 - 3 / 10) ** 0.9)
     by_step = replace(recipe, lr_update="step", warmup_steps=20)
     assert math.isclose(learning_rate(state, by_step), 0.01 * (1 - 14 / 40) ** 0.9 * 15 / 20)
