@@ -131,7 +131,7 @@ def _show_forecast(model: Path, inputs: tuple[Path, ...], chosen: PredictionOpti
     ]
     output.say(f"model: {files.name} ({files.because})")
     output.table(("case", "voxels", "prepared", "tiles", "memory GiB", "output"), rows)
-    output.say("nothing was written (--dry-run)")
+    output.say("memory beyond the program itself; nothing was written (--dry-run)")
     good = {name: to_data(own) for name, own in forecasts.items() if isinstance(own, Forecast)}
     bad = {name: {"error": own} for name, own in forecasts.items() if not isinstance(own, Forecast)}
     output.emit({"cases": {**good, **bad}, "model": files.name})

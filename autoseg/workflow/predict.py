@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from autoseg import __version__
-from autoseg.core.errors import AutoSegError, DataRefused, Interrupted, InterruptedEarly
+from autoseg.core.errors import AutoSegError, DataRefused, Interrupted, InterruptedEarly, UsageError
 from autoseg.core.files import remove_leftovers
 from autoseg.core.progress import Progress, silent
 from autoseg.core.records import save
@@ -72,6 +72,7 @@ def predict_files(
 
     Raises:
         MissingInput: there is no trained model or no image.
+        UsageError: a label map would replace an image.
         InterruptedEarly: stopped before a case was done.
         Interrupted: stopped later; what is done stays.
     """
@@ -79,6 +80,7 @@ def predict_files(
     _log.info("model: %s", files.because)
     use_cores()
     cases, failures = _cases(inputs, files.plan)
+    _spare_inputs(cases, output, files.plan)
     predictor = make_predictor(files, replace(options.predictor, scratch=_made(output)))
     remove_leftovers(output)
     manifest = PredictionManifest(
@@ -133,6 +135,16 @@ def _cases(inputs: Sequence[Path], plan: Plan) -> tuple[tuple[Case, ...], tuple[
             do=f"give the channels {', '.join(plan.channels)} of each case as <case>_0000, <case>_0001, ...",
         )
     return cases, failures
+
+
+def _spare_inputs(cases: Sequence[Case], output: Path, plan: Plan) -> None:
+    """Refuses an output folder in which a label map would replace an image."""
+    images = {Path(image).resolve() for case in cases for image in case.images}
+    for case in cases:
+        if (output / output_name(case, plan.file_ending)).resolve() in images:
+            raise UsageError(
+                f"the label map of {case.identifier} would replace its image", where=str(output), do="choose another -o"
+            )
 
 
 def _made(folder: Path) -> Path:

@@ -175,6 +175,15 @@ def test_the_model_that_is_not_there_is_an_answer_with_a_remedy(autoseg, tmp_pat
     assert not (tmp_path / "out").exists()
 
 
+def test_an_image_is_never_replaced_by_its_label_map(autoseg, work, tmp_path):
+    image = tmp_path / "in" / "x.nii.gz"
+    write_image(image, Volume(noise((1, *TILTED.shape)), TILTED))
+    before = image.read_bytes()
+    ran = autoseg("predict", work, "-i", image.parent, "-o", image.parent)
+    assert (ran.code, "would replace" in ran.stderr) == (2, True)
+    assert image.read_bytes() == before
+
+
 def test_lack_of_memory_is_met_with_smaller_batches(autoseg, tmp_path, monkeypatch):
     work = trained_work_folder(tmp_path, folds=(0,))
     images, compute = write_cases(tmp_path / "in", 1), Predictor._tile_logits
