@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,9 @@ from autoseg.fingerprint.extract import ExtractedCase, Sketch, case_statistics, 
 from autoseg.fingerprint.model import Fingerprint
 
 SURVEY_VERSION = 1
+
+KEEP_SECONDS = 10.0
+"""How often an unfinished survey is handed out to be kept; a run that is killed loses no more work than this."""
 
 _FEW_BYTES = 1 << 20
 """Below this many bytes of files, starting processes takes longer than the work."""
@@ -82,7 +86,13 @@ class _Examined:
     extracted: ExtractedCase | None
 
 
-def survey(dataset: Dataset, known: Survey | None, jobs: int, progress: Progress = silent) -> Survey:
+def survey(
+    dataset: Dataset,
+    known: Survey | None,
+    jobs: int,
+    progress: Progress = silent,
+    keep: Callable[[Survey], None] | None = None,
+) -> Survey:
     """Checks every case of a dataset and takes its fingerprint.
 
     Each file is read once, in worker processes; a case whose worker dies or hangs is refused with the reason. Cases
@@ -93,6 +103,7 @@ def survey(dataset: Dataset, known: Survey | None, jobs: int, progress: Progress
         known: an earlier survey of the same dataset, or None.
         jobs: worker processes.
         progress: told about every case examined.
+        keep: given a survey of the cases examined so far now and then; it serves as `known` after an interruption.
     """
     read_as = content_hash(replace(dataset, cases=(), announced_cases=None, layout_reason="", name=""))
     known_cases = _known_cases(known, read_as)
@@ -107,6 +118,7 @@ def survey(dataset: Dataset, known: Survey | None, jobs: int, progress: Progress
             to_read.append((case, stamps))
     done = len(examined)
     progress(done, len(dataset.cases))
+    next_keep = time.monotonic() + KEEP_SECONDS
     bare = replace(dataset, cases=())  # what a worker needs to know; all the cases would be sent for nothing
     for outcome in map_supervised(partial(_examine, bare), to_read, _processes(to_read, jobs)):
         case, stamps = to_read[outcome.index]
@@ -114,7 +126,14 @@ def survey(dataset: Dataset, known: Survey | None, jobs: int, progress: Progress
         examined[case.identifier] = found
         done += 1
         progress(done, len(dataset.cases))
-    return _survey_of(dataset, read_as, [examined[case.identifier] for case in dataset.cases])
+        if keep is not None and time.monotonic() >= next_keep:
+            keep(_survey_of(dataset, read_as, _in_order(dataset, examined)))
+            next_keep = time.monotonic() + KEEP_SECONDS
+    return _survey_of(dataset, read_as, _in_order(dataset, examined))
+
+
+def _in_order(dataset: Dataset, examined: dict[str, _Examined]) -> list[_Examined]:
+    return [examined[case.identifier] for case in dataset.cases if case.identifier in examined]
 
 
 def _survey_of(dataset: Dataset, read_as: str, examined: Sequence[_Examined]) -> Survey:

@@ -6,7 +6,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from autoseg.core.errors import DataRefused, MissingInput, RecordFault
+from autoseg.core.errors import DataRefused, Interrupted, MissingInput, RecordFault
 from autoseg.core.files import remove_leftovers
 from autoseg.core.progress import Progress, silent
 from autoseg.core.records import load, save
@@ -58,8 +58,7 @@ def plan_dataset(
     """
     dataset = detect_dataset(folder.resolve(), layout)
     logger.info("%s: %s", folder, dataset.layout_reason)
-    previous = _previous_survey(workspace)
-    found = survey(dataset, previous, jobs=jobs, progress=progress)
+    found = _survey(dataset, workspace, jobs, progress, dry_run)
     if not dry_run:
         remove_leftovers(workspace.root)
         save(dataset, workspace.dataset)
@@ -70,6 +69,26 @@ def plan_dataset(
         save(found.fingerprint, workspace.fingerprint)
         save(plan, workspace.plan)
     return Planned(plan, dataset, found)
+
+
+def _survey(dataset: Dataset, workspace: Workspace, jobs: int, progress: Progress, dry_run: bool) -> Survey:
+    """The survey, going on from what an earlier or interrupted run found."""
+    kept: list[Survey] = []
+
+    def keep(partial: Survey) -> None:
+        save(partial, workspace.check)
+        kept.append(partial)
+
+    try:
+        return survey(dataset, _previous_survey(workspace), jobs, progress, None if dry_run else keep)
+    except KeyboardInterrupt as interruption:
+        if not kept:
+            raise
+        raise Interrupted(
+            f"stopped after {len(kept[-1].cases)} of {len(dataset.cases)} cases were examined and kept",
+            where=str(workspace.check),
+            do="run the same command again to go on from there",
+        ) from interruption
 
 
 def _previous_survey(workspace: Workspace) -> Survey | None:

@@ -9,6 +9,7 @@ import pytest
 
 from autoseg.core.records import from_json, to_json
 from autoseg.datasets.layouts import detect_dataset
+from autoseg.datasets.synthetic import write_synthetic_dataset
 from autoseg.fingerprint import survey as module
 from autoseg.fingerprint.survey import Survey, survey
 from tests.datasets.arrangements import nnunet
@@ -125,3 +126,18 @@ def test_a_changed_spacing_beside_a_stack_is_noticed(tmp_path):
     second = survey(dataset, first, jobs=1)
     assert [case.spacing_mm[0] for case in first.fingerprint.cases] == [3.0, 3.0, 3.0]
     assert [case.spacing_mm[0] for case in second.fingerprint.cases] == [7.0, 3.0, 3.0]
+
+
+def test_an_unfinished_survey_is_handed_out_and_goes_on(tmp_path, monkeypatch):
+    """A run that stops between two cases loses only the case in work."""
+    write_synthetic_dataset(tmp_path / "Dataset001_Synthetic", training_cases=3, test_cases=1, seed=5)
+    dataset = detect_dataset(tmp_path / "Dataset001_Synthetic")
+    monkeypatch.setattr(module, "KEEP_SECONDS", 0.0)
+    kept = []
+    whole = module.survey(dataset, None, jobs=0, keep=kept.append)
+    assert [len(partial.cases) for partial in kept] == [1, 2, 3]
+    read = []
+    original = module.check_case
+    monkeypatch.setattr(module, "check_case", lambda own, case: read.append(case) or original(own, case))
+    assert module.survey(dataset, kept[1], jobs=0) == whole
+    assert [case.identifier for case in read] == [dataset.cases[2].identifier]
