@@ -40,7 +40,7 @@ def preprocess_dataset(
         NotEnoughResources: the disk is too small.
         Interrupted: by Ctrl-C.
     """
-    dataset, fingerprint, plan = _planned(workspace)
+    dataset, fingerprint, plan = load_planned(workspace)
     names = tuple(configurations) or tuple(plan.configurations)
     chosen = {name: choose(name, plan.configurations, "configuration") for name in names}
     results = {}
@@ -62,7 +62,13 @@ def preprocess_dataset(
     return results
 
 
-def _planned(workspace: Workspace) -> tuple[Dataset, Fingerprint, Plan]:
+def load_planned(workspace: Workspace) -> tuple[Dataset, Fingerprint, Plan]:
+    """What `autoseg plan` left in the work folder.
+
+    Raises:
+        MissingInput: there is no plan, or the dataset is not where it was planned.
+        PlanFault: the plan was made from another fingerprint.
+    """
     if not workspace.plan.exists():
         raise MissingInput(f"there is no plan in {workspace.root}", do="run `autoseg plan DATASET` first")
     plan = load(Plan, workspace.plan)
