@@ -1,0 +1,410 @@
+#!/usr/bin/env python3
+"""Checks and times AutoSeg on a GPU: one command, at most eight minutes, one table last.
+
+    scripts/gpu_check.py                       on the first CUDA GPU
+    scripts/gpu_check.py --device cpu --small  on a CPU, in seconds; what the tests run
+
+Needs torch, numpy, scipy, scikit-image, pydantic and safetensors, and no data: it draws synthetic phantoms. The exit
+code is 0 if every check held, else 1. Times are medians; the first calls do not count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY))
+
+import numpy as np  # noqa: E402 - the package beside this script comes first on the path
+import torch  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
+
+from autoseg.augmentation.pipeline import augment, draw  # noqa: E402
+from autoseg.augmentation.spec import AugmentationSpec, augmentation_spec  # noqa: E402
+from autoseg.core.geometry import Geometry  # noqa: E402
+from autoseg.datasets.model import LabelSet  # noqa: E402
+from autoseg.datasets.synthetic import CHANNELS, CLASSES, phantom  # noqa: E402
+from autoseg.images.volume import Volume  # noqa: E402
+from autoseg.inference.predictor import Predictor  # noqa: E402
+from autoseg.inference.restore import predict_case  # noqa: E402
+from autoseg.networks.build import build_network  # noqa: E402
+from autoseg.planning.plan import Configuration, NetworkSpec  # noqa: E402
+from autoseg.preprocessing.placement import Placement  # noqa: E402
+from autoseg.preprocessing.prepare import Preparation, prepare  # noqa: E402
+from autoseg.training.checkpoint import restore, save_checkpoint  # noqa: E402
+from autoseg.training.losses import LOSSES, supervised_loss  # noqa: E402
+from autoseg.training.recipe import Recipe  # noqa: E402
+from autoseg.training.sampling import Sampling  # noqa: E402
+from autoseg.training.step import Compute, TrainingState, start_state, train_step  # noqa: E402
+
+LIMIT_SECONDS = 8 * 60.0
+TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+LABELS = LabelSet({name: (value,) for name, value in CLASSES.items()}, file_values=tuple(CLASSES.values()))
+SPACING_MM = (3.3, 1.18, 1.18)  # about the median of the phantoms
+PREPARATION = Preparation((0, 1, 2), SPACING_MM, ("zscore", "zscore"), (False, False), (None, None))
+
+FIRST_LOSS_TOLERANCE = {"fp32": 2e-3, "bf16": 3e-2, "fp16": 1e-2}  # assumption: rounding of tf32, bf16, fp16
+LABEL_AGREEMENT = {"fp32": 0.999, "bf16": 0.98, "fp16": 0.99}  # share of voxels; assumption, likewise
+RESUME_TOLERANCE = 1e-3  # largest difference of a weight after resuming on a GPU, whose sums have no fixed order
+
+
+@dataclass(frozen=True)
+class Case:
+    """A prepared phantom, as the store holds one."""
+
+    image: Any
+    labels: Any
+    locations: dict[int, Any]
+    placement: Placement
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table: a check that held or not, or a time (held is None)."""
+
+    name: str
+    held: bool | None
+    found: str
+
+
+class Bench:
+    """Data, networks and device of all checks."""
+
+    def __init__(self, device: torch.device, is_small: bool) -> None:
+        self.device = device
+        self.is_small = is_small
+        self.cases = {f"phantom_{i}": _prepared(i) for i in range(3 if is_small else 8)}
+        width = 8 if is_small else 16
+        patch_size = (8, 32, 32) if is_small else (16, 48, 48)
+        self.learning = _configuration(patch_size, (width, 2 * width, 4 * width), batch_size=2)
+        self.timed = (
+            self.learning
+            if is_small
+            else _configuration((128, 128, 128), (32, 64, 128, 256, 320, 320), batch_size=2, isotropic=True)
+        )
+        self.recipe = Recipe(epochs=1, steps_per_epoch=12 if is_small else 150, lr_update="step", momentum=0.95)
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """Number formats that the device computes; fp16 needs a GPU."""
+        return tuple(TYPES) if self.device.type == "cuda" else ("fp32", "bf16")
+
+    def compute(self, precision: str, device: torch.device | None = None) -> Compute:
+        """Device, precision and memory format of a training."""
+        return Compute(device or self.device, precision, "channels_last")
+
+    def state(self, configuration: Configuration, compute: Compute) -> TrainingState:
+        """A fresh training state; the same weights on every device."""
+        torch.manual_seed(0)
+        network = build_network(configuration.network, len(CHANNELS), LABELS.head_count)
+        return start_state(network, self.recipe, compute, configuration.dimensions)
+
+    def batch(self, spec: AugmentationSpec, index: int, batch_size: int) -> tuple[Tensor, Tensor]:
+        """Batch number `index`, cut from the phantoms, on the CPU."""
+        sampling = Sampling(
+            tuple(self.cases), self.cases.__getitem__, spec.initial_patch_size, spec.patch_size, batch_size, 0.5, (0, 0)
+        )
+        drawn = sampling(index)
+        return torch.from_numpy(drawn.image), torch.from_numpy(drawn.labels)
+
+    def augmented(self, configuration: Configuration, index: int, compute: Compute) -> tuple[Tensor, Tensor]:
+        """The same batch augmented on the device."""
+        spec = augmentation_spec(configuration)
+        image, labels = self.batch(spec, index, configuration.batch_size)
+        generator = torch.Generator().manual_seed(index)
+        image, labels = augment(image.to(compute.device), labels.to(compute.device), spec, generator)
+        return compute.place_image(image), labels
+
+    def step(self, state: TrainingState, configuration: Configuration, compute: Compute, index: int) -> float:
+        """One training step with batch `index`; its loss."""
+        image, labels = self.augmented(configuration, index, compute)
+        return train_step(state, image, labels, _loss, self.recipe, compute)
+
+    def predictor(self, network: nn.Module, precision: str, device: torch.device) -> Predictor:
+        """The predictor of one network, with mirroring."""
+        return Predictor(
+            (network,),
+            self.learning,
+            LABELS.head_count,
+            (0, 1, 2),
+            device=device,
+            dtype=TYPES[precision],
+            channels_last=True,
+        )
+
+
+def _prepared(number: int) -> Case:
+    made = phantom(np.random.default_rng([1, number]))
+    z, y, x = made.labels.shape
+    volume = Volume(made.image, Geometry((z, y, x), made.spacing_mm))
+    prepared = prepare(volume, made.labels, PREPARATION)
+    labels = prepared.labels
+    if labels is None:
+        raise AssertionError("labels were given")
+    locations = {value: np.argwhere(labels == value) for value in CLASSES.values() if value}
+    return Case(prepared.image, labels, locations, prepared.placement)
+
+
+def _configuration(
+    patch_size: tuple[int, ...], features: tuple[int, ...], batch_size: int, isotropic: bool = False
+) -> Configuration:
+    """A configuration as the rules would make it; the first axis is halved less often where slices are thick."""
+    first = 2 if isotropic else 1
+    strides = ((1, 1, 1), (first, 2, 2), *((2, 2, 2),) * (len(features) - 2))
+    network = NetworkSpec(
+        kind="plain_unet",
+        dimensions=3,
+        features_per_stage=features,
+        kernel_sizes=((3, 3, 3),) * len(features),
+        strides=strides,
+        blocks_per_stage=(2,) * len(features),
+        decoder_convs_per_stage=(2,) * (len(features) - 1),
+    )
+    return Configuration(
+        name="3d_fullres",
+        dimensions=3,
+        spacing_mm=SPACING_MM,
+        patch_size=patch_size,
+        batch_size=batch_size,
+        median_shape=tuple(map(float, patch_size)),
+        normalization=("zscore", "zscore"),
+        use_nonzero_mask=(False, False),
+        network=network,
+        batch_dice=False,
+        mirror_axes=(0, 1, 2),
+        cascade_from=None,
+        estimated_feature_map_elements=0,
+    )
+
+
+def _loss(outputs: Any, target: Tensor) -> Tensor:
+    return supervised_loss(LOSSES["dice_ce"], outputs, target, LABELS, False)
+
+
+def check_first_loss(bench: Bench) -> Iterator[Row]:
+    """The first step's loss on the device against the CPU's in single precision, without augmentation."""
+    cpu = bench.compute("fp32", torch.device("cpu"))
+    spec = replace(augmentation_spec(bench.learning), initial_patch_size=bench.learning.patch_size)
+    image, labels = bench.batch(spec, 0, bench.learning.batch_size)
+    labels = labels.clamp(min=0)
+
+    def first(compute: Compute) -> float:
+        state = bench.state(bench.learning, compute)
+        target = labels.to(compute.device)
+        return train_step(state, compute.place_image(image), target, _loss, bench.recipe, compute)
+
+    expected = first(cpu)
+    for precision in bench.precisions:
+        found = first(bench.compute(precision))
+        held = abs(found - expected) <= FIRST_LOSS_TOLERANCE[precision]
+        yield Row(f"first loss, {precision}", held, f"{found:.5f}, on the CPU in fp32 {expected:.5f}")
+
+
+def check_learning(bench: Bench) -> Iterator[Row]:
+    """Training lowers the loss, and every step is finite."""
+    for precision in bench.precisions:
+        compute = bench.compute(precision)
+        state = bench.state(bench.learning, compute)
+        steps = bench.recipe.steps_per_epoch
+        losses = [bench.step(state, bench.learning, compute, index) for index in range(steps)]
+        finite = [loss for loss in losses if math.isfinite(loss)]
+        skipped = steps - len(finite)
+        quarter = max(1, len(finite) // 4)
+        before, after = statistics.mean(finite[:quarter]), statistics.mean(finite[-quarter:])
+        held = after < before and skipped <= (2 if precision == "fp16" else 0)  # a loss scale may overflow at first
+        yield Row(f"learns, {precision}", held, f"loss {before:.3f} to {after:.3f} in {steps} steps, {skipped} skipped")
+
+
+def check_augmentation(bench: Bench) -> Iterator[Row]:
+    """A batch augmented on the device against the CPU's; those with noise are left out, as it is the device's own."""
+    spec = augmentation_spec(bench.learning)
+    worst, labels_equal, compared = 0.0, 1.0, 0
+    for number in range(12 if bench.is_small else 60):
+        generators = [torch.Generator().manual_seed(number) for _ in range(3)]
+        drawn = [draw(generators[0], spec, len(CHANNELS)) for _ in range(2)]
+        if any(one.noise is not None for one in drawn):
+            continue
+        image, labels = bench.batch(spec, number, 2)
+        here = augment(image, labels, spec, generators[1])
+        there = augment(image.to(bench.device), labels.to(bench.device), spec, generators[2])
+        worst = max(worst, float((here[0] - there[0].cpu()).abs().mean()))
+        labels_equal = min(labels_equal, float((here[1] == there[1].cpu()).float().mean()))
+        compared += 1
+    held = compared > 0 and worst < 1e-3 and labels_equal > 0.999
+    found = f"{compared} batches, mean difference {worst:.1e}, equal labels {100 * labels_equal:.3f} %"
+    yield Row("augmentation as on the CPU", held, found)
+
+
+def check_prediction(bench: Bench) -> Iterator[Row]:
+    """Labels predicted on the device against the CPU's, by a network that was trained a little."""
+    compute = bench.compute("fp32")
+    state = bench.state(bench.learning, compute)
+    for index in range(bench.recipe.steps_per_epoch):
+        bench.step(state, bench.learning, compute, index)
+    case = next(iter(bench.cases.values()))
+    cpu = torch.device("cpu")
+
+    def labels(precision: str, device: torch.device) -> Any:
+        predictor = bench.predictor(state.network, precision, device)
+        return predict_case(predictor, case.image, case.placement, LABELS)
+
+    expected = labels("fp32", cpu)
+    for precision in bench.precisions:
+        equal = float((labels(precision, bench.device) == expected).mean())
+        yield Row(
+            f"prediction as on the CPU, {precision}", equal >= LABEL_AGREEMENT[precision], f"{100 * equal:.3f} % equal"
+        )
+
+
+def check_resume(bench: Bench) -> Iterator[Row]:
+    """A training stopped in the middle and restored against one that was not stopped."""
+    for precision in bench.precisions:
+        compute = bench.compute(precision)
+        straight = bench.state(bench.learning, compute)
+        for index in range(6):
+            bench.step(straight, bench.learning, compute, index)
+        with tempfile.TemporaryDirectory(prefix="gpu-check-") as folder:
+            stopped = bench.state(bench.learning, compute)
+            for index in range(3):
+                bench.step(stopped, bench.learning, compute, index)
+            save_checkpoint(stopped, Path(folder))
+            resumed = bench.state(bench.learning, compute)
+            restore(resumed, Path(folder))
+        for index in range(3, 6):
+            bench.step(resumed, bench.learning, compute, index)
+        pairs = zip(straight.network.parameters(), resumed.network.parameters(), strict=True)
+        worst = max(float((one - other).detach().abs().max()) for one, other in pairs)
+        allowed = 0.0 if bench.device.type == "cpu" else RESUME_TOLERANCE
+        same = "bit-equal" if worst == 0 else f"weights differ by at most {worst:.1e}"
+        yield Row(f"resumes, {precision}", worst <= allowed, same)
+
+
+def time_training(bench: Bench) -> Iterator[Row]:
+    """Seconds of a step with a batch that is there, of augmenting one, and memory."""
+    configuration = bench.timed
+    for precision in reversed(bench.precisions):
+        compute = bench.compute(precision)
+        state = bench.state(configuration, compute)
+        image, labels = bench.augmented(configuration, 0, compute)
+        if bench.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(bench.device)
+        seconds = _median_seconds(
+            bench, lambda s=state, i=image, t=labels, c=compute: train_step(s, i, t, _loss, bench.recipe, c)
+        )
+        memory = ""
+        if bench.device.type == "cuda":
+            memory = f", {torch.cuda.max_memory_allocated(bench.device) / 2**30:.1f} GiB"
+        yield Row(f"training step, {precision}", None, f"{1000 * seconds:.1f} ms{memory}, {_words(configuration)}")
+        del state
+    spec = augmentation_spec(configuration)
+    image, labels = (part.to(bench.device) for part in bench.batch(spec, 0, configuration.batch_size))
+    numbers = iter(range(10**6))
+    seconds = _median_seconds(
+        bench, lambda: augment(image, labels, spec, torch.Generator().manual_seed(next(numbers))), calls=20
+    )
+    yield Row("augmentation of a batch", None, f"{1000 * seconds:.1f} ms")
+
+
+def time_prediction(bench: Bench) -> Iterator[Row]:
+    """Seconds of one case, mirroring on."""
+    torch.manual_seed(0)
+    network = build_network(bench.timed.network, len(CHANNELS), LABELS.head_count)
+    shape = (len(CHANNELS), 12, 48, 48) if bench.is_small else (len(CHANNELS), 160, 256, 256)
+    image = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    precision = "fp32" if bench.device.type == "cpu" else "bf16"
+    predictor = replace(bench.predictor(network, precision, bench.device), configuration=bench.timed)
+    seconds = _median_seconds(bench, lambda: predictor.logits(image), calls=3)
+    tiles = len(predictor.tiling(shape[1:]).windows)
+    size = " x ".join(map(str, shape[1:]))
+    yield Row(f"prediction, {precision}", None, f"{seconds:.2f} s, {size} voxels, {tiles} tiles x 8 mirrorings")
+
+
+def _median_seconds(bench: Bench, call: Callable[[], object], calls: int = 10) -> float:
+    """Median over calls that follow two which do not count; fewer on a CPU."""
+    calls, warm = (1, 1) if bench.is_small else (calls, 2)
+    times = []
+    for _ in range(warm + calls):
+        begin = time.perf_counter()
+        call()
+        if bench.device.type == "cuda":
+            torch.cuda.synchronize(bench.device)
+        times.append(time.perf_counter() - begin)
+    return statistics.median(times[warm:])
+
+
+def _words(configuration: Configuration) -> str:
+    patch = " x ".join(map(str, configuration.patch_size))
+    return f"batch {configuration.batch_size} of {patch}, {configuration.network.n_stages} stages"
+
+
+PARTS: Sequence[Callable[[Bench], Iterator[Row]]] = (
+    *(check_first_loss, check_learning, check_augmentation, check_prediction, check_resume),
+    *(time_training, time_prediction),
+)
+
+
+def run_all(bench: Bench, deadline: float) -> list[Row]:
+    """Every part in turn; one that fails is a check that did not hold, one without time left is named."""
+    rows: list[Row] = []
+    for part in PARTS:
+        name = part.__name__.replace("_", " ")
+        if time.monotonic() > deadline:
+            rows.append(Row(name, False, "no time left"))
+            continue
+        try:
+            for row in part(bench):
+                rows.append(row)
+                print(f"{row.name}: {row.found}", file=sys.stderr, flush=True)
+        except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:  # torch's own errors among them
+            rows.append(Row(name, False, f"{type(error).__name__}: {str(error).splitlines()[0]}"))
+    return rows
+
+
+def table(rows: Sequence[Row], title: str) -> str:
+    """The rows as text."""
+    width = max(len(row.name) for row in rows)
+    marks = {True: "ok  ", False: "FAIL", None: "    "}
+    return "\n".join([title, *(f"{marks[row.held]}  {row.name:<{width}}  {row.found}" for row in rows)])
+
+
+def main() -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda", help="cuda, cuda:N or cpu (default: %(default)s)")
+    parser.add_argument("--small", action="store_true", help="small networks, few steps")
+    parser.add_argument("--out", type=Path, help="JSON file to write the rows to")
+    asked = parser.parse_args()
+    begin = time.monotonic()
+    if asked.device.startswith("cuda") and not torch.cuda.is_available():
+        print("error: torch sees no CUDA GPU here; --device cpu --small checks the CPU", file=sys.stderr)
+        return 2
+    device = torch.device(asked.device)
+    torch.backends.cudnn.benchmark = True
+    rows = run_all(Bench(device, asked.small), begin + LIMIT_SECONDS)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    seconds = time.monotonic() - begin
+    title = f"{name}, torch {torch.__version__}, {seconds:.0f} s"
+    if asked.out:
+        document = {
+            "device": name,
+            "torch": torch.__version__,
+            "seconds": seconds,
+            "rows": [asdict(row) for row in rows],
+        }
+        asked.out.write_text(json.dumps(document, indent=1) + "\n")
+    print(table(rows, title))
+    return 1 if any(row.held is False for row in rows) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
