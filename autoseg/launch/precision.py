@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,19 +55,14 @@ def choose_compute(
     Raises:
         UsageError: the precision asked for does not exist on the device.
     """
-    candidates = _candidates(device, *wanted)
-    if len(candidates) == 1:
-        only = candidates[0]
-        return ComputeChoice(only, f"{only.precision}, {_words(only)}: the only choice on {device} with this recipe")
-    patch = _probe_patch(network, configuration, channels, candidates[0])
-    seconds = _interleaved_seconds(network, (1, channels, *patch), candidates)
-    best = _fastest(seconds)
-    measured = ", ".join(
-        f"{c.precision} {_words(c)} {1000 * s:.0f} ms" for c, s in zip(candidates, seconds, strict=True)
-    )
-    chosen = candidates[best]
-    size = " x ".join(map(str, patch))
-    return ComputeChoice(chosen, f"{chosen.precision}, {_words(chosen)}: fastest of {measured} (patch {size})")
+    precisions, layouts = _precisions(device, wanted[0]), _layouts(device, wanted[1])
+    by_precision = [Compute(device, kind, layouts[-1]) for kind in precisions]
+    best, first = _race(network, configuration, channels, by_precision)
+    by_layout = [replace(best, memory_format=layout) for layout in layouts]
+    best, second = _race(network, configuration, channels, by_layout)
+    words = f"{best.precision}, {best.memory_format.replace('_', ' ')}"
+    measured = "; ".join(text for text in (first, second) if text)
+    return ComputeChoice(best, f"{words}: {measured or f'the only choice on {device} with this recipe'}")
 
 
 def native_types(device: torch.device) -> tuple[str, ...]:
@@ -114,26 +109,47 @@ def step_seconds(network: nn.Module, shape: Sequence[int], compute: Compute) -> 
     return _seconds(network, shape, compute, _TIMED_STEPS)
 
 
-def _candidates(device: torch.device, precision: str, memory_format: str) -> list[Compute]:
-    if precision == "fp16" and device.type != "cuda":
+def _precisions(device: torch.device, wanted: str) -> tuple[str, ...]:
+    """Number formats to compare."""
+    if wanted == "fp16" and device.type != "cuda":
         raise UsageError(f"fp16 training needs a CUDA GPU, the device is {device}", do="set `precision: auto`")
-    if precision != "auto":
-        types: tuple[str, ...] = (precision,)
-    elif device.type == "cuda":
-        types = native_types(device)
-    else:
-        types = ("fp32", *native_types(device))
-    formats = ("contiguous", "channels_last") if memory_format == "auto" else (memory_format,)
-    if device.type == "mps" and memory_format == "auto":
-        formats = ("contiguous",)
-    return [Compute(device, kind, layout) for layout in formats for kind in types]
+    if wanted != "auto":
+        return (wanted,)
+    if device.type == "cuda":
+        return native_types(device)
+    return ("fp32", *native_types(device))
+
+
+def _layouts(device: torch.device, wanted: str) -> tuple[str, ...]:
+    """Memory formats to compare."""
+    if wanted != "auto":
+        return (wanted,)
+    return ("contiguous",) if device.type == "mps" else ("contiguous", "channels_last")
+
+
+def _race(
+    network: nn.Module, configuration: Configuration, channels: int, candidates: Sequence[Compute]
+) -> tuple[Compute, str]:
+    """The fastest candidate and the times measured; the patch is sized for the last one, mostly the fastest."""
+    if len(candidates) == 1:
+        return candidates[0], ""
+    patch = _probe_patch(network, configuration, channels, candidates[-1])
+    seconds = _interleaved_seconds(network, (1, channels, *patch), candidates)
+    measured = ", ".join(
+        f"{candidate.precision} {candidate.memory_format.replace('_', ' ')} {1000 * time:.0f} ms"
+        for candidate, time in zip(candidates, seconds, strict=True)
+    )
+    return candidates[_fastest(seconds)], f"{measured} (patch {' x '.join(map(str, patch))})"
 
 
 def _probe_patch(network: nn.Module, configuration: Configuration, channels: int, compute: Compute) -> tuple[int, ...]:
-    """The largest patch, by halving axes of the planned one, that leaves every candidate its share of the second."""
+    """The largest patch, by halving axes of the planned one, whose race takes about half of the probe's second.
+
+    Small patches would favor the wrong memory format: what it gains shows only when caches overflow.
+    """
     strides = torch.tensor(configuration.network.strides).prod(0).tolist()
     patch = [max(2 * s, s) if p > s else s for p, s in zip(configuration.patch_size, strides, strict=True)]
-    allowed = PROBE_SECONDS / 4 / (2 * _TIMED_STEPS)
+    allowed = PROBE_SECONDS / 2 / 2 / (2 * _TIMED_STEPS)
     seconds = _seconds(network, (1, channels, *patch), compute, 1)
     while seconds * 2 < allowed:
         growing = [axis for axis in range(len(patch)) if patch[axis] < configuration.patch_size[axis]]
@@ -172,7 +188,3 @@ def _fastest(seconds: Sequence[float]) -> int:
     """The earliest candidate that no other beats by more than the noise."""
     best = min(seconds)
     return next(i for i, value in enumerate(seconds) if value <= best * (1 + SMALLEST_GAIN))
-
-
-def _words(compute: Compute) -> str:
-    return compute.memory_format.replace("_", " ")
