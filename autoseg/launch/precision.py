@@ -61,7 +61,7 @@ def choose_compute(
     by_layout = [replace(best, memory_format=layout) for layout in layouts]
     best, second = _race(network, configuration, channels, by_layout)
     words = f"{best.precision}, {best.memory_format.replace('_', ' ')}"
-    measured = "; ".join(text for text in (first, second) if text)
+    measured = "; ".join(f"fastest of {text}" for text in (first, second) if text)
     return ComputeChoice(best, f"{words}: {measured or f'the only choice on {device} with this recipe'}")
 
 
