@@ -126,7 +126,7 @@ def case_size(stored: StoredCase, predictor: Predictor) -> CaseSize:
 def plan_validation(
     sizes: Mapping[str, CaseSize], mirror_axes: tuple[int, ...], pace: Pace, seconds: float
 ) -> ValidationPlan:
-    """Everything, with mirroring, if it fits; else without mirroring; else only some cases, evenly spread.
+    """Everything, mirrored along as many axes as time allows; if too little for none, only some cases, evenly spread.
 
     Args:
         sizes: of the validation cases.
@@ -135,10 +135,12 @@ def plan_validation(
         seconds: that validation may take.
     """
     names = tuple(sorted(sizes))
-    for axes in (mirror_axes, ()):
+    for count in range(len(mirror_axes), -1, -1):
+        axes = mirror_axes[:count]
         expected = {name: pace.case_seconds(size, 2 ** len(axes)) for name, size in sizes.items()}
         if sum(expected.values()) <= seconds:
-            notes = () if axes == mirror_axes else ("validated without mirroring, for lack of time",)
+            told = f"validated with mirroring along {count} of {len(mirror_axes)} axes, for lack of time"
+            notes = () if axes == mirror_axes else (told,)
             return ValidationPlan(names, (), axes, expected, notes)
     count = len(names)
     while count > 1 and sum(expected[name] for name in _spread(names, count)) > seconds:
