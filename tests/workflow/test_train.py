@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from filelock import FileLock
 
 from autoseg.cli.main import cli
+from autoseg.cli.train import Duration
 from autoseg.core.errors import DataRefused, Interrupted, MissingInput, NotEnoughResources, PlanFault, UsageError
 from autoseg.core.records import load, save
 from autoseg.core.workspace import Workspace
@@ -302,3 +303,40 @@ def test_kill_9_at_any_moment_changes_nothing(workspace, options, planned, tmp_p
     assert ended.returncode == 0, ended.stderr
     expected = weights_of(workspace)
     assert all(torch.equal(value, expected[name]) for name, value in weights_of(killed).items())
+
+
+def test_a_compiler_that_fails_does_not_stop_the_run(workspace, options, tmp_path, monkeypatch):
+    def fail(_network):
+        raise RuntimeError("no compiler here")
+
+    monkeypatch.setattr(torch, "compile", fail)
+    (tmp_path / "compiled.yaml").write_text(RECIPE + "compile: true\n")
+    chosen = replace(options, recipe=str(tmp_path / "compiled.yaml"), epochs=1)
+    assert only_run(train(workspace, chosen, never)).state == "done"
+
+
+def test_a_run_begun_on_another_device_goes_on_here(workspace, options, caplog):
+    progress, check = stop_at(1)
+    train(workspace, options, check, step_progress=progress)
+    folder = workspace.run("3d_fullres", 0)
+    save(replace(load(RunRecord, folder.recipe), device="cuda"), folder.recipe)
+    assert only_run(train(workspace, options, never)).state == "done"
+    assert "not bit-exact" in caplog.text
+
+
+def test_a_failed_run_is_shown_and_gives_its_exit_code(workspace, options, planned):
+    workspace.run("3d_fullres", 0).root.mkdir(parents=True)
+    workspace.run("3d_fullres", 0).recipe.write_text("{}")
+    common = ["train", str(planned), "--work", str(workspace.root), "--recipe", options.recipe, "--epochs", "1"]
+    arguments = [*common, "--configuration", "3d_fullres", "--fold", "0", "--device", "cpu"]
+    alone = CliRunner().invoke(cli, arguments, standalone_mode=False)
+    assert alone.return_value == 2
+    assert "error E0103" in alone.stderr  # the run's copy of the plan is missing
+    both = CliRunner().invoke(cli, [*arguments, "--fold", "1"], standalone_mode=False)
+    assert both.return_value == 4
+    assert "error E0103" in both.stderr
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("20m", 1200.0), ("1h30m", 5400.0), ("1.5h", 5400.0), (90.0, 90.0)])
+def test_time_spans_are_read(text, seconds):
+    assert Duration().convert(text, None, None) == seconds
