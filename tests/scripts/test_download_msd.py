@@ -72,10 +72,17 @@ class Server(BaseHTTPRequestHandler):
         pass
 
 
+class QuietServer(ThreadingHTTPServer):
+    """A client that hangs up in the middle is what some tests are about."""
+
+    def handle_error(self, request, client_address):
+        pass
+
+
 @pytest.fixture
 def server():
     Server.files, Server.requests, Server.cut_first = {"good": BODY}, [], 0
-    listening = ThreadingHTTPServer(("127.0.0.1", 0), Server)
+    listening = QuietServer(("127.0.0.1", 0), Server)
     thread = threading.Thread(target=listening.serve_forever, args=(0.05,))
     thread.start()
     yield f"http://127.0.0.1:{listening.server_port}"
