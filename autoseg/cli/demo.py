@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Folder for everything the demo makes.",
 )
-@click.option("--budget", type=Duration(), default="150s", show_default=True, help="Time for the training.")
+@click.option("--budget", type=Duration(), default="120s", show_default=True, help="Time for the training.")
 @seed_option
 @device_option
 @jobs_option
