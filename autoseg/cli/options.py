@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -13,15 +12,9 @@ import click
 from autoseg.cli.output import Output
 from autoseg.core.errors import MissingInput
 from autoseg.core.workspace import WORK_FOLDER_NAME, Workspace
+from autoseg.launch.machine import available_cores
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-
-def available_cores() -> int:
-    """Cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 dataset_argument = click.argument("dataset", type=click.Path(path_type=Path))

@@ -9,6 +9,8 @@ from pathlib import Path
 
 BYTES_PER_GIB = 1 << 30
 
+_MEMORY_TABLE = Path("/proc/meminfo")
+_PROCESSOR_TABLE = Path("/proc/cpuinfo")
 _MEMORY_LIMITS = (  # of the container this runs in, where there is one
     Path("/sys/fs/cgroup/memory.max"),
     Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
@@ -34,10 +36,9 @@ def memory_bytes() -> int | None:
 
 def available_memory_bytes() -> int | None:
     """Memory that programs can still have without swapping; None where the system does not say (Linux does)."""
-    table = Path("/proc/meminfo")
-    if not table.is_file():
+    if not _MEMORY_TABLE.is_file():
         return None
-    for line in table.read_text().splitlines():
+    for line in _MEMORY_TABLE.read_text().splitlines():
         if line.startswith("MemAvailable:"):
             return min(int(line.split()[1]) * 1024, memory_bytes() or 1 << 62)
     return None
@@ -51,9 +52,8 @@ def free_disk_bytes(folder: Path) -> int:
 
 def processor() -> str:
     """The processor's own name for itself, or at least its architecture."""
-    table = Path("/proc/cpuinfo")
-    if table.is_file():
-        for line in table.read_text().splitlines():
+    if _PROCESSOR_TABLE.is_file():
+        for line in _PROCESSOR_TABLE.read_text().splitlines():
             if line.lower().startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()

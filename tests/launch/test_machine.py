@@ -38,3 +38,21 @@ def test_free_disk_is_told_for_folders_not_yet_made(tmp_path):
 
 def test_the_processor_has_a_name():
     assert machine.processor()
+
+
+def test_a_system_that_does_not_say_leaves_it_unknown(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "_MEMORY_TABLE", tmp_path / "absent")
+    monkeypatch.setattr(machine, "_PROCESSOR_TABLE", tmp_path / "absent")
+    monkeypatch.delattr(os, "sysconf")
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert machine.memory_bytes() is None
+    assert machine.available_memory_bytes() is None
+    assert machine.available_cores() == os.cpu_count()
+    assert machine.processor()
+
+
+def test_a_table_without_the_line_leaves_it_unknown(tmp_path, monkeypatch):
+    table = tmp_path / "table"
+    table.write_text("MemTotal: 1 kB\n")
+    monkeypatch.setattr(machine, "_MEMORY_TABLE", table)
+    assert machine.available_memory_bytes() is None
