@@ -79,7 +79,7 @@ def _show_usage(error: click.ClickException) -> None:
 def main() -> None:
     """Entry point of the `autoseg` command: every error meant for users becomes one box and an exit code."""
     try:
-        status = cli.main(standalone_mode=False)
+        status = cli.main(prog_name="autoseg", standalone_mode=False)
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
     except click.ClickException as error:
