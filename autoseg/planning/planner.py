@@ -290,7 +290,7 @@ def _plan_configuration(common: _Common, target: _Target, batch_dice: Chosen[boo
     warning = rules.large_batch_warning(batch, dimensions)
     if warning is not None:
         ledger.record("warning", Chosen(batch, warning), name)
-    mirrored = ledger.decide("mirror_axes", rules.mirror_axes(dimensions), name)
+    mirrored = ledger.decide("mirror_axes", rules.mirror_axes(preset, dimensions), name)
     return Configuration(
         name=name,
         dimensions=dimensions,

@@ -27,6 +27,7 @@ class Preset:
         decoder_convs: convolutions per decoder level.
         largest_batch_2d: limit of the batch in 2D, or None.
         largest_batch_3d: limit of the batch in 3D, or None.
+        mirrored_dimensions: 2, 3 or both: configurations of these dimensions are mirrored.
         guarded: whether our own guards may change what nnU-Net would plan (tiny images, huge 2D batches).
     """
 
@@ -47,6 +48,7 @@ class Preset:
     decoder_convs: int
     largest_batch_2d: int | None
     largest_batch_3d: int | None
+    mirrored_dimensions: tuple[int, ...]
     guarded: bool
 
     def largest_features(self, dimensions: int) -> int:

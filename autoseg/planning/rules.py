@@ -270,8 +270,14 @@ def needs_3d(median: Sequence[float]) -> Chosen[bool]:
     )
 
 
-def mirror_axes(dimensions: int) -> Chosen[tuple[int, ...]]:
-    """All axes: anatomy and cells look plausible mirrored; lateral classes need a pin."""
+def mirror_axes(preset: Preset, dimensions: int) -> Chosen[tuple[int, ...]]:
+    """All axes, or none where the preset leaves no time to learn mirrored anatomy; lateral classes need a pin."""
+    if dimensions not in preset.mirrored_dimensions:
+        return Chosen(
+            (),
+            "scans come in one orientation, and this preset's short training has no time to learn mirrored anatomy; "
+            "pin mirror_axes for volumes without an orientation",
+        )
     return Chosen(
         tuple(range(dimensions)),
         "mirroring along every axis multiplies the training data; pin mirror_axes if left and right are classes",

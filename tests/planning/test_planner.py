@@ -38,7 +38,8 @@ def test_every_dataset_gets_networks_that_fit_their_patches(fingerprint, preset)
         assert len(own.network.decoder_convs_per_stage) == own.network.n_stages - 1
         assert all(edge % step == 0 and edge > 0 for edge, step in zip(own.patch_size, stride, strict=True))
         assert own.batch_size >= 2
-        assert own.mirror_axes == tuple(range(own.dimensions))
+        is_mirrored = preset != "cpu" or own.dimensions == 2
+        assert own.mirror_axes == (tuple(range(own.dimensions)) if is_mirrored else ())
 
 
 @given(fingerprints())
