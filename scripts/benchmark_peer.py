@@ -80,9 +80,8 @@ class Bench:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         seconds = time.perf_counter() - begin
         if done.returncode != 0:
-            sys.exit(
-                f"{' '.join(command)} failed with {done.returncode}:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
-            )
+            told = f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+            sys.exit(f"{' '.join(command)} failed with {done.returncode}:\n{told}")
         self.printed = done.stdout
         return seconds
 
@@ -96,9 +95,8 @@ class Bench:
 
     def worker(self, job: str) -> float:
         """The number that a job of this script, run as a process of its own, prints last."""
-        self.run(
-            sys.executable, str(Path(__file__).resolve()), str(self.scratch), "--job", job, "--steps", str(self.steps)
-        )
+        script = str(Path(__file__).resolve())
+        self.run(sys.executable, script, str(self.scratch), "--job", job, "--steps", str(self.steps))
         return float(self.printed.strip().splitlines()[-1])
 
     def work(self, dataset: str) -> Path:
@@ -232,9 +230,6 @@ def agreement(bench: Bench) -> float:
     return equal / max(total, 1)
 
 
-# Jobs that run inside a process of their own, with nnU-Net's or AutoSeg's Python interface.
-
-
 def peer_trainer(bench: Bench) -> Any:
     """nnU-Net's trainer of fold 0 of the first dataset on the CPU, initialized, as its command makes it."""
     import torch
@@ -333,9 +328,6 @@ def peer_weights(bench: Bench) -> float:
     return 0.0
 
 
-# What is written.
-
-
 def machine() -> str:
     """One line on the machine and the versions."""
     from autoseg.launch.machine import BYTES_PER_GIB, memory_bytes, processor
@@ -349,12 +341,8 @@ def machine() -> str:
 
 def table(rows: Sequence[dict[str, Any]], rounds: int, title: str) -> str:
     """The rows as Markdown."""
-    lines = [
-        f"{title}. {rounds} rounds.",
-        "",
-        "| what | nnU-Net, s | AutoSeg, s | ratio (smallest to largest) |",
-        "|---|---|---|---|",
-    ]
+    head = "| what | nnU-Net, s | AutoSeg, s | ratio (smallest to largest) |\n|---|---|---|---|"
+    lines = [f"{title}. {rounds} rounds.", "", head]
     for row in rows:
         spread = f"{row['ratio']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
         lines.append(f"| {row['name']} | {row['peer']:.2f} | {row['own']:.2f} | {spread} |")
@@ -366,8 +354,8 @@ def table(rows: Sequence[dict[str, Any]], rounds: int, title: str) -> str:
 def write_between(path: Path, text: str) -> None:
     """Replaces what is between the two markers of a Markdown file."""
     before, _, rest = path.read_text(encoding="utf-8").partition(BEGIN)
-    _, _, after = rest.partition(END)
-    if not rest or not after:
+    after = rest.partition(END)[2]
+    if not after:
         raise SystemExit(f"{path} has no place for the table: {BEGIN} ... {END}")
     path.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
 
@@ -382,9 +370,8 @@ def main() -> int:
     parser.add_argument("dataset", type=Path, help="the first dataset (for a --job: the scratch folder)")
     parser.add_argument("--also", type=Path, nargs="*", default=[], help="more datasets, for preprocess only")
     parser.add_argument("--only", nargs="*", default=[], choices=["plan", "preprocess", "step", "predict"])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=5, help="steps timed per round")
-    parser.add_argument("--cases", type=int, default=20, help="cases predicted")
+    for name, count, meaning in (("rounds", 5, "turns"), ("steps", 5, "steps timed per round"), ("cases", 20, "cases")):
+        parser.add_argument(f"--{name}", type=int, default=count, help=f"{meaning} (default: %(default)s)")
     parser.add_argument("--train", default="3m", metavar="TIME", help="training before the prediction is timed")
     parser.add_argument("--scratch", type=Path, help="folder for everything made; default: a temporary one")
     parser.add_argument("--write", type=Path, help="Markdown file to write the table into, between its markers")
@@ -404,9 +391,9 @@ def main() -> int:
         chosen = comparisons(bench, asked.only)
         prepare(bench, chosen, asked.train)
         text = table(measure(bench, chosen, asked.rounds), asked.rounds, machine())
-    print(f"\n{text}")
     if asked.write:
         write_between(asked.write, text)
+    print(f"\n{text}")
     return 0
 
 

@@ -132,15 +132,8 @@ class Bench:
 
     def predictor(self, network: nn.Module, precision: str, device: torch.device) -> Predictor:
         """The predictor of one network, with mirroring."""
-        return Predictor(
-            (network,),
-            self.learning,
-            LABELS.head_count,
-            (0, 1, 2),
-            device=device,
-            dtype=TYPES[precision],
-            channels_last=True,
-        )
+        heads, axes, dtype = LABELS.head_count, (0, 1, 2), TYPES[precision]
+        return Predictor((network,), self.learning, heads, axes, device=device, dtype=dtype, channels_last=True)
 
 
 def _prepared(number: int) -> Case:
@@ -395,12 +388,8 @@ def main() -> int:
     seconds = time.monotonic() - begin
     title = f"{name}, torch {torch.__version__}, {seconds:.0f} s"
     if asked.out:
-        document = {
-            "device": name,
-            "torch": torch.__version__,
-            "seconds": seconds,
-            "rows": [asdict(row) for row in rows],
-        }
+        rows_out = [asdict(row) for row in rows]
+        document = {"device": name, "torch": torch.__version__, "seconds": seconds, "rows": rows_out}
         asked.out.write_text(json.dumps(document, indent=1) + "\n")
     print(table(rows, title))
     return 1 if any(row.held is False for row in rows) else 0
