@@ -334,8 +334,7 @@ def machine() -> str:
 
     memory = (memory_bytes() or 0) / BYTES_PER_GIB
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("nnunetv2", "torch"))
-    cores = len(os.sched_getaffinity(0))
-    where = f"{processor()}, {cores} cores, {memory:.0f} GiB, no GPU used"
+    where = f"{processor()}, {len(os.sched_getaffinity(0))} cores, {memory:.0f} GiB, no GPU used"
     return f"{where}; Python {platform.python_version()}, {versions}; {time.strftime('%Y-%m-%d')}"
 
 
