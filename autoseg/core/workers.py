@@ -7,6 +7,7 @@ once more when no other process takes memory, and after that it is a failure wit
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import multiprocessing
@@ -115,10 +116,14 @@ def map_supervised(
             yield _outcome(index, _attempt(function, item))
         return
     crew = _Crew(function, items, min(jobs, len(items)), timeout_s)
+    # a caller that is interrupted between two outcomes may never close this generator; multiprocessing would then only
+    # ask the processes to end, and wait for those that do not hear
+    atexit.register(crew.dismiss)
     try:
         yield from crew.work()
     finally:
         crew.dismiss()
+        atexit.unregister(crew.dismiss)
 
 
 def _outcome(index: int, answer: Any) -> Outcome[Any]:
