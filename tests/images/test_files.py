@@ -224,7 +224,7 @@ def test_nifti_2_and_big_endian_headers_are_understood(tmp_path):
 
 def test_compressed_nifti_without_its_ending_is_explained(tmp_path):
     path = tmp_path / "case.nii"
-    path.write_bytes(gzip.compress(nifti_bytes(NOISE)))
+    path.write_bytes(gzip.compress(nifti_bytes(NOISE), mtime=0))
     with pytest.raises(UnreadableFile, match=r"name it \.nii\.gz"):
         verify_file(path)
 
@@ -253,10 +253,10 @@ NRRD = "NRRD0004\n# comment\ntype: uchar\ndimension: 3\nsizes: 8 7 6\nencoding: 
         (NRRD.replace("sizes: 8 7 6\n", "") + "\n", NOISE.tobytes(), False),
         (NRRD.replace("uchar", "block") + "\n", NOISE.tobytes(), False),
         (NRRD.replace("raw", "bzip2") + "\n", NOISE.tobytes(), False),
-        (NRRD.replace("raw", "gzip") + "\n", gzip.compress(NOISE.tobytes()), True),
-        (NRRD.replace("raw", "gzip") + "\n", gzip.compress(NOISE.tobytes()[:-1]), False),
+        (NRRD.replace("raw", "gzip") + "\n", gzip.compress(NOISE.tobytes(), mtime=0), True),
+        (NRRD.replace("raw", "gzip") + "\n", gzip.compress(NOISE.tobytes()[:-1], mtime=0), False),
         (NRRD.replace("raw", "gzip") + "\n", b"", False),
-        (NRRD.replace("raw", "gzip").replace("8 7 6", "9999 999 999") + "\n", gzip.compress(b"0"), False),
+        (NRRD.replace("raw", "gzip").replace("8 7 6", "9999 999 999") + "\n", gzip.compress(b"0", mtime=0), False),
         (NRRD.replace("raw", "text") + "\n", b"1 " * 336, True),
         (NRRD.replace("raw", "text") + "\n", b"1 " * 300, False),
         (NRRD + "data file: volume.raw\n", b"", True),
