@@ -6,6 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("ci", derandomize=True)  # a change is judged by the same examples every time
+if os.environ.get("CI"):
+    settings.load_profile("ci")
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # before torch, numpy or SimpleITK start their thread pools
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"):

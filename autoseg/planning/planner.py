@@ -229,8 +229,12 @@ def _fitted_patch(common: _Common, target: _Target) -> tuple[Topology, NetworkSp
     dimensions = len(target.spacing_mm)
     start = rules.initial_patch_size(target.spacing_mm, target.median)
     because = f"the median case is {rules.edges(target.median)} voxels"
+    relative_to = target.median
     tiny = rules.enlarged_tiny_patch(target.spacing_mm, start)
     if tiny is not None:
+        # what had to grow must not shrink again: relative to infinity it is never the largest axis
+        grown = zip(tiny, start, target.median, strict=True)
+        relative_to = tuple(math.inf if edge > before else median for edge, before, median in grown)
         start = tiny
         because += (
             "; too small for any halving, where nnU-Net crashes: the patch is larger, images are padded with zeros"
@@ -241,7 +245,7 @@ def _fitted_patch(common: _Common, target: _Target) -> tuple[Topology, NetworkSp
     elements = feature_map_elements(network, shape.patch_size, common.labels.declared_count)
     first = shape.patch_size
     while rules.is_too_large(elements, preset, dimensions, budget) and _can_shrink(shape):
-        shape = rules.shrink_patch(shape.patch_size, target.median, shape, target.spacing_mm)
+        shape = rules.shrink_patch(shape.patch_size, relative_to, shape, target.spacing_mm)
         network = _network(preset, shape)
         elements = feature_map_elements(network, shape.patch_size, common.labels.declared_count)
     if shape.patch_size == first:

@@ -136,6 +136,13 @@ def test_images_of_seven_voxels_get_a_padded_patch_of_two_stages():
     assert any("nnU-Net crashes" in entry.because for entry in plan.decisions)
 
 
+def test_an_axis_that_had_to_grow_does_not_shrink_again():
+    plan = plan_of(fingerprint_of([(2.0, 4.0, 1.0)], [(193, 33, 8)]), "cpu")
+    own = plan.configurations["3d_fullres"]
+    assert own.network.n_stages >= 2
+    assert own.patch_size[2] == 12
+
+
 def test_a_lone_fine_axis_needs_twelve_voxels():
     assert rules.enlarged_tiny_patch((9.0, 1.0, 9.0), (4.0, 6.0, 4.0)) == (4.0, 12.0, 4.0)
     assert rules.enlarged_tiny_patch((1.0, 1.0, 1.0), (30.0, 30.0, 30.0)) is None
