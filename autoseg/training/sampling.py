@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoseg.core.errors import AutoSegError, TrainingStopped
+from autoseg.preprocessing.locations import ANNOTATED
 
 TRAINING_STREAM = 0
 VALIDATION_STREAM = 1
@@ -39,7 +40,7 @@ class Samplable(Protocol):
 
     @property
     def locations(self) -> Mapping[int, NDArray[Any]]:
-        """For each foreground class present, voxels (n, 3: z, y, x) of it."""
+        """Voxels (n, 3: z, y, x) of each foreground class present and, with an ignore label, of `ANNOTATED`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +124,7 @@ def draw_patch(
     size, final = (*flat, *sampling.initial_patch), (*flat, *sampling.patch)
     shape = case.image.shape[1:]
     low, high = corner_range(shape, size, final)
-    center = draw_foreground(case.locations, generator) if is_forced else None
+    center = draw_center(case.locations, is_forced, generator)
     if center is None:
         corner = tuple(int(i) for i in generator.integers(low, np.array(high) + 1))
     else:
@@ -151,9 +152,18 @@ def corner_range(
     return low, high
 
 
-def draw_foreground(locations: Mapping[int, NDArray[Any]], generator: np.random.Generator) -> tuple[int, ...] | None:
-    """A stored voxel (z, y, x) of a class chosen uniformly among those present, or None without any foreground."""
-    present = [label for label in sorted(locations) if len(locations[label])]
+def draw_center(
+    locations: Mapping[int, NDArray[Any]], is_forced: bool, generator: np.random.Generator
+) -> tuple[int, ...] | None:
+    """The voxel (z, y, x) that a patch is centered on, or None if it may lie anywhere.
+
+    A forced patch is centered on a stored voxel of a class chosen uniformly among those present. With an ignore label
+    the other patches are centered on annotated voxels, and so are the forced ones of a case without foreground.
+    """
+    foreground = [label for label in sorted(locations) if label != ANNOTATED and len(locations[label])]
+    present = foreground if is_forced else []
+    if not present and len(locations.get(ANNOTATED, ())):
+        present = [ANNOTATED]
     if not present:
         return None
     voxels = locations[present[int(generator.integers(len(present)))]]

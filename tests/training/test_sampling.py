@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoseg.core.errors import TrainingStopped
-from autoseg.training.sampling import corner_range, cut, draw_foreground, draw_patch, first_forced
+from autoseg.preprocessing.locations import ANNOTATED
+from autoseg.training.sampling import corner_range, cut, draw_center, draw_patch, first_forced
 from tests.training.tiny_training import CASES, TinyCase, make_case, sampling
 
 SIZES = st.tuples(*[st.integers(1, 12)] * 3)
@@ -78,9 +79,20 @@ def test_a_2d_patch_is_a_slice_of_the_case() -> None:
 def test_classes_are_drawn_evenly_however_many_voxels_they_have() -> None:
     locations = {1: np.zeros((1000, 3), int), 2: np.ones((1, 3), int), 3: np.empty((0, 3), int)}
     generator = np.random.default_rng(0)
-    drawn = [draw_foreground(locations, generator) for _ in range(400)]
+    drawn = [draw_center(locations, True, generator) for _ in range(400)]
     assert 150 < sum(voxel == (1, 1, 1) for voxel in drawn) < 250
-    assert draw_foreground({}, generator) is None
+    assert draw_center({}, True, generator) is None
+
+
+def test_with_an_ignore_label_patches_that_are_not_forced_are_centered_on_annotated_voxels() -> None:
+    locations = {ANNOTATED: np.zeros((9, 3), int), 2: np.ones((1, 3), int)}
+    generator = np.random.default_rng(0)
+    assert {draw_center(locations, False, generator) for _ in range(20)} == {(0, 0, 0)}
+    assert {draw_center(locations, True, generator) for _ in range(20)} == {(1, 1, 1)}
+    del locations[2]
+    assert draw_center(locations, True, generator) == (0, 0, 0)
+    assert draw_center({ANNOTATED: np.empty((0, 3), int)}, False, generator) is None
+    assert draw_center({1: np.ones((1, 3), int)}, False, generator) is None
 
 
 def test_a_batch_depends_on_its_number_and_seed_alone() -> None:
