@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 
 from autoseg.core.geometry import SLICE_SPACING_OF_2D
 from autoseg.datasets.model import LabelSet
+from autoseg.evaluation.confusion import confusion
 from autoseg.evaluation.metrics import Mask, Overlap, surface_distances
 
 DEFAULT_TOLERANCE_MM = 1.0
 """Of the normalized surface Dice; assumption. In pictures without physical size it is one pixel."""
 
-_VOXELS_AT_ONCE = 1 << 22
 _MM3_PER_ML = 1000.0
 
 Box = tuple[slice, ...]
@@ -103,16 +103,7 @@ def overlaps(prediction: NDArray[np.integer], reference: NDArray[np.integer], la
         reference: training values of the same shape; where it holds the ignore value nothing is compared.
         labels: classes, regions and the ignore value.
     """
-    prediction, reference = without_ignored(prediction, reference, labels)
-    count = labels.largest_value + 1
-    table = np.zeros(count * count, dtype=np.int64)
-    flat_prediction, flat_reference = prediction.reshape(-1), reference.reshape(-1)
-    for start in range(0, flat_reference.size, _VOXELS_AT_ONCE):
-        block = slice(start, start + _VOXELS_AT_ONCE)
-        table += np.bincount(
-            flat_reference[block].astype(np.int64) * count + flat_prediction[block], minlength=count**2
-        )
-    pairs = table.reshape(count, count)
+    pairs = confusion(prediction, reference, labels)
     found = {}
     for name in labels.foreground:
         values = list(labels.classes[name])

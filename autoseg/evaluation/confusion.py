@@ -1,0 +1,57 @@
+"""Which class a voxel was given, for each class that it belongs to."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autoseg.datasets.model import LabelSet
+
+Counts = NDArray[np.int64]
+"""Voxels (reference value, predicted value), training values 0 to n."""
+
+_VOXELS_AT_ONCE = 1 << 22
+
+
+def confusion(predicted: NDArray[np.integer], reference: NDArray[np.integer], labels: LabelSet) -> Counts:
+    """Voxels of each pair of reference value (row) and predicted value (column), counted in one pass.
+
+    Tables of several cases add up. Regions are unions of rows and columns; names of the rows: `value_names`.
+
+    Args:
+        predicted: training values, any shape.
+        reference: training values of the same shape; where it holds the ignore value nothing is counted.
+        labels: classes, regions and the ignore value.
+    """
+    size = labels.largest_value + 1
+    table = np.zeros(size * size, dtype=np.int64)
+    flat_predicted, flat_reference = predicted.reshape(-1), reference.reshape(-1)
+    for start in range(0, flat_reference.size, _VOXELS_AT_ONCE):  # counting needs eight bytes per voxel
+        block = slice(start, start + _VOXELS_AT_ONCE)
+        pairs = flat_reference[block].astype(np.int64) * size + flat_predicted[block]
+        table += np.bincount(pairs, minlength=size * size)
+    counts = table.reshape(size, size)
+    if labels.ignore is not None:
+        counts[labels.ignore] = 0
+    return counts
+
+
+def value_names(labels: LabelSet) -> tuple[str, ...]:
+    """What the rows and columns of a confusion table stand for, one name per training value.
+
+    A value is called after the class that it alone makes up; otherwise after all regions that it belongs to.
+    """
+    names = []
+    for value in range(labels.largest_value + 1):
+        owners = {name: values for name, values in labels.classes.items() if value in values}
+        own = [name for name, values in owners.items() if len(values) == 1]
+        fallback = "not annotated" if value == labels.ignore else f"value {value}"
+        names.append(own[0] if own else " + ".join(owners) or fallback)
+    return tuple(names)
+
+
+def shares(counts: Counts) -> NDArray[np.float64]:
+    """Each row of a confusion table as shares of its sum: of the voxels of a class, how many were given to which."""
+    sums = counts.sum(axis=1, keepdims=True)
+    found: NDArray[np.float64] = counts / np.maximum(sums, 1)
+    return found
