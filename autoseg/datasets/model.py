@@ -38,6 +38,14 @@ class LabelSet:
         return any(len(values) > 1 for values in self.classes.values())
 
     @property
+    def foreground_values(self) -> tuple[int, ...]:
+        """Every training value but the background's and the ignore value, ascending.
+
+        Source: nnU-Net v2 utilities/label_handling/label_handling.py, `foreground_labels`.
+        """
+        return tuple(sorted({value for values in self.classes.values() for value in values} - {0, self.ignore}))
+
+    @property
     def head_count(self) -> int:
         """Output channels of a network: every class with softmax, every foreground region with sigmoid."""
         return len(self.foreground) if self.has_regions else len(self.classes)

@@ -126,3 +126,11 @@ class Plan:
     configurations: dict[str, Configuration]
     decisions: tuple[Decision, ...]
     fingerprint: str
+
+    def input_channels(self, configuration: str) -> int:
+        """Channels of the networks of a configuration: the image's and, in a cascade, one per value of the first stage.
+
+        Source: nnU-Net v2 utilities/label_handling/label_handling.py, `determine_num_input_channels`.
+        """
+        is_cascade = self.configurations[configuration].cascade_from is not None
+        return len(self.channels) + (len(self.labels.foreground_values) if is_cascade else 0)

@@ -83,6 +83,7 @@ class StoredCase:
         labels: (z, y, x) int8 or int16, -1 outside the nonzero mask.
         locations: voxels (n, 3: z, y, x) of each class that occurs; keys as in `locations.location_groups`.
         placement: the way back to the grid of the file.
+        previous: (z, y, x) training values that the first stage of a cascade predicted; None without a first stage.
     """
 
     identifier: str
@@ -90,6 +91,7 @@ class StoredCase:
     labels: NDArray[np.signedinteger[Any]]
     locations: dict[int, NDArray[np.integer[Any]]]
     placement: Placement
+    previous: NDArray[np.signedinteger[Any]] | None = None
 
 
 def store_recipe(plan: Plan, configuration: Configuration, fingerprint: Fingerprint) -> StoreRecipe:

@@ -255,7 +255,11 @@ def _weights_hash(plan: Plan, runs: dict[int, RunFolder]) -> str:
 
 
 def _load_network(files: ModelFiles, run: RunFolder) -> torch.nn.Module:
-    network = build_network(files.configuration.network, len(files.plan.channels), files.plan.labels.head_count)
+    network = build_network(
+        files.configuration.network,
+        files.plan.input_channels(files.configuration.name),
+        files.plan.labels.head_count,
+    )
     weights = newest_weights(run.checkpoint)
     expected = {name: tensor.shape for name, tensor in network.state_dict().items()}
     found = {name: tensor.shape for name, tensor in weights.items()}

@@ -35,8 +35,7 @@ def _seconds_per_voxel(plan: Plan, configuration: Configuration, device_name: st
     device, _ = choose_device(device_name)
     use_cores()
     compute = Compute(device, (*native_types(device), "fp32")[0], "channels_last")
-    extra = len(plan.labels.foreground) if configuration.cascade_from else 0
-    channels = len(plan.channels) + extra
+    channels = plan.input_channels(configuration.name)
     network = build_network(configuration.network, channels, plan.labels.head_count)
     strides = [math.prod(axis) for axis in zip(*configuration.network.strides, strict=True)]
     patch = [min(2 * stride, edge) for stride, edge in zip(strides, configuration.patch_size, strict=True)]

@@ -96,6 +96,11 @@ class Job:
         """Output channels of the network."""
         return self.plan.labels.head_count
 
+    @property
+    def input_channels(self) -> int:
+        """Input channels of the network."""
+        return self.plan.input_channels(self.configuration.name)
+
 
 @dataclass(frozen=True, slots=True)
 class Run:
@@ -146,7 +151,7 @@ def set_up(job: Job) -> Run:
         _log.info("%s: %s", job.title, sentence)
     state = start_state(network, record.recipe, compute, job.configuration.dimensions)
     if record.recipe.compile:
-        shape = (job.configuration.batch_size, len(job.plan.channels), *job.configuration.patch_size)
+        shape = (job.configuration.batch_size, job.input_channels, *job.configuration.patch_size)
         forward, told = compiled(network, shape, compute)
         _log.info("%s: %s", job.title, told)
         state.forward = forward or network
@@ -224,12 +229,12 @@ def _seconds(budget: float | None) -> str:
 def _fresh_network(job: Job) -> nn.Module:
     seed = np.random.SeedSequence([job.seed, job.number, _WEIGHTS_STREAM]).generate_state(1)[0]
     torch.manual_seed(int(seed))
-    return build_network(job.configuration.network, len(job.plan.channels), job.heads)
+    return build_network(job.configuration.network, job.input_channels, job.heads)
 
 
 def _choice(job: Job, network: nn.Module, recipe: Recipe) -> tuple[Compute, str]:
     wanted = (recipe.precision, recipe.memory_format)
-    choice = choose_compute(network, job.configuration, len(job.plan.channels), job.device, wanted)
+    choice = choose_compute(network, job.configuration, job.input_channels, job.device, wanted)
     return choice.compute, choice.because
 
 
@@ -254,7 +259,7 @@ def _decide(job: Job, network: nn.Module) -> RunRecord:
 
 
 def _step_seconds(job: Job, network: nn.Module, compute: Compute) -> float:
-    shape = (job.configuration.batch_size, len(job.plan.channels), *job.configuration.patch_size)
+    shape = (job.configuration.batch_size, job.input_channels, *job.configuration.patch_size)
     return step_seconds(network, shape, compute)
 
 
@@ -270,7 +275,7 @@ def _forecast(
     return Forecast(
         sizes={name: case_size(opened(name), predictor) for name in job.fold.val},
         mirror_axes=job.configuration.mirror_axes,
-        pace=measure_pace(predictor, len(job.plan.channels)),
+        pace=measure_pace(predictor, job.input_channels),
         step_seconds=step,
         most_seconds=LARGEST_VALIDATION_SHARE * left,
     )

@@ -321,7 +321,7 @@ def _plan_validation(run: Run, predictor: Predictor) -> ValidationPlan:
     job = run.job
     if job.deadline is None or run.forecast is None:
         return ValidationPlan(job.fold.val, (), job.configuration.mirror_axes, {})
-    pace = measure_pace(predictor, len(job.plan.channels))
+    pace = measure_pace(predictor, job.input_channels)
     return run.forecast.plan(pace, max(0.0, job.deadline - ENDING_SECONDS - time.monotonic()))
 
 

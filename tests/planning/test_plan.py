@@ -1,0 +1,16 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+from autoseg.datasets.model import LabelSet
+from tests.workflow.trained import tiny_plan
+
+
+def test_a_cascade_gets_the_image_and_one_channel_per_value_of_the_first_stage():
+    plan = tiny_plan(channels=2)
+    cascade = replace(plan.configurations["3d_fullres"], name="3d_cascade_fullres", cascade_from="3d_lowres")
+    plan = replace(plan, configurations={**plan.configurations, "3d_cascade_fullres": cascade})
+    assert plan.input_channels("3d_fullres") == 2
+    assert plan.input_channels("3d_cascade_fullres") == 4
+    regions = LabelSet({"background": (0,), "whole": (1, 2, 3), "core": (3,)}, ignore=4, regions_class_order=(1, 2, 3))
+    assert replace(plan, labels=regions).input_channels("3d_cascade_fullres") == 5
