@@ -82,6 +82,16 @@ class Workspace:
         return self.root / "splits.json"
 
     @property
+    def selection(self) -> Path:
+        """Which configuration or ensemble predicts, and with which postprocessing."""
+        return self.root / "selection.json"
+
+    @property
+    def selected(self) -> Path:
+        """Out-of-fold label maps of what was selected, postprocessing included, one per case."""
+        return self.root / "selected"
+
+    @property
     def store(self) -> Path:
         """Preprocessed cases, content-addressed."""
         return self.root / "store"

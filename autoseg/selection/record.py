@@ -1,0 +1,141 @@
+"""selection.json: which configuration or ensemble was chosen, why, and how good it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from autoseg.core.records import content_hash
+from autoseg.inference.postprocess import PostprocessingStep
+from autoseg.planning.plan import Plan
+
+SELECTION_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class SelectedMember:
+    """A configuration in an ensemble.
+
+    Attributes:
+        configuration: name in the plan.
+        weight: how often it counts; its share of the probabilities is weight / sum of the weights.
+    """
+
+    configuration: str
+    weight: int
+
+
+@dataclass(frozen=True, slots=True)
+class CandidateScore:
+    """What a candidate is worth and what it costs; scores before postprocessing.
+
+    Attributes:
+        name: "3d_fullres", "2d + 3d_fullres", "2d + 2 x 3d_fullres".
+        kind: "single", "pair" (nnU-Net's kind of ensemble) or "greedy" (with replacement, over all configurations).
+        members: with their weights.
+        dice: mean over the classes of the mean over the cases in which it is defined; None if nowhere.
+        interval: 95 % bootstrap interval of it over cases; None with a single case.
+        class_dice: class -> mean over cases.
+        difference: Dice of the best candidate minus this one's, on the same cases.
+        difference_interval: 95 % bootstrap interval of it, cases paired.
+        seconds_per_case: of predicting a case with all folds, estimated from the validation.
+        memory_gib: estimate of what predicting a case of median size takes.
+    """
+
+    name: str
+    kind: Literal["single", "pair", "greedy"]
+    members: tuple[SelectedMember, ...]
+    dice: float | None
+    interval: tuple[float, float] | None
+    class_dice: dict[str, float | None]
+    difference: float | None
+    difference_interval: tuple[float, float] | None
+    seconds_per_case: float | None
+    memory_gib: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class NestedScore:
+    """The honest score of the choice: every case is scored with what would have been chosen without its fold.
+
+    Attributes:
+        dice: over all cases, postprocessing included.
+        interval: 95 % bootstrap interval over cases.
+        naive_dice: the chosen one's score on the very cases it was chosen by; optimistic.
+        choices: what was chosen without each fold, in the order of the folds.
+    """
+
+    dice: float
+    interval: tuple[float, float]
+    naive_dice: float
+    choices: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PostprocessingTrial:
+    """A step that was tried on the out-of-fold predictions of the chosen one.
+
+    Attributes:
+        step: what was tried, on top of the steps accepted before.
+        before: mean Dice of the classes concerned.
+        after: the same with the step.
+        nested_gain: gain on cases that had no part in deciding for the step or in choosing its volume.
+        is_accepted: whether predictions get it.
+        because: one sentence.
+    """
+
+    step: PostprocessingStep
+    before: float
+    after: float
+    nested_gain: float
+    is_accepted: bool
+    because: str
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The result of `autoseg select`, obeyed by `autoseg predict DATASET`.
+
+    Attributes:
+        version: of this record.
+        plan: hash of what of the plan matters to the runs compared (`plan_hash`).
+        objective: "default", "dice", "nnunet" or "cost".
+        name: of the chosen candidate.
+        because: one or two sentences.
+        members: of the chosen candidate.
+        folds: configuration -> folds whose networks predict together, first stages of cascades included.
+        candidates: all, best Dice first.
+        nnunet_choice: name of what nnU-Net would have chosen: the best single or pair.
+        nested: None where there are too few cases.
+        postprocessing: everything tried, in order.
+        case_dice: case -> class -> Dice of the chosen one after postprocessing; None where undefined.
+        runs: "configuration/fold_k" -> hash of the weights that predicted; another hash now means another training.
+        notes: sentences about what is not as usual.
+    """
+
+    version: int
+    plan: str
+    objective: str
+    name: str
+    because: str
+    members: tuple[SelectedMember, ...]
+    folds: dict[str, tuple[int, ...]]
+    candidates: tuple[CandidateScore, ...]
+    nnunet_choice: str
+    nested: NestedScore | None
+    postprocessing: tuple[PostprocessingTrial, ...]
+    case_dice: dict[str, dict[str, float | None]]
+    runs: dict[str, str]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def steps(self) -> tuple[PostprocessingStep, ...]:
+        """The postprocessing that predictions get."""
+        return tuple(trial.step for trial in self.postprocessing if trial.is_accepted)
+
+
+def plan_hash(plan: Plan, configurations: Iterable[str]) -> str:
+    """Changes when a plan changes in what concerns the runs of these configurations, and not otherwise."""
+    kept = {name: plan.configurations[name] for name in sorted(configurations) if name in plan.configurations}
+    return content_hash(replace(plan, configurations=kept, decisions=(), memory_gib=0.0, preset=""))
