@@ -44,6 +44,18 @@ def newest_weights(checkpoint_folder: Path, prefer: str = "final") -> dict[str, 
     return read_tensors(averaged if averaged.exists() else generation / WEIGHTS_FILE)
 
 
+def weights_hash(checkpoint_folder: Path) -> str:
+    """16 hexadecimal digits that change whenever `newest_weights` of the folder returns something else.
+
+    Raises:
+        MissingInput: there is no checkpoint yet.
+        IntegrityRefusal: none of them is intact.
+    """
+    generation = newest_intact(checkpoint_folder)
+    hashes = json.loads((generation / MANIFEST_FILE).read_bytes())["sha256"]
+    return str(hashes.get(AVERAGED_FILE, hashes[WEIGHTS_FILE]))[:16]
+
+
 def newest_intact(checkpoint_folder: Path) -> Path:
     """The newest generation whose files all match their hashes; a damaged one is passed over with a warning.
 
