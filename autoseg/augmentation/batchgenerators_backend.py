@@ -19,28 +19,38 @@ from torch import Tensor
 from autoseg.augmentation import intensity, sharpness, spatial
 from autoseg.augmentation.draws import seed
 from autoseg.augmentation.pipeline import apply_mask
+from autoseg.augmentation.previous_stage import append_previous, draw_previous
 from autoseg.augmentation.spec import AugmentationSpec
 from autoseg.core.errors import UsageError
 
 
 def augment_with_batchgenerators(
-    image: Tensor, labels: Tensor, spec: AugmentationSpec, generator: torch.Generator
+    image: Tensor,
+    labels: Tensor,
+    spec: AugmentationSpec,
+    generator: torch.Generator,
+    previous: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """A batch augmented on the CPU by batchgenerators; arguments and result as for `pipeline.augment`.
 
     Raises:
         UsageError: batchgenerators is not installed.
     """
+    maps = labels[:, None] if previous is None else torch.stack((labels, previous.to(labels.dtype)), 1)
     data: dict[str, Any] = {
         "data": image.detach().cpu().numpy().astype(np.float32),
-        "seg": labels.detach().cpu().numpy().astype(np.float32)[:, None],
+        "seg": maps.detach().cpu().numpy().astype(np.float32),
     }
     with _seeded(seed(generator)):
         for transform in transforms(spec):
             data = transform(**data)
     new_image = torch.from_numpy(np.ascontiguousarray(data["data"], dtype=np.float32)).to(image.device)
-    new_labels = torch.from_numpy(np.round(data["seg"][:, 0])).to(labels.device, labels.dtype)
-    return apply_mask(new_image, new_labels, spec.masked_channels)
+    new_maps = torch.from_numpy(np.round(data["seg"])).to(labels.device, labels.dtype)
+    new_image, new_labels = apply_mask(new_image, new_maps[:, 0], spec.masked_channels)
+    if previous is not None:
+        changes = [draw_previous(generator, len(spec.previous_values)) for _ in image]
+        new_image = append_previous(new_image, new_maps[:, 1], spec.previous_values, changes)
+    return new_image, new_labels
 
 
 def transforms(spec: AugmentationSpec) -> list[Callable[..., dict[str, Any]]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -11,8 +11,25 @@ from autoseg.augmentation.batchgenerators_backend import augment_with_batchgener
 from autoseg.augmentation.pipeline import augment, crop_only
 from autoseg.augmentation.spec import AugmentationSpec
 
-Augment = Callable[[Tensor, Tensor, AugmentationSpec, torch.Generator], tuple[Tensor, Tensor]]
-"""(image (b, c, *initial patch), labels (b, *initial patch), spec, CPU generator) -> the same, cut to the patch."""
+
+class Augment(Protocol):
+    """(image (b, c, *initial patch), labels (b, *initial patch), spec, CPU generator) -> the same, cut to the patch.
+
+    In a cascade `previous` holds the label map of the first stage (b, *initial patch); it is transformed like labels
+    and comes back as channels behind those of the image.
+    """
+
+    def __call__(
+        self,
+        image: Tensor,
+        labels: Tensor,
+        spec: AugmentationSpec,
+        generator: torch.Generator,
+        previous: Tensor | None = None,
+        /,
+    ) -> tuple[Tensor, Tensor]:
+        """The augmented batch."""
+
 
 AUGMENTATIONS: dict[str, Augment] = {
     "default": augment,

@@ -25,6 +25,7 @@ from autoseg.augmentation.intensity import (
     draw_noise,
 )
 from autoseg.augmentation.mirror import apply_mirror, draw_mirror
+from autoseg.augmentation.previous_stage import PreviousChanges, append_previous, draw_previous
 from autoseg.augmentation.sharpness import (
     Blur,
     Coarsening,
@@ -33,7 +34,7 @@ from autoseg.augmentation.sharpness import (
     draw_blur,
     draw_coarsening,
 )
-from autoseg.augmentation.spatial import Affine, apply_affine, center_crop, draw_affine
+from autoseg.augmentation.spatial import Affine, apply_affine, apply_affine_to_labels, center_crop, draw_affine
 from autoseg.augmentation.spec import AugmentationSpec
 
 
@@ -50,6 +51,7 @@ class Drawn:
     inverted_gamma: Factors | None
     gamma: Factors | None
     mirrored_axes: tuple[int, ...]
+    previous: PreviousChanges
 
 
 def draw(generator: torch.Generator, spec: AugmentationSpec, channels: int) -> Drawn:
@@ -65,10 +67,17 @@ def draw(generator: torch.Generator, spec: AugmentationSpec, channels: int) -> D
         inverted_gamma=draw_gamma(generator, INVERTED_GAMMA_PROBABILITY, channels),
         gamma=draw_gamma(generator, GAMMA_PROBABILITY, channels),
         mirrored_axes=draw_mirror(generator, spec.mirror_axes),
+        previous=draw_previous(generator, len(spec.previous_values)) if spec.previous_values else PreviousChanges(),
     )
 
 
-def augment(image: Tensor, labels: Tensor, spec: AugmentationSpec, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def augment(
+    image: Tensor,
+    labels: Tensor,
+    spec: AugmentationSpec,
+    generator: torch.Generator,
+    previous: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
     """A batch augmented for training, on the device of the image.
 
     Args:
@@ -76,9 +85,11 @@ def augment(image: Tensor, labels: Tensor, spec: AugmentationSpec, generator: to
         labels: (b, *initial patch), signed integers, negative outside the nonzero mask.
         spec: of the configuration.
         generator: on the CPU; given the same state, the result is the same.
+        previous: (b, *initial patch), the label map of a cascade's first stage, which is turned and mirrored alike.
 
     Returns:
-        New tensors: image (b, c, *patch) float32, labels (b, *patch) of the given dtype, none negative.
+        New tensors: image (b, c, *patch) float32, labels (b, *patch) of the given dtype, none negative. With `previous`
+        the image has one more channel for each of the spec's `previous_values`.
     """
     drawn = [draw(generator, spec, image.shape[1]) for _ in image]
     new_image, new_labels = crop(image, labels, spec.patch_size)
@@ -91,14 +102,35 @@ def augment(image: Tensor, labels: Tensor, spec: AugmentationSpec, generator: to
             dimensions = len(spec.patch_size)
             new_image[i] = apply_mirror(new_image[i], parameters.mirrored_axes, dimensions)
             new_labels[i] = apply_mirror(new_labels[i], parameters.mirrored_axes, dimensions)
-    return apply_mask(new_image, new_labels, spec.masked_channels)
+    new_image, new_labels = apply_mask(new_image, new_labels, spec.masked_channels)
+    if previous is not None:
+        moved = torch.stack([_move(own, parameters, spec) for own, parameters in zip(previous, drawn, strict=True)])
+        new_image = append_previous(new_image, moved, spec.previous_values, [own.previous for own in drawn])
+    return new_image, new_labels
+
+
+def _move(labels: Tensor, drawn: Drawn, spec: AugmentationSpec) -> Tensor:
+    """A label map (*initial patch) turned and mirrored as its image, cut to the patch."""
+    moved = (
+        apply_affine_to_labels(labels, drawn.affine, spec.patch_size)
+        if drawn.affine is not None
+        else center_crop(labels, spec.patch_size)
+    )
+    return apply_mirror(moved, drawn.mirrored_axes, len(spec.patch_size))
 
 
 def crop_only(
-    image: Tensor, labels: Tensor, spec: AugmentationSpec, _generator: torch.Generator
+    image: Tensor,
+    labels: Tensor,
+    spec: AugmentationSpec,
+    _generator: torch.Generator,
+    previous: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The middle of each patch, not augmented; arguments and result as for `augment`."""
-    return apply_mask(*crop(image, labels, spec.patch_size), spec.masked_channels)
+    new_image, new_labels = apply_mask(*crop(image, labels, spec.patch_size), spec.masked_channels)
+    if previous is not None:
+        new_image = append_previous(new_image, center_crop(previous, spec.patch_size), spec.previous_values)
+    return new_image, new_labels
 
 
 def crop(image: Tensor, labels: Tensor, patch_size: tuple[int, ...]) -> tuple[Tensor, Tensor]:

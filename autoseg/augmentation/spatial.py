@@ -95,8 +95,14 @@ def apply_affine(image: Tensor, labels: Tensor, affine: Affine, patch_size: tupl
     plane, plane_size = image.shape[-dimensions:], patch_size[-dimensions:]
     channels = image.reshape(1, -1, *plane)
     resampled = F.grid_sample(channels, _grid(affine, plane, plane_size).to(image.device), align_corners=False)
-    read = resample_labels(labels.reshape(-1, *plane), affine, plane_size)
-    return resampled.reshape(image.shape[0], *patch_size), read.reshape(patch_size)
+    return resampled.reshape(image.shape[0], *patch_size), apply_affine_to_labels(labels, affine, patch_size)
+
+
+def apply_affine_to_labels(labels: Tensor, affine: Affine, patch_size: tuple[int, ...]) -> Tensor:
+    """The labels (*shape) of one sample, transformed and cut to the patch, as `apply_affine` has it."""
+    dimensions = len(affine.matrix)
+    read = resample_labels(labels.reshape(-1, *labels.shape[-dimensions:]), affine, patch_size[-dimensions:])
+    return read.reshape(patch_size)
 
 
 def _grid(affine: Affine, shape: tuple[int, ...], patch_size: tuple[int, ...]) -> Tensor:

@@ -32,6 +32,7 @@ class AugmentationSpec:
         is_dummy_2d: whether slices along the first axis are turned and scaled in their plane only.
         mirror_axes: spatial axes (0 = first axis of the patch) that may be mirrored.
         masked_channels: channels that are 0 where labels are negative (outside the nonzero mask).
+        previous_values: label values of a cascade's first stage, each of which becomes a channel; empty without one.
     """
 
     patch_size: tuple[int, ...]
@@ -40,10 +41,11 @@ class AugmentationSpec:
     is_dummy_2d: bool
     mirror_axes: tuple[int, ...]
     masked_channels: tuple[int, ...]
+    previous_values: tuple[int, ...] = ()
 
 
-def augmentation_spec(configuration: Configuration) -> AugmentationSpec:
-    """The augmentation of a configuration's patches.
+def augmentation_spec(configuration: Configuration, previous_values: tuple[int, ...] = ()) -> AugmentationSpec:
+    """The augmentation of a configuration's patches, in a cascade with the label values of its first stage.
 
     Source: nnU-Net v2, `nnUNetTrainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size`.
     """
@@ -58,6 +60,7 @@ def augmentation_spec(configuration: Configuration) -> AugmentationSpec:
         is_dummy_2d=is_dummy_2d,
         mirror_axes=configuration.mirror_axes,
         masked_channels=tuple(i for i, is_masked in enumerate(configuration.use_nonzero_mask) if is_masked),
+        previous_values=previous_values,
     )
 
 
