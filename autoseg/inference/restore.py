@@ -95,9 +95,9 @@ def labels_of_rows(
         resampling: to the grid that the labels shall have.
         labels: decides between softmax (largest logit) and sigmoid (regions painted in their order).
     """
-    decided = np.zeros(resampling.shape, dtype=_kind(labels))
+    decided = np.zeros(resampling.shape, dtype=label_kind(labels))
     rolled = np.moveaxis(decided, tiling.rolling_axis, 0)
-    for index, kept in enumerate(_decided_rows(rows, tiling, resampling, partial(_labels_of_planes, labels=labels))):
+    for index, kept in enumerate(_decided_rows(rows, tiling, resampling, partial(labels_of_planes, labels=labels))):
         rolled[index] = kept.cpu().numpy()
     return decided
 
@@ -126,6 +126,43 @@ def predict_case(
     return placement.restore_labels(labels_of_rows(rows, tiling, _resampling_of(placement), labels))
 
 
+TakeRow = Callable[[int, Tensor], None]
+"""Given the number of a row and the probabilities (heads, a, b) of its voxels, as they come."""
+
+
+def predict_case_rows(
+    predictor: Predictor,
+    image: NDArray[np.float32],
+    placement: Placement,
+    labels: LabelSet,
+    take_row: TakeRow,
+    progress: Progress = silent,
+) -> NDArray[np.integer]:
+    """Training values (z, y, x) on the grid of the file; the probabilities behind them are handed on row by row.
+
+    Args:
+        predictor: networks and how to apply them.
+        image: prepared (c, z, y, x), as preprocessing returns it.
+        placement: what preprocessing did to the case.
+        labels: classes of the plan.
+        take_row: gets all rows of the crop (`placement.cropped_shape`, axes in the plan's order) along
+            `predictor.tiling(shape).rolling_axis`, in order: probabilities (heads, a, b) by softmax, or by sigmoid
+            where there are regions. Valid until the next row.
+        progress: told about finished tiles.
+
+    Raises:
+        NonFiniteLogits: a network returned an infinite or undefined value.
+    """
+    tiling = predictor.tiling(image.shape[1:])
+    decided = np.zeros(placement.cropped_shape, dtype=label_kind(labels))
+    rolled = np.moveaxis(decided, tiling.rolling_axis, 0)
+    rows = predictor.rows(image, progress)
+    for index, planes in enumerate(_decided_rows(rows, tiling, _resampling_of(placement), _all_planes)):
+        rolled[index] = labels_of_planes(iter(planes), labels).cpu().numpy()
+        take_row(index, planes.sigmoid() if labels.has_regions else planes.softmax(0))
+    return placement.restore_labels(decided)
+
+
 def predict_case_probabilities(
     predictor: Predictor,
     image: NDArray[np.float32],
@@ -145,20 +182,16 @@ def predict_case_probabilities(
         labels: classes of the plan.
         progress: told about finished tiles.
     """
-    tiling = predictor.tiling(image.shape[1:])
     probabilities = np.zeros((predictor.heads, *placement.geometry.shape), dtype=np.float16)
     probabilities[0] = 0 if labels.has_regions else 1
     in_plan_order = probabilities.transpose(0, *(axis + 1 for axis in placement.axis_order))
     inside = in_plan_order[slices(placement.box)]
-    decided = np.zeros(placement.cropped_shape, dtype=_kind(labels))
-    rolled_labels = np.moveaxis(decided, tiling.rolling_axis, 0)
-    rolled = np.moveaxis(inside, tiling.rolling_axis + 1, 0)
-    rows = predictor.rows(image, progress)
-    for index, planes in enumerate(_decided_rows(rows, tiling, _resampling_of(placement), _all_planes)):
-        rolled_labels[index] = _labels_of_planes(iter(planes), labels).cpu().numpy()
-        own = planes.sigmoid() if labels.has_regions else planes.softmax(0)
-        rolled[index] = own.to("cpu", torch.float16).numpy()
-    return placement.restore_labels(decided), probabilities
+    rolled = np.moveaxis(inside, predictor.tiling(image.shape[1:]).rolling_axis + 1, 0)
+
+    def take_row(index: int, row: Tensor) -> None:
+        rolled[index] = row.to("cpu", torch.float16).numpy()
+
+    return predict_case_rows(predictor, image, placement, labels, take_row, progress), probabilities
 
 
 def _resampling_of(placement: Placement) -> Resampling:
@@ -166,7 +199,8 @@ def _resampling_of(placement: Placement) -> Resampling:
     return resampling_of_logits(placement.cropped_shape, *spacings)
 
 
-def _kind(labels: LabelSet) -> type[np.integer]:
+def label_kind(labels: LabelSet) -> type[np.integer]:
+    """The integer type that decided label maps have."""
     return np.uint8 if labels.largest_value <= _LARGEST_BYTE else np.int32
 
 
@@ -217,7 +251,13 @@ def _all_planes(planes: Iterator[Tensor]) -> Tensor:
     return torch.stack(list(planes))
 
 
-def _labels_of_planes(planes: Iterator[Tensor], labels: LabelSet) -> Tensor:
+def labels_of_planes(planes: Iterator[Tensor], labels: LabelSet) -> Tensor:
+    """Training values (a, b) of one row, decided from its planes of logits (a, b), one per head.
+
+    Args:
+        planes: with softmax any values of which the largest wins; with regions positive where a region is.
+        labels: decides between softmax (largest) and sigmoid (regions painted in their order).
+    """
     return _painted_regions(planes, labels) if labels.has_regions else _largest(planes, labels)
 
 
