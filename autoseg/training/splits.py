@@ -19,9 +19,6 @@ FOLDS = 5
 SPLIT_SEED = 12345
 """Number of folds and seed of nnU-Net v2 (utilities/crossval_split.py), so that its users keep their folds."""
 
-TRAIN_SHARE_BEYOND = 0.8
-"""Share of training cases of a fold that the list does not have (nnU-Net v2, `do_split`)."""
-
 USER_FILES = ("splits.json", "splits_final.json")
 """Names under which a user's own folds are found in the dataset's folder; the second is nnU-Net's."""
 
@@ -50,22 +47,6 @@ def make_folds(identifiers: Collection[str]) -> tuple[Fold, ...]:
     np.random.RandomState(SPLIT_SEED).shuffle(shuffled)
     parts = np.array_split(shuffled, min(FOLDS, len(names)))  # the first n % k parts are one longer, as in KFold
     return tuple(_fold(names, np.isin(np.arange(len(names)), part)) for part in parts)
-
-
-def random_fold(identifiers: Collection[str], number: int) -> Fold:
-    """80 % of the cases drawn at random to train, the rest to validate: any fold number beyond the list.
-
-    Source: nnU-Net v2 nnUNetTrainer.do_split.
-    """
-    names = np.array(sorted(identifiers))
-    draw = np.random.RandomState(SPLIT_SEED + number)
-    chosen = draw.choice(len(names), int(len(names) * TRAIN_SHARE_BEYOND), replace=False)
-    return _fold(names, ~np.isin(np.arange(len(names)), chosen))
-
-
-def fold_number(folds: Sequence[Fold], identifiers: Collection[str], number: int) -> Fold:
-    """Fold `number` of the list, or the random one that stands for a number beyond it."""
-    return folds[number] if number < len(folds) else random_fold(identifiers, number)
 
 
 def settle_folds(

@@ -4,92 +4,36 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 
-from autoseg.core.choices import choose
 from autoseg.core.errors import (
     AutoSegError,
     DataRefused,
     Interrupted,
-    MissingInput,
     NotEnoughResources,
-    RecordFault,
-    UsageError,
 )
 from autoseg.core.progress import Progress, silent
 from autoseg.core.records import load
 from autoseg.core.workspace import RunFolder, Workspace
-from autoseg.datasets.model import Dataset
-from autoseg.fingerprint.model import Fingerprint
 from autoseg.launch.devices import choose_device, use_cores
-from autoseg.planning.plan import Configuration, Plan
 from autoseg.preprocessing.fill import fill_store
-from autoseg.training.recipe import Recipe, load_recipe
 from autoseg.training.record import RunRecord, RunStatus, differing
-from autoseg.training.splits import Fold, fold_number, save_folds, settle_folds
-from autoseg.workflow.preprocess import load_planned
+from autoseg.training.splits import Fold, save_folds
 from autoseg.workflow.run_guards import Busy, lease, with_clear_errors
+from autoseg.workflow.run_queue import Queue, QueuedRun, TrainOptions, make_queue, run_status
 from autoseg.workflow.run_setup import Job, check_same_plan, discard
 from autoseg.workflow.training_run import run_job
+
+__all__ = ["Queue", "QueuedRun", "RunReport", "TrainOptions", "TrainReport", "make_queue", "train"]
 
 MOST_READERS = 4
 """Threads that cut batches, per run (assumption: more only wait for each other)."""
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class TrainOptions:
-    """What the user asked for; None and empty mean the default.
-
-    Attributes:
-        configurations: names; default: all that can be trained.
-        folds: numbers; default: all.
-        recipe: name or file; default: "cpu" for the preset of that name, else "default".
-        epochs: instead of the recipe's.
-        steps: per epoch, instead of the recipe's.
-        budget_seconds: wall time of the whole command.
-        started: `time.monotonic()` at which the command started; the budget counts from there.
-        is_fresh: whether runs that exist are discarded.
-        seed: of everything random.
-        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
-        jobs: worker processes for preprocessing, and threads that cut batches.
-    """
-
-    configurations: tuple[str, ...] = ()
-    folds: tuple[int, ...] = ()
-    recipe: str | None = None
-    epochs: int | None = None
-    steps: int | None = None
-    budget_seconds: float | None = None
-    started: float = field(default_factory=time.monotonic)
-    is_fresh: bool = False
-    seed: int = 0
-    device: str = "auto"
-    jobs: int = 1
-
-
-@dataclass(frozen=True, slots=True)
-class QueuedRun:
-    """A run of the queue.
-
-    Attributes:
-        configuration: to train.
-        number: of the fold.
-        fold: its cases.
-        folder: of the run.
-        state: "new", "started" or "done", before this command.
-    """
-
-    configuration: Configuration
-    number: int
-    fold: Fold
-    folder: RunFolder
-    state: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,56 +79,6 @@ class TrainReport:
         if self.stop is not None:
             return self.stop.exit_code
         return 4 if self.failures or any(run.state == "failed" for run in self.runs) else 0
-
-
-@dataclass(frozen=True, slots=True)
-class Queue:
-    """What is to be trained.
-
-    Attributes:
-        plan: of the dataset.
-        dataset: where the files are.
-        fingerprint: its cases are trained on.
-        recipe: asked for.
-        folds: of the dataset.
-        runs: in order.
-    """
-
-    plan: Plan
-    dataset: Dataset
-    fingerprint: Fingerprint
-    recipe: Recipe
-    folds: tuple[Fold, ...]
-    runs: tuple[QueuedRun, ...]
-
-    def open_runs(self, configuration: str) -> list[QueuedRun]:
-        """Runs of a configuration that are not done."""
-        return [run for run in self.runs if run.configuration.name == configuration and run.state != "done"]
-
-
-def make_queue(workspace: Workspace, options: TrainOptions) -> Queue:
-    """Reads the plan and lists the runs; writes nothing.
-
-    Raises:
-        MissingInput: there is no plan yet, or the dataset is not where it was planned.
-        PlanFault: the plan was made from another fingerprint.
-        DataRefused: the dataset has regions or an ignore label, for which training is not built yet.
-        UsageError: no such configuration or recipe.
-    """
-    dataset, fingerprint, plan = load_planned(workspace)
-    _refuse_unsupported(plan)
-    named = options.recipe or ("cpu" if plan.preset == "cpu" else "default")
-    recipe = load_recipe(named, epochs=options.epochs, steps=options.steps)
-    usable = {case.identifier for case in fingerprint.cases}
-    refused = {case.identifier for case in dataset.cases} - usable
-    folds = settle_folds(usable, refused, Path(dataset.root), workspace.splits)
-    runs = [
-        QueuedRun(configuration, number, fold_number(folds, usable, number), folder, _state(folder, options))
-        for configuration in _chosen(plan, options.configurations)
-        for number in options.folds or range(len(folds))
-        for folder in [workspace.run(configuration.name, number)]
-    ]
-    return Queue(plan, dataset, fingerprint, recipe, folds, tuple(runs))
 
 
 def train(
@@ -286,10 +180,10 @@ class _Trainer:
         except Busy as error:
             return replace(report, state="busy", error=error)
         except Interrupted as error:
-            return replace(report, state="interrupted", status=_status(run.folder), error=error)
+            return replace(report, state="interrupted", status=run_status(run.folder), error=error)
         except AutoSegError as error:
             _log.error("%s fold %d failed: %s", run.configuration.name, run.number, error)
-            return replace(report, state="failed", status=_status(run.folder), error=error)
+            return replace(report, state="failed", status=run_status(run.folder), error=error)
 
     def _finished(self, run: QueuedRun) -> RunStatus | None:
         check_same_plan(self.queue.plan, run.configuration, run.folder)
@@ -301,7 +195,7 @@ class _Trainer:
                 run.number,
                 "; ".join(changes),
             )
-        return _status(run.folder)
+        return run_status(run.folder)
 
     def _job(self, run: QueuedRun, left: int) -> Job:
         fold = Fold(*(tuple(n for n in side if n not in self.failures) for side in (run.fold.train, run.fold.val)))
@@ -327,44 +221,6 @@ class _Trainer:
         )
 
 
-def _refuse_unsupported(plan: Plan) -> None:
-    found = ["regions"] if plan.labels.has_regions else []
-    found += ["an ignore label"] if plan.labels.ignore is not None else []
-    if found:
-        raise DataRefused(
-            f"the dataset has {' and '.join(found)}, for which training is not built yet",
-            where=plan.dataset,
-            do="declare plain labels without an ignore value, and plan again",
-        )
-
-
-def _chosen(plan: Plan, names: Sequence[str]) -> list[Configuration]:
-    cascades = [name for name, own in plan.configurations.items() if own.cascade_from is not None]
-    trainable = {name: own for name, own in plan.configurations.items() if name not in cascades}
-    if asked := [name for name in names if name in cascades]:
-        raise UsageError(f"{asked[0]}: training of a cascade is not built yet", do="leave it out")
-    if cascades and not names:
-        _log.info("%s is left out: training of a cascade is not built yet", ", ".join(cascades))
-    chosen = [choose(name, trainable, "configuration of this plan") for name in names] or list(trainable.values())
-    if not chosen:
-        raise UsageError("the plan has no configuration that can be trained", do="plan again without --configuration")
-    return chosen
-
-
-def _state(folder: RunFolder, options: TrainOptions) -> str:
-    if options.is_fresh or not folder.recipe.exists():
-        return "new"
-    status = _status(folder)
-    return "done" if status is not None and status.state == "done" else "started"
-
-
-def _status(folder: RunFolder) -> RunStatus | None:
-    try:
-        return load(RunStatus, folder.state)
-    except (MissingInput, RecordFault):
-        return None
-
-
 def _seconds_spent(folder: RunFolder) -> float:
-    status = _status(folder)
+    status = run_status(folder)
     return status.seconds if status is not None else 0.0

@@ -8,10 +8,8 @@ import pytest
 from autoseg.core.errors import RecordFault
 from autoseg.training.splits import (
     Fold,
-    fold_number,
     folds_record,
     make_folds,
-    random_fold,
     read_folds,
     save_folds,
     settle_folds,
@@ -34,19 +32,6 @@ def test_few_cases_give_as_many_folds(count: int) -> None:
     assert all(fold.train for fold in folds)
     validated = [name for fold in folds for name in fold.val]
     assert sorted(validated) == ([] if count == 1 else NAMES[:count])
-
-
-def test_a_fold_beyond_the_list_is_a_random_fifth() -> None:
-    folds = make_folds(NAMES)
-    beyond = fold_number(folds, NAMES, 7)
-    assert beyond == random_fold(NAMES, 7) != random_fold(NAMES, 8)
-    assert (len(beyond.train), len(beyond.val)) == (9, 3)
-    assert sorted(beyond.train + beyond.val) == NAMES
-    assert fold_number(folds, NAMES, 2) == folds[2]
-
-
-def test_a_random_fold_equals_the_reference_draw() -> None:
-    assert random_fold(NAMES[:5], 6).val == ("case_003",)  # RandomState(12351).choice(5, 4, replace=False)
 
 
 def test_the_users_folds_win_and_lose_refused_cases(tmp_path: Path) -> None:

@@ -16,14 +16,14 @@ from filelock import FileLock
 
 from autoseg.cli.main import cli
 from autoseg.cli.train import Duration
-from autoseg.core.errors import DataRefused, Interrupted, MissingInput, NotEnoughResources, PlanFault, UsageError
+from autoseg.core.errors import AutoSegError, Interrupted, MissingInput, NotEnoughResources, PlanFault, UsageError
 from autoseg.core.records import load, save
 from autoseg.core.workspace import Workspace
 from autoseg.images.readers import read_labels
 from autoseg.networks.weights import newest_weights
 from autoseg.planning.plan import Plan
 from autoseg.training.history import read_history
-from autoseg.training.record import RunRecord
+from autoseg.training.record import RunRecord, RunStatus
 from autoseg.workflow.decide import PlanOptions
 from autoseg.workflow.fold_validation import FoldScores
 from autoseg.workflow.plan import plan_dataset
@@ -230,29 +230,46 @@ def test_a_budget_that_is_over_ends_with_a_note(workspace, options):
     assert "lack of time" in status.notes[-1]
 
 
-def test_what_cannot_be_trained_yet_is_refused(workspace, options):
+def planned_cascade(workspace: Workspace) -> None:
     plan = load(Plan, workspace.plan)
-    save(replace(plan, labels=replace(plan.labels, ignore=3)), workspace.plan)
-    with pytest.raises(DataRefused, match="an ignore label"):
-        make_queue(workspace, options)
-    regions = {**plan.labels.classes, "thing": (1, 2)}
-    save(replace(plan, labels=replace(plan.labels, classes=regions)), workspace.plan)
-    with pytest.raises(DataRefused, match="regions"):
-        make_queue(workspace, options)
+    full = plan.configurations["3d_fullres"]
+    low = replace(full, name="3d_lowres")
+    cascade = replace(full, name="3d_cascade_fullres", cascade_from="3d_lowres")
+    two = {"3d_cascade_fullres": cascade, "3d_lowres": low}
+    save(replace(plan, configurations=two), workspace.plan)
 
 
-def test_a_cascade_is_left_out(workspace, options):
-    plan = load(Plan, workspace.plan)
-    cascade = replace(plan.configurations["3d_fullres"], name="3d_cascade_fullres", cascade_from="3d_lowres")
-    save(replace(plan, configurations={**plan.configurations, "3d_cascade_fullres": cascade}), workspace.plan)
+def test_all_folds_of_the_first_stage_come_before_the_cascade(workspace, options):
+    planned_cascade(workspace)
     queue = make_queue(workspace, replace(options, configurations=(), folds=()))
-    assert [(run.configuration.name, run.number) for run in queue.runs] == [
-        (name, fold) for name in ("2d", "3d_fullres") for fold in range(4)
-    ]
-    with pytest.raises(UsageError, match="cascade"):
-        make_queue(workspace, replace(options, configurations=("3d_cascade_fullres",)))
-    with pytest.raises(UsageError, match="3d_fullres"):
-        make_queue(workspace, replace(options, configurations=("3d_fullre",)))
+    expected = [(name, fold) for name in ("3d_lowres", "3d_cascade_fullres") for fold in range(4)]
+    assert [(run.configuration.name, run.number) for run in queue.runs] == expected
+
+
+def test_a_cascade_without_its_first_stage_is_refused_if_named_and_left_out_otherwise(workspace, options, caplog):
+    planned_cascade(workspace)
+    save(RunStatus("done", 1, 1, 1.0, None), workspace.run("3d_lowres", 1).state)
+    workspace.run("3d_lowres", 1).recipe.write_text("{}")
+    with pytest.raises(UsageError, match="3d_lowres fold 0, 2, 3"):
+        make_queue(workspace, replace(options, configurations=("3d_cascade_fullres",), folds=()))
+    queue = make_queue(workspace, replace(options, configurations=(), folds=(1,)))
+    assert [run.title for run in queue.runs] == ["3d_lowres fold 1"]
+    assert "3d_cascade_fullres is left out" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"configurations": ("3d_fullre",)}, "did you mean 3d_fullres"),
+        ({"folds": (7,)}, "there is no fold 7: this dataset has 4"),
+        ({"recipe": "none"}, "none"),
+    ],
+)
+def test_an_unknown_name_or_number_is_a_usage_error(workspace, options, changes, words):
+    with pytest.raises(AutoSegError) as found:
+        make_queue(workspace, replace(options, **changes))
+    assert words in str(found.value)
+    assert found.value.exit_code == 2
 
 
 def test_without_a_plan_the_user_is_told_to_plan(tmp_path, options):
