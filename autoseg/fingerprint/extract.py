@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from autoseg.core.geometry import Geometry
 from autoseg.datasets.labels import value_counts
 from autoseg.fingerprint.model import (
     FINGERPRINT_VERSION,
@@ -30,6 +32,9 @@ SKETCH_SHARES = np.concatenate(([0.0], np.diff(_EDGES), [0.0]))
 
 MOST_VALUES_SORTED = 1 << 20
 """Quantiles of larger sets are taken from so many values drawn with a fixed seed (error below 0.1 % in rank)."""
+
+LEAST_ALONG = math.cos(math.radians(35))
+"""An axis is taken to run from left to right if it is turned away by up to 35 degrees (assumption)."""
 
 _SEED = 1234
 
@@ -86,9 +91,17 @@ def case_statistics(identifier: str, volume: Volume, labels: NDArray[np.integer]
         quantiles=tuple(tuple(map(float, _quantiles(channel.ravel(), QUANTILE_LEVELS))) for channel in image),
         class_voxels={str(value): count for value, count in value_counts(labels).items()},
         content=content,
+        left_right_axis=left_right_axis(volume.geometry),
     )
     has_foreground = bool(foreground.any())
     return ExtractedCase(statistics, tuple(_sketch(channel[foreground]) for channel in image) if has_foreground else ())
+
+
+def left_right_axis(geometry: Geometry) -> int | None:
+    """The axis (0 = z) that runs along the patient's left and right, or None if the image lies too oblique."""
+    along = [abs(row[0]) for row in np.array(geometry.direction).reshape(3, 3).tolist()]
+    nearest = int(np.argmax(along))
+    return nearest if along[nearest] >= LEAST_ALONG else None
 
 
 def combine(cases: Iterable[ExtractedCase], channels: int) -> Fingerprint:

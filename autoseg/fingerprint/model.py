@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from autoseg.core.records import content_hash, to_data
+
 FINGERPRINT_VERSION = 1
 
 QUANTILE_LEVELS = (0.0, 0.005, 0.05, 0.25, 0.5, 0.75, 0.95, 0.995, 1.0)
@@ -36,6 +38,7 @@ class CaseStatistics:
         quantiles: for each channel, intensities of the cropped image at `QUANTILE_LEVELS`.
         class_voxels: voxels of each training value that occurs, as {"1": 1725}.
         content: hash of the bytes of all its files; anything derived from the case is keyed by it.
+        left_right_axis: axis that runs from the patient's left to right or back, 0 = z; None if oblique or not known.
     """
 
     identifier: str
@@ -46,6 +49,7 @@ class CaseStatistics:
     quantiles: tuple[tuple[float, ...], ...] = ()
     class_voxels: dict[str, int] | None = None
     content: str = ""
+    left_right_axis: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,3 +67,14 @@ class Fingerprint:
     cases: tuple[CaseStatistics, ...]
     intensities: tuple[IntensityStatistics, ...]
     relative_size: float
+
+
+def fingerprint_hash(fingerprint: Fingerprint) -> str:
+    """The hash that plans are tied to their fingerprint by.
+
+    Which axis runs from left to right is left out, because it follows from files whose hashes are in it.
+    """
+    data = to_data(fingerprint)
+    for case in data["cases"]:
+        del case["left_right_axis"]
+    return content_hash(data)

@@ -18,7 +18,7 @@ from autoseg.datasets.scan import companions, relative
 from autoseg.fingerprint.extract import ExtractedCase, Sketch, case_statistics, combine
 from autoseg.fingerprint.model import Fingerprint
 
-SURVEY_VERSION = 1
+SURVEY_VERSION = 2
 
 KEEP_SECONDS = 10.0
 """How often an unfinished survey is handed out to be kept; a run that is killed loses no more work than this."""

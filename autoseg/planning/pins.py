@@ -19,6 +19,8 @@ GLOBAL_PINS = {
     "axis_order": "a permutation of 0, 1, 2",
     "normalization": "normalization names, one per channel",
     "use_nonzero_mask": _FLAGS,
+    "lateral_pairs": "pairs of class names, [[left, right], ...]; [] exchanges nothing",
+    "lateral_axis": "an axis number: 0, 1 or 2",
 }
 """Decisions about the whole dataset, in file order z, y, x, and what they are lists of."""
 
@@ -34,7 +36,7 @@ CONFIGURATION_PINS = {
 """Decisions about one configuration, in the plan's axis order."""
 
 CONFIGURATION_NAMES = ("2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres")
-_SCALARS = {"batch_size", "batch_dice"}
+_SCALARS = {"batch_size", "batch_dice", "lateral_axis"}
 _PER_AXIS = {"patch_size"}
 _NORMALIZATIONS = ("zscore", "ct", "none", "rescale_0_1", "rgb_0_1")
 
@@ -93,18 +95,26 @@ def _checked(name: str, value: Any, faults: list[str]) -> Any:
     if not isinstance(items, list) or not _fits(name, kind, items):
         faults.append(f"{name}: expected {kind}, found {value!r}")
         return value
-    return value if name in _SCALARS else tuple(value)
+    if name in _SCALARS:
+        return value
+    return tuple(tuple(item) if isinstance(item, list) else item for item in value)
 
 
 def _fits(name: str, kind: str, items: list[Any]) -> bool:
     if name == "normalization":
         return all(item in _NORMALIZATIONS for item in items)
+    if name == "lateral_pairs":
+        return all(_is_pair_of_names(item) for item in items)
     if kind == _FLAGS:
         return all(isinstance(item, bool) for item in items)
     if not all(isinstance(item, (int, float)) and not isinstance(item, bool) for item in items):
         return False
     fits = _NUMBER_CHECKS.get(name, _are_positive_integers)
     return fits(items)
+
+
+def _is_pair_of_names(item: Any) -> bool:
+    return isinstance(item, list) and len(item) == 2 and all(isinstance(name, str) for name in item)
 
 
 def _are_positive_integers(items: list[Any]) -> bool:
@@ -114,5 +124,6 @@ def _are_positive_integers(items: list[Any]) -> bool:
 _NUMBER_CHECKS: dict[str, Callable[[list[Any]], bool]] = {
     "spacing_mm": lambda items: len(items) == 3 and all(0 < item < math.inf for item in items),
     "axis_order": lambda items: sorted(items) == [0, 1, 2],
+    "lateral_axis": lambda items: items[0] in (0, 1, 2),
     "mirror_axes": lambda items: len(set(items)) == len(items) and all(item in (0, 1, 2) for item in items),
 }

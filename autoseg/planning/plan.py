@@ -110,7 +110,9 @@ class Plan:
         intensities: foreground statistics per channel, for the CT normalization.
         configurations: by name.
         decisions: every decision with its reason, in the order made.
-        fingerprint: content hash of the fingerprint planned from.
+        fingerprint: hash of the fingerprint planned from.
+        lateral_axis: axis of the plan that runs from left to right; None if it does not matter or is not known.
+        lateral_pairs: names (left, right) of classes that change places where an image is mirrored along that axis.
     """
 
     version: int
@@ -126,6 +128,8 @@ class Plan:
     configurations: dict[str, Configuration]
     decisions: tuple[Decision, ...]
     fingerprint: str
+    lateral_axis: int | None = None
+    lateral_pairs: tuple[tuple[str, str], ...] = ()
 
     def input_channels(self, configuration: str) -> int:
         """Channels of the networks of a configuration: the image's and, in a cascade, one per value of the first stage.

@@ -10,15 +10,16 @@ from typing import Any, TypeVar
 import numpy as np
 
 from autoseg.core.errors import PlanFault
-from autoseg.core.records import content_hash, to_data
+from autoseg.core.records import to_data
 from autoseg.datasets.model import LabelSet
-from autoseg.fingerprint.model import Fingerprint
+from autoseg.fingerprint.model import Fingerprint, fingerprint_hash
 from autoseg.planning import rules
+from autoseg.planning.lateral import value_swap
 from autoseg.planning.memory import feature_map_elements
 from autoseg.planning.pins import Pins
 from autoseg.planning.plan import PLAN_VERSION, Configuration, Decision, NetworkSpec, Plan
 from autoseg.planning.presets import Preset
-from autoseg.planning.rules import Chosen
+from autoseg.planning.rules import Chosen, Lateral
 from autoseg.planning.topology import Topology, topology
 
 T = TypeVar("T")
@@ -98,6 +99,7 @@ class _Common:
     labels: LabelSet
     normalization: tuple[str, ...]
     use_nonzero_mask: tuple[bool, ...]
+    lateral: Lateral
     ledger: _Ledger
 
 
@@ -116,7 +118,8 @@ def make_plan(fingerprint: Fingerprint, facts: DatasetFacts, request: Request) -
     schemes = ledger.decide("normalization", rules.normalization(facts.channels))
     masks = ledger.decide("use_nonzero_mask", rules.use_nonzero_mask(schemes, fingerprint.relative_size))
     _check_channel_count(facts, schemes, masks)
-    common = _Common(request, facts.labels, schemes, masks, ledger)
+    lateral = _lateral(fingerprint, facts.labels, order, ledger)
+    common = _Common(request, facts.labels, schemes, masks, lateral, ledger)
     voxels = float(np.prod(median, dtype=np.float64) * facts.training_cases)
     configurations = _configurations_2d(common, spacing, median, voxels)
     configurations |= _configurations_3d(common, spacing, median, facts.training_cases)
@@ -133,7 +136,9 @@ def make_plan(fingerprint: Fingerprint, facts: DatasetFacts, request: Request) -
         intensities=fingerprint.intensities,
         configurations=configurations,
         decisions=tuple(ledger.decisions),
-        fingerprint=content_hash(fingerprint),
+        fingerprint=fingerprint_hash(fingerprint),
+        lateral_axis=lateral.axis,
+        lateral_pairs=lateral.pairs,
     )
 
 
@@ -153,6 +158,16 @@ def _arrays(fingerprint: Fingerprint) -> tuple[np.ndarray, np.ndarray]:
             do="correct the spacing in these files, or remove the cases",
         )
     return spacings, shapes
+
+
+def _lateral(fingerprint: Fingerprint, labels: LabelSet, order: tuple[int, int, int], ledger: _Ledger) -> Lateral:
+    """What mirroring has to exchange; which axis runs from left to right matters only if there is something."""
+    pairs = ledger.decide("lateral_pairs", rules.lateral_pairs(labels))
+    if not pairs:
+        return Lateral(None, ())
+    value_swap(labels, pairs)  # pinned pairs may be impossible
+    axis = ledger.decide("lateral_axis", rules.lateral_axis([case.left_right_axis for case in fingerprint.cases]))
+    return Lateral(None if axis is None else order.index(axis), pairs)
 
 
 def _check_channel_count(facts: DatasetFacts, schemes: Sequence[str], masks: Sequence[bool]) -> None:
@@ -294,7 +309,7 @@ def _plan_configuration(common: _Common, target: _Target, batch_dice: Chosen[boo
     warning = rules.large_batch_warning(batch, dimensions)
     if warning is not None:
         ledger.record("warning", Chosen(batch, warning), name)
-    mirrored = ledger.decide("mirror_axes", rules.mirror_axes(preset, dimensions), name)
+    mirrored = ledger.decide("mirror_axes", rules.mirror_axes(preset, dimensions, common.lateral), name)
     return Configuration(
         name=name,
         dimensions=dimensions,

@@ -15,6 +15,8 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
+from autoseg.datasets.model import LabelSet
+from autoseg.planning.lateral import can_swap, find_pairs, heart_pairs
 from autoseg.planning.presets import Preset
 from autoseg.planning.topology import SIMILAR_SPACING, SMALLEST_EDGE, Topology, topology
 
@@ -65,6 +67,14 @@ class Chosen(Generic[T]):
 
     value: T
     because: str
+
+
+@dataclass(frozen=True, slots=True)
+class Lateral:
+    """What is known about left and right: pairs (left, right) of classes, and the plan's axis, if it is known."""
+
+    axis: int | None
+    pairs: tuple[tuple[str, str], ...]
 
 
 def edges(values: Sequence[float]) -> str:
@@ -270,15 +280,58 @@ def needs_3d(median: Sequence[float]) -> Chosen[bool]:
     )
 
 
-def mirror_axes(preset: Preset, dimensions: int) -> Chosen[tuple[int, ...]]:
-    """All axes, or none where the preset leaves no time to learn mirrored anatomy; lateral classes need a pin."""
+def lateral_pairs(labels: LabelSet) -> Chosen[tuple[tuple[str, str], ...]]:
+    """Classes that differ in naming left and right change places in mirrored images; chambers of the heart do not.
+
+    nnU-Net teaches the network instead that left is right. Rule of AutoSeg.
+    """
+    pairs, of_heart = find_pairs(labels.foreground), heart_pairs(labels.foreground)
+    named = ", ".join(f"{left} and {right}" for left, right in pairs or of_heart)
+    if not pairs:
+        return Chosen(
+            (),
+            f"{named} differ in more than their side, so they do not change places"
+            if of_heart
+            else "no two class names differ in left and right only",
+        )
+    if not can_swap(labels, pairs):
+        return Chosen((), f"{named} are named by their side, but their regions are no mirror images of each other")
+    return Chosen(pairs, f"{named} are named by their side, so mirroring makes one of the other")
+
+
+def lateral_axis(axes: Sequence[int | None]) -> Chosen[int | None]:
+    """The axis of the files (0 = z) that runs from left to right, if it is the same one in all cases.
+
+    Args:
+        axes: that of each case; None where it is not known.
+
+    Rule of AutoSeg.
+    """
+    found = sorted(set(axes), key=str)
+    if len(found) == 1 and found[0] is not None:
+        return Chosen(found[0], f"axis {'zyx'[found[0]]} of the files runs from left to right in all cases")
+    if found == [None]:
+        return Chosen(None, "which axis runs from left to right is not known")
+    named = ", ".join("not known" if axis is None else "zyx"[axis] for axis in found)
+    return Chosen(None, f"the axis from left to right differs from case to case: {named}")
+
+
+def mirror_axes(preset: Preset, dimensions: int, lateral: Lateral) -> Chosen[tuple[int, ...]]:
+    """All axes, or none where the preset leaves no time to learn mirrored anatomy.
+
+    With lateral classes the axis from left to right has to be known: their labels change places where it is mirrored.
+    """
     if dimensions not in preset.mirrored_dimensions:
         return Chosen(
             (),
             "scans come in one orientation, and this preset's short training has no time to learn mirrored anatomy; "
             "pin mirror_axes for volumes without an orientation",
         )
-    return Chosen(
-        tuple(range(dimensions)),
-        "mirroring along every axis multiplies the training data; pin mirror_axes if left and right are classes",
-    )
+    every = tuple(range(dimensions))
+    why = "mirroring along every axis multiplies the training data"
+    if not lateral.pairs:
+        return Chosen(every, why)
+    if lateral.axis is None:
+        return Chosen((), "mirroring might call left right, as the axis from left to right is not the same known one")
+    exchanged = " and ".join(lateral.pairs[0]) + (" and the like" if len(lateral.pairs) > 1 else "")
+    return Chosen(every, f"{why}; along the axis from left to right {exchanged} change places")

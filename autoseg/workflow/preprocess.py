@@ -9,10 +9,10 @@ from pathlib import Path
 from autoseg.core.choices import choose
 from autoseg.core.errors import Interrupted, MissingInput, PlanFault
 from autoseg.core.progress import Progress, silent
-from autoseg.core.records import content_hash, load
+from autoseg.core.records import load
 from autoseg.core.workspace import Workspace
 from autoseg.datasets.model import Dataset
-from autoseg.fingerprint.model import Fingerprint
+from autoseg.fingerprint.model import Fingerprint, fingerprint_hash
 from autoseg.planning.plan import Plan
 from autoseg.preprocessing.fill import StoreResult, fill_store
 
@@ -80,7 +80,7 @@ def load_planned(workspace: Workspace) -> tuple[Dataset, Fingerprint, Plan]:
             where=str(workspace.dataset),
             do="run `autoseg plan` with the folder where it is now",
         )
-    if plan.fingerprint != content_hash(fingerprint):
+    if plan.fingerprint != fingerprint_hash(fingerprint):
         raise PlanFault(
             "plan.json was made from another fingerprint than fingerprint.json",
             where=str(workspace.root),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -8,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoseg.core.geometry import Geometry
-from autoseg.fingerprint.extract import MOST_VALUES_SORTED, ExtractedCase, case_statistics, combine
-from autoseg.fingerprint.model import QUANTILE_LEVELS
+from autoseg.core.records import content_hash, from_data, to_data
+from autoseg.fingerprint.extract import MOST_VALUES_SORTED, ExtractedCase, case_statistics, combine, left_right_axis
+from autoseg.fingerprint.model import QUANTILE_LEVELS, Fingerprint, fingerprint_hash
 from autoseg.images.volume import Volume
 
 
@@ -92,3 +94,32 @@ def test_a_dataset_without_foreground_has_zeros_for_intensities():
     assert case.foreground == ()
     assert combine([case], 1).intensities[0].std == 0
     assert combine([], 1).cases == ()
+
+
+TURN = math.cos(math.radians(40)), math.sin(math.radians(40))
+
+
+@pytest.mark.parametrize(
+    ("direction", "axis"),
+    [
+        ((0.0, 0.0, 1.0, 0.0, 1.0, 0.0, 1.0, 0.0, 0.0), 2),
+        ((-1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0), 0),
+        ((0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0, -1.0, 0.0), 1),
+        ((0.0, 0.0, 1.0, TURN[1], TURN[0], 0.0, TURN[0], -TURN[1], 0.0), None),
+    ],
+)
+def test_the_axis_from_left_to_right_is_known_unless_the_image_is_oblique(direction, axis):
+    geometry = Geometry((2, 2, 2), direction=direction)
+    assert left_right_axis(geometry) == axis
+    case = case_statistics("a", Volume(np.ones((1, 2, 2, 2), np.float32), geometry), np.ones((2, 2, 2), np.int8))
+    assert case.statistics.left_right_axis == axis
+
+
+def test_fingerprints_from_before_the_axis_was_kept_have_the_same_hash():
+    new = combine([a_case(1)[0]], 2)
+    assert new.cases[0].left_right_axis == 2
+    old = to_data(new)
+    del old["cases"][0]["left_right_axis"]
+    assert from_data(Fingerprint, old, "old").cases[0].left_right_axis is None
+    assert fingerprint_hash(from_data(Fingerprint, old, "old")) == fingerprint_hash(new) == content_hash(old)
+    assert fingerprint_hash(dataclasses.replace(new, relative_size=0.5)) != fingerprint_hash(new)
