@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from autoseg.core.errors import MissingInput, RecordFault
+from autoseg.core.files import remove_leftovers
 from autoseg.core.records import load, save
 from autoseg.datasets.labels import to_file_values, to_training_values
 from autoseg.datasets.model import Dataset
 from autoseg.evaluation.scores import overlaps
+from autoseg.inference.out_of_fold import keeping_probabilities, probabilities_file
 from autoseg.inference.predictor import Predictor
-from autoseg.inference.restore import predict_case
+from autoseg.inference.restore import predict_case_rows
 from autoseg.planning.plan import Configuration, Plan
+from autoseg.preprocessing.previous import network_input
 from autoseg.preprocessing.store import StoredCase
 
 LARGEST_VALIDATION_SHARE = 0.25
@@ -35,6 +40,17 @@ VALIDATION_RESERVE = 1.1
 
 SCORES_FILE = "scores.json"
 
+PROBABILITIES_GIB = 10.0
+"""Disk that the kept probabilities of all runs of a dataset may take by default (assumption: little beside a store)."""
+
+FREE_DISK_SHARE = 0.5
+"""Of the disk that is free when a fold's validation starts, how much its probabilities may take at most."""
+
+_BYTES_PER_GIB = 1 << 30
+
+Labels = NDArray[np.integer]
+CaseScores = dict[str, dict[str, float | None]]  # class -> "dice", "iou", voxels
+
 
 @dataclass(frozen=True, slots=True)
 class FoldScores:
@@ -46,13 +62,15 @@ class FoldScores:
         foreground_mean: mean of `mean` over the classes.
         left_out: validation cases that the time budget left no time for.
         mirror_axes: axes along which the prediction was averaged over mirrored images.
+        seconds: of computing each case with one network and writing it; reading and preparing do not count.
     """
 
-    cases: dict[str, dict[str, dict[str, float | None]]]
+    cases: dict[str, CaseScores]
     mean: dict[str, dict[str, float | None]]
     foreground_mean: dict[str, float | None]
     left_out: tuple[str, ...]
     mirror_axes: tuple[int, ...]
+    seconds: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +198,78 @@ class Forecast:
         return plan_validation(self.sizes, self.mirror_axes, pace, seconds)
 
 
+def probability_allowance(runs: Path, budget_gib: float = PROBABILITIES_GIB) -> int:
+    """Bytes that further probabilities may take, below the folder of all runs of a dataset.
+
+    Args:
+        runs: the folder `runs` of the work folder.
+        budget_gib: for the kept probabilities of all runs together.
+    """
+    used = sum(file.stat().st_size for file in runs.glob("*/fold_*/validation/*.probabilities.npz"))
+    free = shutil.disk_usage(runs).free
+    return max(0, min(int(budget_gib * _BYTES_PER_GIB) - used, int(FREE_DISK_SHARE * free)))
+
+
+@dataclass(slots=True)
+class _Fold:
+    """What is known of the cases of a fold, and what each of them needs to be predicted and scored."""
+
+    predictor: Predictor
+    plan: Plan
+    dataset: Dataset
+    folder: Path
+    planned: ValidationPlan
+    allowed_bytes: int
+    cases: dict[str, CaseScores] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def take_up(self) -> None:
+        """Goes on from what an interrupted validation of the same weights finished."""
+        remove_leftovers(self.folder)
+        try:
+            before = load(FoldScores, self.folder / SCORES_FILE)
+        except (MissingInput, RecordFault):
+            return
+        if before.mirror_axes == self.planned.mirror_axes:
+            ending = self.plan.file_ending
+            self.cases = {name: own for name, own in before.cases.items() if (self.folder / (name + ending)).exists()}
+            self.seconds = {name: spent for name, spent in before.seconds.items() if name in self.cases}
+
+    def do(self, stored: StoredCase) -> None:
+        """Predicts a case, keeps its probabilities if they fit, and scores it."""
+        begin = time.perf_counter()
+        predicted = self._predicted(stored)
+        self.seconds[stored.identifier] = round(time.perf_counter() - begin, 3)
+        self.cases[stored.identifier] = _scores(predicted, self.plan, self.dataset, stored.identifier)
+
+    def _predicted(self, stored: StoredCase) -> Labels:
+        from autoseg.images.writers import write_labels
+
+        labels, placement, name = self.plan.labels, stored.placement, stored.identifier
+        image = network_input(stored, labels)
+        kept = probabilities_file(self.folder, name)
+        rolling_axis = self.predictor.tiling(image.shape[1:]).rolling_axis
+        with keeping_probabilities(kept, placement, rolling_axis, labels, self.allowed_bytes) as writer:
+            predicted = predict_case_rows(self.predictor, image, placement, labels, writer.take_row)
+        self.allowed_bytes -= kept.stat().st_size if kept.exists() else 0
+        target = self.folder / f"{name}{self.plan.file_ending}"
+        write_labels(target, to_file_values(predicted, labels), placement.geometry)
+        return predicted
+
+    def summary(self, left_out: Sequence[str]) -> FoldScores:
+        """scores.json as far as it goes."""
+        ordered = {name: self.cases[name] for name in sorted(self.cases)}
+        classes = list(dict.fromkeys(label for scores in ordered.values() for label in scores))
+        kinds = ("dice", "iou")
+        mean = {
+            label: {kind: _mean(scores[label][kind] for scores in ordered.values()) for kind in kinds}
+            for label in classes
+        }
+        foreground = {kind: _mean(mean[label][kind] for label in classes) for kind in kinds}
+        axes = self.planned.mirror_axes
+        return FoldScores(ordered, mean, foreground, tuple(sorted(left_out)), axes, dict(sorted(self.seconds.items())))
+
+
 def validate_fold(
     predictor: Predictor,
     plan: Plan,
@@ -189,46 +279,44 @@ def validate_fold(
     planned: ValidationPlan,
     *,
     may_start: Callable[[str], bool],
+    probabilities_gib: float = PROBABILITIES_GIB,
 ) -> FoldScores:
     """Predicts and scores the validation cases; writes each label map and, after each case, scores.json.
 
-    Cases that an interrupted validation of the same weights finished are not predicted again.
+    Probabilities are kept beside the label maps as long as they fit. Cases that an interrupted validation of the same
+    weights finished are not predicted again.
 
     Args:
         predictor: with the trained network.
         plan: classes, file ending.
         dataset: knows the reference label files.
         open_case: gives a stored case.
-        folder: `validation` of the run.
+        folder: `validation` of the run, in `runs/<configuration>/fold_<k>`.
         planned: cases and mirroring.
         may_start: asked before each case; may raise to stop, or say that there is no time for it.
+        probabilities_gib: disk for the kept probabilities of all runs together; 0 keeps label maps alone.
     """
-    predictor = replace(predictor, mirror_axes=planned.mirror_axes)
-    done = _finished_cases(folder, planned, plan)
+    folder.mkdir(parents=True, exist_ok=True)
+    allowed = probability_allowance(folder.parents[2], probabilities_gib)
+    fold = _Fold(replace(predictor, mirror_axes=planned.mirror_axes), plan, dataset, folder, planned, allowed)
+    fold.take_up()
     left_out = list(planned.left_out)
     for name in planned.cases:
-        if name in done:
+        if name in fold.cases:
             continue
         if not may_start(name):
             left_out.append(name)
             continue
-        done[name] = _validate_case(predictor, plan, dataset, open_case(name), folder)
-        save(_summary(done, left_out, planned), folder / SCORES_FILE)
-    scores = _summary(done, left_out, planned)
+        fold.do(open_case(name))
+        save(fold.summary(left_out), folder / SCORES_FILE)
+    scores = fold.summary(left_out)
     save(scores, folder / SCORES_FILE)
     return scores
 
 
-def _validate_case(
-    predictor: Predictor, plan: Plan, dataset: Dataset, stored: StoredCase, folder: Path
-) -> dict[str, dict[str, float | None]]:
+def _scores(predicted: Labels, plan: Plan, dataset: Dataset, name: str) -> CaseScores:
     from autoseg.images.readers import read_labels
-    from autoseg.images.writers import write_labels
 
-    placement = stored.placement
-    predicted = predict_case(predictor, np.asarray(stored.image, np.float32), placement, plan.labels)
-    name = stored.identifier
-    write_labels(folder / f"{name}{plan.file_ending}", to_file_values(predicted, plan.labels), placement.geometry)
     file = next(case.labels for case in dataset.cases if case.identifier == name)
     if file is None:
         raise MissingInput(f"{name} has no label file", where=dataset.root, do="run autoseg plan again")
@@ -261,29 +349,6 @@ def make_predictor(
         dtype=types.get(precision, torch.float32),
         channels_last=is_channels_last,
     )
-
-
-def _finished_cases(folder: Path, planned: ValidationPlan, plan: Plan) -> dict[str, dict[str, dict[str, float | None]]]:
-    try:
-        before = load(FoldScores, folder / SCORES_FILE)
-    except (MissingInput, RecordFault):
-        return {}
-    if before.mirror_axes != planned.mirror_axes:
-        return {}
-    return {name: scores for name, scores in before.cases.items() if (folder / f"{name}{plan.file_ending}").exists()}
-
-
-def _summary(
-    cases: Mapping[str, dict[str, dict[str, float | None]]], left_out: Sequence[str], planned: ValidationPlan
-) -> FoldScores:
-    ordered = {name: cases[name] for name in sorted(cases)}
-    classes = list(dict.fromkeys(label for scores in ordered.values() for label in scores))
-    kinds = ("dice", "iou")
-    mean = {
-        label: {kind: _mean(scores[label][kind] for scores in ordered.values()) for kind in kinds} for label in classes
-    }
-    foreground = {kind: _mean(mean[label][kind] for label in classes) for kind in kinds}
-    return FoldScores(dict(ordered), mean, foreground, tuple(sorted(left_out)), planned.mirror_axes)
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

@@ -1,9 +1,35 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoseg.workflow.fold_validation import CaseSize, Forecast, Pace, plan_validation
+from autoseg.core.errors import MissingInput
+from autoseg.core.records import load, save
+from autoseg.images.readers import read_labels
+from autoseg.inference.out_of_fold import load_probabilities, probabilities_file
+from autoseg.inference.predictor import Predictor
+from autoseg.preprocessing.fill import fill_store
+from autoseg.preprocessing.store import open_case
+from autoseg.workflow.fold_validation import (
+    CaseSize,
+    FoldScores,
+    Forecast,
+    Pace,
+    ValidationPlan,
+    case_size,
+    make_predictor,
+    measure_pace,
+    plan_validation,
+    probability_allowance,
+    validate_fold,
+)
+from tests.inference.examples import configuration, random_unet, unet_spec
+from tests.preprocessing.tiny_dataset import planned_tiny_dataset
 
 PACE = Pace(tile_seconds=1.0, voxel_seconds=0.0)
 SIZES = {f"case_{i}": CaseSize(tiles=1 + i, voxels=1000) for i in range(10)}
@@ -38,3 +64,111 @@ def test_the_reserve_grows_with_the_seconds_of_a_step() -> None:
     forecast = Forecast(SIZES, AXES, PACE, step_seconds=1.0, most_seconds=1000.0)
     assert forecast.reserve(0.5) < forecast.reserve(1.0) < forecast.reserve(2.0)
     assert forecast.reserve(100.0) <= 1100.0 + 1100.0  # one case at least, however slow
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    """A tiny planned dataset, its store of 3d_fullres and an untrained predictor."""
+    torch.set_num_threads(1)
+    made = planned_tiny_dataset(tmp_path_factory.mktemp("fold") / "data", cases=3)
+    own = made.plan.configurations["3d_fullres"]
+    small = replace(own, patch_size=(8, 8, 8), network=unet_spec(3), mirror_axes=())
+    folder = fill_store(made.dataset, made.plan, own, made.fingerprint, made.workspace).folder
+    predictor = Predictor((random_unet(3, heads=3),), small, 3)
+    return made, folder, predictor
+
+
+def validated(stored, folder, may_start=lambda _name: True, **options):
+    made, store, predictor = stored
+    planned = ValidationPlan(tuple(case.identifier for case in made.dataset.cases), (), (), {})
+    return validate_fold(
+        predictor,
+        made.plan,
+        made.dataset,
+        lambda name: open_case(store / name),
+        folder,
+        planned,
+        may_start=may_start,
+        **options,
+    )
+
+
+def test_probabilities_decide_like_the_label_maps_beside_them(stored, tmp_path) -> None:
+    folder = tmp_path / "runs" / "3d_fullres" / "fold_0" / "validation"
+    scores = validated(stored, folder)
+    assert load(FoldScores, folder / "scores.json") == scores
+    assert set(scores.seconds) == set(scores.cases) == {"case_0", "case_1", "case_2"}
+    for name in scores.cases:
+        probabilities = load_probabilities(probabilities_file(folder, name), stored[0].plan.labels)
+        labels = read_labels(folder / f"{name}.nii.gz").array
+        lead = np.diff(np.sort(probabilities, 0)[-2:], axis=0)[0]
+        assert (probabilities.argmax(0) == labels)[lead > 0.02].all()
+        assert (lead > 0.02).mean() > 0.5
+
+
+def test_without_disk_for_them_label_maps_alone_are_kept(stored, tmp_path) -> None:
+    folder = tmp_path / "runs" / "3d_fullres" / "fold_0" / "validation"
+    with_them = validated(stored, folder)
+    assert len(list(folder.glob("*.probabilities.npz"))) == 3
+    other = tmp_path / "elsewhere" / "3d_fullres" / "fold_0" / "validation"
+    assert validated(stored, other, probabilities_gib=0.0).cases == with_them.cases
+    assert not list(other.glob("*.probabilities.npz"))
+    assert len(list(other.glob("*.nii.gz"))) == 3
+
+
+def test_the_allowance_counts_what_all_runs_have_kept(tmp_path) -> None:
+    whole = probability_allowance(tmp_path, 1e-4)
+    kept = tmp_path / "2d" / "fold_1" / "validation" / "a.probabilities.npz"
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(bytes(1000))
+    assert probability_allowance(tmp_path, 1e-4) == whole - 1000
+    assert probability_allowance(tmp_path, 0.0) == 0
+
+
+def test_an_interrupted_validation_keeps_what_it_finished(stored, tmp_path) -> None:
+    folder = tmp_path / "runs" / "3d_fullres" / "fold_0" / "validation"
+    first = validated(stored, folder, may_start=lambda name: name == "case_1")
+    assert (set(first.cases), first.left_out) == ({"case_1"}, ("case_0", "case_2"))
+    (folder / ".partial-0123-case_0.nii.gz").touch()
+    asked = []
+    second = validated(stored, folder, may_start=lambda name: asked.append(name) is None)
+    assert asked == ["case_0", "case_2"]
+    assert second.seconds["case_1"] == first.seconds["case_1"]
+    assert second.left_out == ()
+    assert not list(folder.glob(".partial-*"))
+
+
+def test_scores_of_another_mirroring_or_a_damaged_record_are_made_anew(stored, tmp_path) -> None:
+    folder = tmp_path / "runs" / "3d_fullres" / "fold_0" / "validation"
+    done = validated(stored, folder)
+    for content in (replace(done, mirror_axes=(0,)), None):
+        if content is None:
+            (folder / "scores.json").write_text("{")
+        else:
+            save(content, folder / "scores.json")
+        asked = []
+        again = validated(stored, folder, may_start=lambda name, asked=asked: asked.append(name) is None)
+        assert len(asked) == 3
+        assert again.cases == done.cases
+
+
+def test_a_case_without_a_label_file_is_refused(stored, tmp_path) -> None:
+    made, store, predictor = stored
+    cases = tuple(replace(case, labels=None) for case in made.dataset.cases)
+    without = (replace(made, dataset=replace(made.dataset, cases=cases)), store, predictor)
+    with pytest.raises(MissingInput, match="case_0 has no label file"):
+        validated(without, tmp_path / "runs" / "a" / "fold_0" / "validation")
+
+
+def test_the_pace_and_the_size_of_a_case_are_measured(stored) -> None:
+    _, store, predictor = stored
+    size = case_size(open_case(store / "case_0"), predictor)
+    assert (size.tiles >= 1, size.voxels) == (True, 6 * 12 * 10)
+    pace = measure_pace(predictor, 1)
+    assert pace.case_seconds(size, 2) > pace.case_seconds(size, 1) > 0
+
+
+def test_a_predictor_takes_over_precision_and_memory_format_of_training() -> None:
+    network = random_unet(3).to(memory_format=torch.channels_last_3d)
+    predictor = make_predictor(network, configuration((8, 8, 8)), 3, torch.device("cpu"), "bf16")
+    assert (predictor.dtype, predictor.channels_last) == (torch.bfloat16, True)
