@@ -1,0 +1,210 @@
+"""Network architectures in nnU-Net v2's plans, as topologies of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from autoseg.core import records
+from autoseg.core.errors import PlanFault
+from autoseg.planning.plan import NetworkSpec
+
+ARCHITECTURES = {"PlainConvUNet": "plain_unet", "ResidualEncoderUNet": "residual_unet"}
+"""Last part of the class name in dynamic-network-architectures, and the network of ours that computes the same."""
+
+LARGEST_STAGES = 16
+"""A topology of more stages than this has lost its axes long before; it would only take memory (assumption)."""
+
+LARGEST_FEATURES = 8192
+"""Channels per stage; nnU-Net's planners stop at 512 (assumption: generous for pinned plans)."""
+
+_PACKAGE = "dynamic_network_architectures.architectures."
+
+_HARMLESS = {"deep_supervision", "dropout_op", "dropout_op_kwargs"}
+"""Arguments that change training only."""
+
+_TOPOLOGY = {"n_stages", "features_per_stage", "kernel_sizes", "strides", "n_conv_per_stage_decoder"}
+_BLOCKS = {"plain_unet": "n_conv_per_stage", "residual_unet": "n_blocks_per_stage"}
+
+
+@dataclass(frozen=True, slots=True)
+class _Topology:
+    """The arguments of an architecture that make a topology; a number stands for all stages."""
+
+    n_stages: int
+    features_per_stage: tuple[int, ...] | int
+    kernel_sizes: tuple[tuple[int, ...] | int, ...] | int
+    strides: tuple[tuple[int, ...] | int, ...] | int
+    blocks: tuple[int, ...] | int
+    n_conv_per_stage_decoder: tuple[int, ...] | int
+
+
+@dataclass(frozen=True, slots=True)
+class _Legacy:
+    """The fields that described a network before July 2024, when nnU-Net had two architectures only."""
+
+    UNet_class_name: str
+    UNet_base_num_features: int
+    unet_max_num_features: int
+    n_conv_per_stage_encoder: tuple[int, ...]
+    n_conv_per_stage_decoder: tuple[int, ...]
+    pool_op_kernel_sizes: tuple[tuple[int, ...], ...]
+    conv_kernel_sizes: tuple[tuple[int, ...], ...]
+
+
+def network_spec(configuration: Mapping[str, Any], dimensions: int, where: str) -> NetworkSpec:
+    """The topology of a configuration in nnU-Net's plans, in the notation of today or that of before 2024.
+
+    Args:
+        configuration: the configuration, inheritance resolved.
+        dimensions: 2 or 3, as the patch has.
+        where: the source, for error messages.
+
+    Raises:
+        PlanFault: another architecture than nnU-Net's plain and residual-encoder U-Nets, or with other bricks.
+        RecordFault: the entries are faulty.
+
+    Source: nnU-Net v2 utilities/plans_handling/plans_handler.py; dynamic-network-architectures, unet.py.
+    """
+    if "architecture" not in configuration:
+        return _legacy_spec(configuration, dimensions, where)
+    architecture = configuration["architecture"]
+    table = architecture if isinstance(architecture, Mapping) else {}
+    kind = _kind_of(str(table.get("network_class_name")), where)
+    arguments = table.get("arch_kwargs")
+    arguments = arguments if isinstance(arguments, Mapping) else {}
+    faults = list(_brick_faults(arguments, kind, dimensions))
+    if faults:
+        raise PlanFault(
+            f"the network is built of other bricks than nnU-Net's U-Nets: {'; '.join(faults)}",
+            where=where,
+            do="predict with the program that trained it",
+        )
+    values = {**arguments, "blocks": arguments.get(_BLOCKS[kind])}
+    topology = records.from_data(_Topology, values, where)
+    return _checked(_spread(topology, kind, dimensions, where), where)
+
+
+def _kind_of(class_name: str, where: str) -> str:
+    name = class_name.rpartition(".")[2]
+    if name not in ARCHITECTURES or not class_name.startswith((_PACKAGE, name)):
+        raise PlanFault(
+            f"the model is a network of another architecture, {class_name}",
+            where=where,
+            why=f"AutoSeg has nnU-Net's {' and '.join(ARCHITECTURES)}",
+            do="predict with the program that trained it",
+        )
+    return ARCHITECTURES[name]
+
+
+def _legacy_spec(configuration: Mapping[str, Any], dimensions: int, where: str) -> NetworkSpec:
+    kind = _kind_of(str(configuration.get("UNet_class_name")), where)
+    legacy = records.from_data(_Legacy, dict(configuration), where)
+    stages = len(legacy.n_conv_per_stage_encoder)
+    limit = min(stages, LARGEST_STAGES)
+    spec = NetworkSpec(
+        kind=kind,
+        dimensions=dimensions,
+        features_per_stage=tuple(
+            min(legacy.UNet_base_num_features * 2**stage, legacy.unet_max_num_features) for stage in range(limit)
+        ),
+        kernel_sizes=legacy.conv_kernel_sizes,
+        strides=legacy.pool_op_kernel_sizes,
+        blocks_per_stage=legacy.n_conv_per_stage_encoder,
+        decoder_convs_per_stage=legacy.n_conv_per_stage_decoder,
+    )
+    return _checked(spec, where)
+
+
+def _spread(topology: _Topology, kind: str, dimensions: int, where: str) -> NetworkSpec:
+    """The topology with a number that stands for all stages or axes written out."""
+    stages = topology.n_stages
+    if not 1 <= stages <= LARGEST_STAGES:
+        raise PlanFault(f"a network of {stages} stages", where=where, do="copy the original plans.json again")
+    return NetworkSpec(
+        kind=kind,
+        dimensions=dimensions,
+        features_per_stage=_per_stage(topology.features_per_stage, stages),
+        kernel_sizes=_per_axis(topology.kernel_sizes, stages, dimensions),
+        strides=_per_axis(topology.strides, stages, dimensions),
+        blocks_per_stage=_per_stage(topology.blocks, stages),
+        decoder_convs_per_stage=_per_stage(topology.n_conv_per_stage_decoder, stages - 1),
+    )
+
+
+def _per_stage(value: tuple[int, ...] | int, stages: int) -> tuple[int, ...]:
+    return (value,) * stages if isinstance(value, int) else value
+
+
+def _per_axis(
+    value: tuple[tuple[int, ...] | int, ...] | int, stages: int, dimensions: int
+) -> tuple[tuple[int, ...], ...]:
+    rows = (value,) * stages if isinstance(value, int) else value
+    return tuple((row,) * dimensions if isinstance(row, int) else row for row in rows)
+
+
+def _checked(spec: NetworkSpec, where: str) -> NetworkSpec:
+    faults = list(_topology_faults(spec))
+    if faults:
+        raise PlanFault(
+            f"the network's topology cannot be built: {'; '.join(faults)}",
+            where=where,
+            do="copy the original plans.json again",
+        )
+    return spec
+
+
+def _topology_faults(spec: NetworkSpec) -> Iterator[str]:
+    lengths = {
+        "features": spec.features_per_stage,
+        "kernels": spec.kernel_sizes,
+        "strides": spec.strides,
+        "blocks": spec.blocks_per_stage,
+        "decoder convolutions and one": (*spec.decoder_convs_per_stage, 1),
+    }
+    if len({len(entries) for entries in lengths.values()}) != 1:
+        yield "stages differ: " + ", ".join(f"{len(entries)} {name}" for name, entries in lengths.items())
+    rows = (*spec.kernel_sizes, *spec.strides)
+    if any(len(row) != spec.dimensions for row in rows):
+        yield f"kernels and strides need {spec.dimensions} axes"
+    numbers: Sequence[int] = [edge for row in rows for edge in row]
+    if min((*numbers, *spec.features_per_stage, *spec.blocks_per_stage, *spec.decoder_convs_per_stage), default=0) < 1:
+        yield "every entry must be at least 1"
+    if max(spec.features_per_stage, default=0) > LARGEST_FEATURES:
+        yield f"more than {LARGEST_FEATURES} channels"
+    if any(edge % 2 == 0 for row in spec.kernel_sizes for edge in row):
+        yield "kernels of even size change the size of an image"
+    if spec.strides and any(step != 1 for step in spec.strides[0]):
+        yield "the first stage must keep the full resolution"
+
+
+def _brick_faults(arguments: Mapping[str, Any], kind: str, dimensions: int) -> Iterator[str]:
+    """Everything in which the network differs from the bricks of ours; names are compared by their last part."""
+    bricks = {
+        "conv_op": f"Conv{dimensions}d",
+        "norm_op": f"InstanceNorm{dimensions}d",
+        "nonlin": "LeakyReLU",
+    }
+    for argument, expected in bricks.items():
+        found = arguments.get(argument)
+        if str(found).rpartition(".")[2] != expected or not str(found).startswith("torch.nn."):
+            yield f"{argument} is {found}, not {expected}"
+    if arguments.get("conv_bias") is not True:
+        yield "convolutions have no bias"
+    yield from _argument_faults(arguments.get("norm_op_kwargs"), "norm_op_kwargs", {"eps": 1e-5, "affine": True})
+    yield from _argument_faults(arguments.get("nonlin_kwargs"), "nonlin_kwargs", {"negative_slope": 0.01})
+    known = {*bricks, *_TOPOLOGY, *_HARMLESS, _BLOCKS[kind], "conv_bias", "norm_op_kwargs", "nonlin_kwargs"}
+    for argument in sorted(set(arguments) - known):
+        if arguments[argument] not in (None, False):
+            yield f"{argument} is {arguments[argument]!r}"
+
+
+def _argument_faults(found: object, name: str, expected: Mapping[str, Any]) -> Iterator[str]:
+    """Arguments of a brick that are not as expected; one left out has torch's default."""
+    defaults = {"eps": 1e-5, "affine": False, "negative_slope": 0.01, "inplace": False, "track_running_stats": False}
+    given = {**defaults, **(found if isinstance(found, Mapping) else {})}
+    for key in sorted(set(given) - {"inplace", "momentum"}):
+        wanted = expected.get(key, defaults.get(key))
+        if given[key] != wanted:
+            yield f"{name} has {key} = {given[key]!r}, not {wanted!r}"
