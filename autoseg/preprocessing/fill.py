@@ -102,7 +102,7 @@ def fill_store(
     wanted = [_Task(cases[entry.identifier], entry.content) for entry in fingerprint.cases if entry.identifier in cases]
     gone = [entry.identifier for entry in fingerprint.cases if entry.identifier not in cases]
     failures = dict.fromkeys(gone, "the case is not in the dataset any more; plan the dataset again")
-    with _lock(folder):
+    with hold_store(folder):
         remove_leftovers(folder)
         write_atomic(folder / "store.json", to_json(recipe))
         with ThreadPoolExecutor(jobs) as pool:
@@ -155,7 +155,7 @@ def _store_one(folder: Path, dataset: Dataset, recipe: StoreRecipe, task: _Task)
 
 
 @contextmanager
-def _lock(folder: Path) -> Iterator[None]:
+def hold_store(folder: Path) -> Iterator[None]:
     """Only one process fills a store; the lock of a killed one is released by the system."""
     from filelock import FileLock, Timeout
 

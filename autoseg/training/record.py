@@ -28,6 +28,7 @@ class RunRecord:
         train: cases trained on.
         val: cases kept back.
         decisions: sentences that say why.
+        previous: name of the first stage's label maps that a cascade is trained with; None without one.
     """
 
     version: int
@@ -44,6 +45,7 @@ class RunRecord:
     train: tuple[str, ...]
     val: tuple[str, ...]
     decisions: tuple[str, ...]
+    previous: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

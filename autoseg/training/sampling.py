@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +41,10 @@ class Samplable(Protocol):
     @property
     def locations(self) -> Mapping[int, NDArray[Any]]:
         """Voxels (n, 3: z, y, x) of each foreground class present and, with an ignore label, of `ANNOTATED`."""
+
+    @property
+    def previous(self) -> NDArray[Any] | None:
+        """(z, y, x), label map of a cascade's first stage; None without one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +83,22 @@ class Batch:
         cases: case of each patch.
         image: (b, c, *patch).
         labels: (b, *patch), -1 outside the nonzero mask and outside the case.
+        previous: (b, *patch), label map of a cascade's first stage, -1 outside the case; None without one.
     """
 
     index: int
     cases: tuple[str, ...]
     image: NDArray[np.float32]
     labels: NDArray[np.int16]
+    previous: NDArray[np.int16] | None = None
+
+
+class Patch(NamedTuple):
+    """One patch of a batch: image (c, *patch), labels (*patch), and of a cascade's first stage (*patch)."""
+
+    image: NDArray[np.float32]
+    labels: NDArray[np.int16]
+    previous: NDArray[np.int16] | None
 
 
 def draw_batch(sampling: Sampling, index: int) -> Batch:
@@ -108,7 +122,9 @@ def draw_batch(sampling: Sampling, index: int) -> Batch:
                 why="the store was changed or the disk failed",
                 do="delete this case's folder in the store and run the same command again",
             ) from error
-    return Batch(index, tuple(chosen), np.stack([p[0] for p in patches]), np.stack([p[1] for p in patches]))
+    known = [patch.previous for patch in patches if patch.previous is not None]
+    image, labels = np.stack([patch.image for patch in patches]), np.stack([patch.labels for patch in patches])
+    return Batch(index, tuple(chosen), image, labels, np.stack(known) if known else None)
 
 
 def first_forced(batch_size: int, oversample_foreground: float) -> int:
@@ -116,10 +132,8 @@ def first_forced(batch_size: int, oversample_foreground: float) -> int:
     return round(batch_size * (1.0 - oversample_foreground))
 
 
-def draw_patch(
-    case: Samplable, sampling: Sampling, is_forced: bool, generator: np.random.Generator
-) -> tuple[NDArray[np.float32], NDArray[np.int16]]:
-    """One image patch (c, *initial_patch) and its labels; in 2D a slice of the case."""
+def draw_patch(case: Samplable, sampling: Sampling, is_forced: bool, generator: np.random.Generator) -> Patch:
+    """One patch of `initial_patch` voxels; in 2D a slice of the case."""
     flat = (1,) * (3 - len(sampling.patch))
     size, final = (*flat, *sampling.initial_patch), (*flat, *sampling.patch)
     shape = case.image.shape[1:]
@@ -132,10 +146,16 @@ def draw_patch(
     if case.labels is None:
         raise ValueError("it has no labels")
     image = cut(case.image, corner, size, PADDED_IMAGE, np.dtype(np.float32))
-    labels = cut(case.labels[None], corner, size, PADDED_LABEL, np.dtype(np.int16))[0]
+    labels = _cut_map(case.labels, corner, size)
+    previous = None if case.previous is None else _cut_map(case.previous, corner, size)
     if flat:
-        return image[:, 0], labels[0]
-    return image, labels
+        return Patch(image[:, 0], labels[0], None if previous is None else previous[0])
+    return Patch(image, labels, previous)
+
+
+def _cut_map(labels: NDArray[Any], corner: Sequence[int], size: Sequence[int]) -> NDArray[np.int16]:
+    patch: NDArray[np.int16] = cut(labels[None], corner, size, PADDED_LABEL, np.dtype(np.int16))[0]
+    return patch
 
 
 def corner_range(

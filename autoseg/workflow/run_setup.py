@@ -23,7 +23,8 @@ from autoseg.datasets.model import Dataset
 from autoseg.launch.precision import choose_compute, compiled, step_seconds
 from autoseg.networks.build import build_network
 from autoseg.planning.plan import Configuration, Plan
-from autoseg.preprocessing.store import StoredCase, open_case
+from autoseg.preprocessing.previous_store import open_with_previous
+from autoseg.preprocessing.store import StoredCase
 from autoseg.training.budget import fit_epochs
 from autoseg.training.recipe import Recipe
 from autoseg.training.record import RECORD_VERSION, RunRecord, differing
@@ -41,7 +42,7 @@ ENDING_SECONDS = 1.5
 """Of a budget, kept for the last checkpoint, the curves and the end of the process (assumption)."""
 
 OPEN_CASES = 200
-"""Cases kept open; each holds three file handles, of which a process has 1024."""
+"""Cases kept open; each holds three file handles, in a cascade four, of which a process has 1024."""
 
 _WEIGHTS_STREAM = 3
 
@@ -68,6 +69,7 @@ class Job:
         readers: threads that cut batches.
         check_stop: raises Interrupted when the user wants to stop.
         progress: told about the steps done.
+        previous: folder of the first stage's label maps, as `fill_previous` returns it; None without a cascade.
     """
 
     plan: Plan
@@ -85,6 +87,7 @@ class Job:
     readers: int
     check_stop: Callable[[], None]
     progress: Progress = silent
+    previous: Path | None = None
 
     @property
     def title(self) -> str:
@@ -95,6 +98,16 @@ class Job:
     def heads(self) -> int:
         """Output channels of the network."""
         return self.plan.labels.head_count
+
+    @property
+    def previous_name(self) -> str | None:
+        """Name of the first stage's label maps, which changes whenever one of them does."""
+        return None if self.previous is None else self.previous.name
+
+    @property
+    def previous_values(self) -> tuple[int, ...]:
+        """Label values of the first stage that become channels; empty without one."""
+        return () if self.previous is None else self.plan.labels.foreground_values
 
     @property
     def input_channels(self) -> int:
@@ -130,8 +143,9 @@ def set_up(job: Job) -> Run:
         PlanFault: the run was started with another plan.
         UsageError: the run was started with another recipe, seed or budget, or with other cases.
     """
+    assert (job.previous is None) == (job.configuration.cascade_from is None), "a cascade needs its first stage"
     network = _fresh_network(job)
-    opened = lru_cache(maxsize=OPEN_CASES)(lambda name: open_case(job.store / name))
+    opened = lru_cache(maxsize=OPEN_CASES)(lambda name: open_with_previous(job.store, job.previous, name))
     is_new = not job.folder.recipe.exists()
     record = _decide(job, network) if is_new else _checked_record(job)
     compute = Compute(job.device, record.precision, record.memory_format)
@@ -201,6 +215,8 @@ def _checked_record(job: Job) -> RunRecord:
         found.append(f"budget: {_seconds(record.budget_seconds)} at the start, {_seconds(job.budget_seconds)} now")
     if (record.train, record.val) != (job.fold.train, job.fold.val):
         found.append("other cases in this fold")
+    if record.previous != job.previous_name:
+        found.append(f"{job.configuration.cascade_from} was trained again since")
     if found:
         raise UsageError(
             f"this run was started differently: {'; '.join(found)}",
@@ -255,6 +271,7 @@ def _decide(job: Job, network: nn.Module) -> RunRecord:
         train=job.fold.train,
         val=job.fold.val,
         decisions=(because,),
+        previous=job.previous_name,
     )
 
 

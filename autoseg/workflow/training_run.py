@@ -134,7 +134,7 @@ def make_loss(run: Run) -> Loss:
 def training_batches(run: Run) -> Callable[[int], Placed]:
     """Augmented batches on the device by number: cut in the thread that asks, a function of seed, fold and number."""
     job = run.job
-    spec = augmentation_spec(job.configuration)
+    spec = augmentation_spec(job.configuration, job.previous_values)
     augment = choose(run.record.recipe.augmentation, AUGMENTATIONS, "augmentation")
     sampling = _sampling(run, spec, TRAINING_STREAM)
 
@@ -142,7 +142,8 @@ def training_batches(run: Run) -> Callable[[int], Placed]:
         batch = sampling(index)
         seeds = np.random.SeedSequence([job.seed, job.number, AUGMENTATION_STREAM, index])
         generator = torch.Generator().manual_seed(int(seeds.generate_state(1)[0]))
-        image, labels = augment(*_tensors(batch, job.device), spec, generator)
+        image, labels, previous = _tensors(batch, job.device)
+        image, labels = augment(image, labels, spec, generator, previous)
         return image, labels, batch.cases
 
     return make
@@ -154,14 +155,15 @@ def _validation_batches(run: Run) -> Iterator[tuple[Tensor, Tensor]]:
     count = validation_steps(run.record.asked, run.state.steps_per_epoch)
     if not job.fold.val or not count:
         return
-    spec = augmentation_spec(job.configuration)
+    spec = augmentation_spec(job.configuration, job.previous_values)
     sampling = _sampling(run, spec, VALIDATION_STREAM)
     plain = AUGMENTATIONS["none"]
     first = run.state.epoch * run.record.asked.validation_steps
     with Prefetcher(sampling, first, min(job.readers, count)) as batches:
         for _ in range(count):
             job.check_stop()
-            image, labels = plain(*_tensors(next(batches), job.device), spec, torch.Generator())
+            image, labels, previous = _tensors(next(batches), job.device)
+            image, labels = plain(image, labels, spec, torch.Generator(), previous)
             yield run.compute.place_image(image), labels
 
 
@@ -178,8 +180,9 @@ def _sampling(run: Run, spec: AugmentationSpec, stream: int) -> Sampling:
     )
 
 
-def _tensors(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
-    return torch.from_numpy(batch.image).to(device), torch.from_numpy(batch.labels).to(device)
+def _tensors(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:
+    previous = None if batch.previous is None else torch.from_numpy(batch.previous).to(device)
+    return torch.from_numpy(batch.image).to(device), torch.from_numpy(batch.labels).to(device), previous
 
 
 @dataclass(slots=True)

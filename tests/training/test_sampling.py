@@ -50,7 +50,7 @@ def test_forced_patches_hold_their_foreground_in_the_middle(seed: int, small: bo
     labels = np.zeros(shape, np.int8)
     labels[4, 3, 17] = 2
     case = TinyCase("x", labels[None].astype(np.float32), labels, {1: np.empty((0, 3), int), 2: np.argwhere(labels)})
-    image, patch = draw_patch(
+    image, patch, _ = draw_patch(
         case, sampling(initial_patch=(6, 7, 8), patch=(5, 6, 8)), True, np.random.default_rng(seed)
     )
     assert image.shape == (1, 6, 7, 8)
@@ -60,7 +60,7 @@ def test_forced_patches_hold_their_foreground_in_the_middle(seed: int, small: bo
 
 def test_beyond_the_case_the_image_is_zero_and_the_labels_are_outside() -> None:
     case = TinyCase("x", np.ones((1, 2, 2, 2), np.float32), np.ones((2, 2, 2), np.int8), {})
-    image, labels = draw_patch(case, sampling(), True, np.random.default_rng(0))  # no foreground: a random patch
+    image, labels, _ = draw_patch(case, sampling(), True, np.random.default_rng(0))  # no foreground: a random patch
     assert image.sum() == 8
     assert (labels == -1).sum() == 8**3 - 8
 
@@ -72,7 +72,7 @@ def test_a_2d_patch_is_a_slice_of_the_case() -> None:
     assert batch.labels.shape == (4, 6, 7)
     one = make_case(9)
     one.locations = {1: np.array([[7, 5, 5]])}
-    _, labels = draw_patch(one, flat, True, np.random.default_rng(0))
+    _, labels, _ = draw_patch(one, flat, True, np.random.default_rng(0))
     assert (labels == one.labels[7, 2:8, 2:9]).all()
 
 
@@ -117,3 +117,15 @@ def test_a_case_without_labels_is_named() -> None:
     bare = TinyCase("bare", CASES["case_0"].image, None, {})
     with pytest.raises(TrainingStopped, match="case bare"):
         sampling(cases={"bare": bare})(0)
+
+
+def test_the_first_stage_is_cut_where_its_case_is() -> None:
+    case = make_case(0)
+    both = {"a": replace(case, previous=case.labels)}
+    for patch in ((8, 8, 8), (6, 6)):
+        batch = sampling(cases=both, patch=patch, initial_patch=patch)(3)
+        assert batch.previous is not None
+        np.testing.assert_array_equal(batch.previous, batch.labels)
+        plain = sampling(cases={"a": case}, patch=patch, initial_patch=patch)(3)
+        assert plain.previous is None
+        np.testing.assert_array_equal(plain.image, batch.image)
