@@ -18,6 +18,7 @@ from torch import Tensor
 
 from autoseg.augmentation import intensity, sharpness, spatial
 from autoseg.augmentation.draws import seed
+from autoseg.augmentation.mirror import MIRROR_PROBABILITY, apply_mirror, mirror_labels
 from autoseg.augmentation.pipeline import apply_mask
 from autoseg.augmentation.previous_stage import append_previous, draw_previous
 from autoseg.augmentation.spec import AugmentationSpec
@@ -68,12 +69,25 @@ def transforms(spec: AugmentationSpec) -> list[Callable[..., dict[str, Any]]]:
             do="install it (pip install batchgenerators), or choose the augmentation 'default'",
         ) from error
     spatially = spatial_transform(spec)
-    mirror = [MirrorTransform(spec.mirror_axes)] if spec.mirror_axes else []
+    exchanged = tuple(axis for axis in spec.mirror_axes if spec.swap and axis == spec.swap.axis)
+    plain = tuple(axis for axis in spec.mirror_axes if axis not in exchanged)
     return [
         partial(_slice_by_slice, spatially) if spec.is_dummy_2d else spatially,
         *intensity_transforms(spec),
-        *mirror,
+        *([MirrorTransform(plain)] if plain else []),
+        *(partial(_mirror_laterally, spec) for _ in exchanged),
     ]
+
+
+def _mirror_laterally(spec: AugmentationSpec, **data: Any) -> dict[str, Any]:
+    """Mirrors samples from left to right, where labels change places, with the probability of any other axis."""
+    assert spec.swap is not None, "only called where labels change places"
+    for image, maps in zip(data["data"], data["seg"], strict=True):
+        if random.random() < MIRROR_PROBABILITY:
+            axes, dimensions = (spec.swap.axis,), len(spec.patch_size)
+            image[...] = apply_mirror(torch.from_numpy(image), axes, dimensions).numpy()
+            maps[...] = mirror_labels(torch.from_numpy(maps), axes, dimensions, spec.swap).numpy()
+    return data
 
 
 def _slice_by_slice(transform: Callable[..., dict[str, Any]], **data: Any) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from autoseg.augmentation.intensity import (
     draw_gamma,
     draw_noise,
 )
-from autoseg.augmentation.mirror import apply_mirror, draw_mirror
+from autoseg.augmentation.mirror import apply_mirror, draw_mirror, mirror_labels
 from autoseg.augmentation.previous_stage import PreviousChanges, append_previous, draw_previous
 from autoseg.augmentation.sharpness import (
     Blur,
@@ -101,7 +101,7 @@ def augment(
         if parameters.mirrored_axes:
             dimensions = len(spec.patch_size)
             new_image[i] = apply_mirror(new_image[i], parameters.mirrored_axes, dimensions)
-            new_labels[i] = apply_mirror(new_labels[i], parameters.mirrored_axes, dimensions)
+            new_labels[i] = mirror_labels(new_labels[i], parameters.mirrored_axes, dimensions, spec.swap)
     new_image, new_labels = apply_mask(new_image, new_labels, spec.masked_channels)
     if previous is not None:
         moved = torch.stack([_move(own, parameters, spec) for own, parameters in zip(previous, drawn, strict=True)])
@@ -116,7 +116,7 @@ def _move(labels: Tensor, drawn: Drawn, spec: AugmentationSpec) -> Tensor:
         if drawn.affine is not None
         else center_crop(labels, spec.patch_size)
     )
-    return apply_mirror(moved, drawn.mirrored_axes, len(spec.patch_size))
+    return mirror_labels(moved, drawn.mirrored_axes, len(spec.patch_size), spec.swap)
 
 
 def crop_only(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from autoseg.planning.lateral import LateralSwap
 from autoseg.planning.plan import Configuration
 
 LARGEST_TURN_2D_DEGREES = 180.0
@@ -33,6 +34,7 @@ class AugmentationSpec:
         mirror_axes: spatial axes (0 = first axis of the patch) that may be mirrored.
         masked_channels: channels that are 0 where labels are negative (outside the nonzero mask).
         previous_values: label values of a cascade's first stage, each of which becomes a channel; empty without one.
+        swap: labels that change places where a patch is mirrored from left to right; None if there are none.
     """
 
     patch_size: tuple[int, ...]
@@ -42,10 +44,18 @@ class AugmentationSpec:
     mirror_axes: tuple[int, ...]
     masked_channels: tuple[int, ...]
     previous_values: tuple[int, ...] = ()
+    swap: LateralSwap | None = None
 
 
-def augmentation_spec(configuration: Configuration, previous_values: tuple[int, ...] = ()) -> AugmentationSpec:
-    """The augmentation of a configuration's patches, in a cascade with the label values of its first stage.
+def augmentation_spec(
+    configuration: Configuration, previous_values: tuple[int, ...] = (), swap: LateralSwap | None = None
+) -> AugmentationSpec:
+    """The augmentation of a configuration's patches.
+
+    Args:
+        configuration: to train.
+        previous_values: in a cascade the label values of its first stage.
+        swap: `lateral_swap` of the configuration.
 
     Source: nnU-Net v2, `nnUNetTrainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size`.
     """
@@ -61,6 +71,7 @@ def augmentation_spec(configuration: Configuration, previous_values: tuple[int, 
         mirror_axes=configuration.mirror_axes,
         masked_channels=tuple(i for i, is_masked in enumerate(configuration.use_nonzero_mask) if is_masked),
         previous_values=previous_values,
+        swap=swap,
     )
 
 

@@ -19,6 +19,7 @@ from autoseg.core.errors import NonFiniteLogits
 from autoseg.core.geometry import Shape
 from autoseg.core.progress import Progress, silent
 from autoseg.inference.accumulate import LogitRows, RollingSlab, Tiling, allocate
+from autoseg.planning.lateral import LateralSwap
 from autoseg.planning.plan import Configuration
 
 _log = logging.getLogger(__name__)
@@ -45,6 +46,7 @@ class Predictor:
         heads: output channels of the networks.
         mirror_axes: spatial axes (0 is the first of the configuration's) to mirror along; logits are averaged over
             all subsets of them.
+        swap: what changes places where the image is mirrored from left to right, or None: see `lateral_swap`.
         overlap: fraction of a tile that neighbors share at least.
         device: where the networks run.
         dtype: precision of autocast; float32 switches it off.
@@ -59,6 +61,7 @@ class Predictor:
     configuration: Configuration
     heads: int
     mirror_axes: tuple[int, ...] = ()
+    swap: LateralSwap | None = None
     overlap: float = 0.5
     device: torch.device | str = "cpu"
     dtype: torch.dtype = torch.float32
@@ -174,15 +177,29 @@ class Predictor:
         total: Tensor | None = None
         with torch.inference_mode(), torch.autocast(device, self.dtype, enabled=self.dtype != torch.float32):
             for axes in self._mirrorings:
-                mirrored = (tiles.flip(axes) if axes else tiles).contiguous(memory_format=self._memory_format)
+                mirrored = self._mirrored(tiles, axes).contiguous(memory_format=self._memory_format)
                 for network in self.networks:
-                    logits = network(mirrored)
-                    logits = logits.flip(axes) if axes else logits
+                    logits = self._mirrored_back(network(mirrored), axes)
                     total = logits.float() if total is None else total.add_(logits)
             assert total is not None, "a predictor has at least one network"
             summands = len(self._mirrorings) * len(self.networks)
             total = total.div_(summands) if summands > 1 else total
         return total.unsqueeze(2) if self.configuration.dimensions == 2 else total
+
+    def _mirrored(self, tiles: Tensor, axes: tuple[int, ...]) -> Tensor:
+        """Tiles (b, c, *shape) flipped along array axes; channels of lateral labels of a first stage change places."""
+        tiles = tiles.flip(axes) if axes else tiles
+        swap = self._swap_along(axes)
+        return tiles if swap is None else tiles[:, list(swap.channels)]
+
+    def _mirrored_back(self, logits: Tensor, axes: tuple[int, ...]) -> Tensor:
+        """Logits (b, heads, *shape) of flipped tiles flipped back; heads of lateral classes change places."""
+        logits = logits.flip(axes) if axes else logits
+        swap = self._swap_along(axes)
+        return logits if swap is None else logits[:, list(swap.heads)]
+
+    def _swap_along(self, axes: tuple[int, ...]) -> LateralSwap | None:
+        return self.swap if self.swap is not None and self.swap.axis + 2 in axes else None
 
 
 def _check_finite(values: Tensor) -> None:

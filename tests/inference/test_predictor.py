@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from autoseg.core.errors import NonFiniteLogits, NotEnoughResources
 from autoseg.inference.accumulate import Tiling, allocate
 from autoseg.inference.predictor import Predictor
 from autoseg.inference.windows import gaussian_weights, sliding_windows
+from autoseg.planning.lateral import LateralSwap
 from tests.inference.examples import VoxelWise, configuration, random_unet, reference_network
 
 HALF_PRECISION_LOSES_BELOW = 1e-5
@@ -185,3 +188,20 @@ def test_less_memory_means_fewer_tiles_then_main_memory_then_the_cpu():
 def test_small_tiles_are_computed_together_and_large_ones_alone():
     counts = [Predictor((), configuration(patch), 2).tiles_at_once for patch in ((16, 16), (128, 128), (40, 56, 40))]
     assert counts == [16, 4, 1]
+
+
+@pytest.mark.parametrize("dimensions", [2, 3])
+def test_mirroring_from_left_to_right_exchanges_heads_and_channels_of_lateral_classes(dimensions):
+    network = random_unet(dimensions, channels=3, heads=4)
+    patch = (8,) * dimensions
+    swap = LateralSwap(dimensions - 1, (0, 2, 1, 3), (0, 2, 1, 3), (0, 2, 1))
+    plain = Predictor((network,), configuration(patch), 4, mirror_axes=tuple(range(dimensions)))
+    predictor = replace(plain, swap=swap)
+    image = np.random.default_rng(0).normal(size=(3, 8, 8, 8)).astype(np.float32)
+    if dimensions == 2:
+        image = image[:, :3]
+    logits, mirrored = whole(predictor, image), whole(predictor, image[list(swap.channels)][..., ::-1].copy())
+    assert np.abs(mirrored[list(swap.heads)][..., ::-1] - logits).max() < 1e-5
+    assert np.abs(whole(plain, image) - logits).max() > 1e-2  # it does matter
+    only_first = replace(predictor, mirror_axes=tuple(range(dimensions - 1)))
+    assert (whole(only_first, image) == whole(replace(only_first, swap=None), image)).all()
