@@ -1,11 +1,9 @@
-"""Trained models: found in a work folder, loaded, and applied to arrays without any files."""
+"""Trained models: found, loaded, and applied to arrays without any files."""
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,117 +11,88 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from autoseg.core.errors import IntegrityRefusal, MissingInput, PlanFault, UsageError
+from autoseg.core.errors import IntegrityRefusal, UsageError
 from autoseg.core.geometry import Geometry
 from autoseg.core.progress import Progress, silent
-from autoseg.core.records import content_hash, load
-from autoseg.core.workspace import WORK_FOLDER_NAME, RunFolder
 from autoseg.datasets.labels import to_file_values
 from autoseg.images.volume import Volume
+from autoseg.inference.ensemble import Ensemble, EnsembleMember
 from autoseg.inference.predictor import Predictor
-from autoseg.inference.restore import predict_case
 from autoseg.launch.devices import choose_device
 from autoseg.launch.precision import native_types
 from autoseg.networks.build import build_network
-from autoseg.networks.weights import MANIFEST_FILE, generations, newest_intact, newest_weights
-from autoseg.planning.plan import Configuration, Plan
-from autoseg.preprocessing.prepare import preparation_of, prepare
-from autoseg.training.record import RunRecord, RunStatus
+from autoseg.planning.plan import Plan
+from autoseg.preprocessing.prepare import preparation_of
+from autoseg.workflow.model_files import Member, ModelFiles, Weights
 from autoseg.workflow.prediction_records import PredictorOptions
+from autoseg.workflow.run_models import find_run_model
 
 _log = logging.getLogger(__name__)
-
-PREFERRED_CONFIGURATION = "3d_fullres"
-"""Used when nobody says otherwise: nnU-Net's usual best single configuration (Isensee et al. 2021)."""
 
 _TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-@dataclass(frozen=True, slots=True)
-class ModelFiles:
-    """The runs that make a model.
-
-    Attributes:
-        plan: the plan that they were trained with.
-        configuration: theirs.
-        runs: run folder of each fold.
-        because: why this configuration and these folds.
-        name: dataset, configuration, folds and a hash of plan and weights, which changes whenever predictions may.
-    """
-
-    plan: Plan
-    configuration: Configuration
-    runs: dict[int, RunFolder]
-    because: str
-    name: str
-
-
 def find_model(path: Path, configuration: str | None = None, folds: Sequence[int] = ()) -> ModelFiles:
-    """The trained runs that `path` stands for.
+    """The model that `path` stands for.
 
     Args:
-        path: a dataset's folder, its work folder, or one run (`runs/<configuration>/fold_<k>`).
-        configuration: which one; by default 3d_fullres, else the trained one with the best validation Dice.
-        folds: which ones; by default all that were trained.
+        path: a dataset's folder, its work folder (what was selected predicts), or one run.
+        configuration: this one alone; by default what was selected, else 3d_fullres, else the best by Dice.
+        folds: which ones; by default those selected, else all that were trained.
 
     Raises:
-        MissingInput: there is no trained run.
-        UsageError: the configuration or a fold was not trained.
-        PlanFault: the folds were trained with different plans.
+        MissingInput: there is no trained model.
+        UsageError: the configuration or a fold is not there, or the selection is out of date.
+        PlanFault: its networks were trained with plans that do not fit together.
     """
-    trained = _trained_runs(path)
-    if not trained:
-        raise MissingInput("there is no trained model", where=str(path), do="run autoseg train DATASET first")
-    name, because = _choose_configuration(trained, configuration)
-    runs = trained[name]
-    missing = [fold for fold in folds if fold not in runs]
-    if missing:
-        raise UsageError(
-            f"fold {missing[0]} of {name} is not trained", where=str(path), do=f"choose from {_listed(runs)}"
-        )
-    chosen = {fold: runs[fold] for fold in sorted(folds or runs)}
-    plan = _common_plan(chosen, name)
-    sentence = f"{because}; {'fold' if len(chosen) == 1 else 'mean of folds'} {_listed(chosen)}"
-    title = f"{plan.dataset}/{name}/folds {','.join(map(str, chosen))}/{_weights_hash(plan, chosen)}"
-    return ModelFiles(plan, plan.configurations[name], chosen, sentence, title)
+    return find_run_model(path, configuration, folds)
 
 
-def make_predictor(files: ModelFiles, options: PredictorOptions) -> Predictor:
+def make_ensemble(files: ModelFiles, options: PredictorOptions) -> Ensemble:
     """The model's networks, ready to predict on the device asked for.
 
     Raises:
         UsageError: there is no such device.
-        IntegrityRefusal: a checkpoint does not match its hash, or is of another network.
+        IntegrityRefusal: stored weights do not match their hash, or are of another network.
     """
     device, why = choose_device(options.device)
     _log.info(why)
-    record = load(RunRecord, next(iter(files.runs.values())).recipe)
-    precision = _precision(record, device)
-    return Predictor(
-        networks=tuple(_load_network(files, run) for run in files.runs.values()),
-        configuration=files.configuration,
-        heads=files.plan.labels.head_count,
-        mirror_axes=files.configuration.mirror_axes if options.mirroring else (),
+    members = tuple(_ensemble_member(member, options, device) for member in files.members)
+    made = {(member.configuration.name, member.folds): own for member, own in zip(files.members, members, strict=True)}
+    stages = {
+        name: made.get((name, stage.folds)) or _ensemble_member(stage, options, device)
+        for name, stage in files.stages.items()
+    }
+    return Ensemble(members, files.plan.labels, stages, files.postprocessing, options.scratch)
+
+
+def _ensemble_member(member: Member, options: PredictorOptions, device: torch.device) -> EnsembleMember:
+    predictor = Predictor(
+        networks=tuple(_load_network(member, weights) for weights in member.weights),
+        configuration=member.configuration,
+        heads=member.plan.labels.head_count,
+        mirror_axes=member.configuration.mirror_axes if options.mirroring else (),
         overlap=options.overlap,
         device=device,
-        dtype=_TYPES[precision],
-        channels_last=_is_channels_last(record, device),
+        dtype=_TYPES[_precision(member, device)],
+        channels_last=_is_channels_last(member, device),
         max_slab_bytes=options.max_ram_bytes,
         scratch=options.scratch,
     )
+    return EnsembleMember(predictor, preparation_of(member.plan, member.configuration), member.share)
 
 
 class Model:
     """A trained model that segments arrays; `autoseg.load_model` makes one.
 
     Args:
-        files: the runs it was loaded from.
-        predictor: their networks.
+        files: what it was loaded from.
+        ensemble: its networks.
     """
 
-    def __init__(self, files: ModelFiles, predictor: Predictor) -> None:
+    def __init__(self, files: ModelFiles, ensemble: Ensemble) -> None:
         self.files = files
-        self.predictor = predictor
+        self.ensemble = ensemble
 
     @property
     def plan(self) -> Plan:
@@ -163,8 +132,7 @@ class Model:
 
     def predict_volume(self, volume: Volume, progress: Progress = silent) -> NDArray[np.integer[Any]]:
         """Training values (z, y, x) on the grid of a volume."""
-        prepared = prepare(volume, None, preparation_of(self.plan, self.files.configuration))
-        return predict_case(self.predictor, prepared.image, prepared.placement, self.plan.labels, progress)
+        return self.ensemble.predict(self.ensemble.prepare(volume), progress=progress).labels
 
 
 def load_model(
@@ -174,118 +142,43 @@ def load_model(
 
     Args:
         path: a dataset's folder, its work folder, or one run.
-        configuration: which one; by default 3d_fullres, else the trained one with the best validation Dice.
-        folds: which ones are averaged; by default all that were trained.
+        configuration: this one alone; by default what was selected, else 3d_fullres, else the best by Dice.
+        folds: which ones are averaged; by default those selected, else all that were trained.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
 
     Raises:
-        MissingInput: there is no trained run.
+        MissingInput: there is no trained model.
         UsageError: the configuration, a fold or the device is not there.
     """
     files = find_model(Path(path), configuration, folds or ())
-    return Model(files, make_predictor(files, PredictorOptions(device=device)))
+    return Model(files, make_ensemble(files, PredictorOptions(device=device)))
 
 
-def _trained_runs(path: Path) -> dict[str, dict[int, RunFolder]]:
-    """Configuration -> fold -> run, of all runs that have a checkpoint."""
-    if RunFolder(path).checkpoint.is_dir():
-        run = RunFolder(path)
-        record = load(RunRecord, run.recipe)
-        return {record.configuration: {record.fold: run}}
-    root = path / WORK_FOLDER_NAME if (path / WORK_FOLDER_NAME).is_dir() else path
-    trained: dict[str, dict[int, RunFolder]] = {}
-    for folder in sorted((root / "runs").glob("*/fold_*")):
-        number = folder.name.removeprefix("fold_")
-        run_folder = RunFolder(folder)
-        if number.isdigit() and generations(run_folder.checkpoint):
-            trained.setdefault(folder.parent.name, {})[int(number)] = run_folder
-    return trained
-
-
-def _choose_configuration(trained: dict[str, dict[int, RunFolder]], wanted: str | None) -> tuple[str, str]:
-    if wanted is not None:
-        if wanted not in trained:
-            raise UsageError(f"{wanted} is not trained", do=f"choose from {_listed(trained)}")
-        return wanted, f"{wanted}, as asked for"
-    if len(trained) == 1:
-        name = next(iter(trained))
-        return name, f"{name}, the only configuration that is trained"
-    if PREFERRED_CONFIGURATION in trained:
-        return PREFERRED_CONFIGURATION, f"{PREFERRED_CONFIGURATION}, the default of {_listed(trained)}"
-    dice = {name: _mean_dice(runs) for name, runs in trained.items()}
-    best = max(trained, key=lambda name: dice[name])
-    measured = ", ".join(f"{name} {value:.3f}" for name, value in dice.items())
-    return best, f"{best}, the best by Dice ({measured})"
-
-
-def _mean_dice(runs: dict[int, RunFolder]) -> float:
-    """Mean over the folds of the Dice of whole validation cases, or of patches where that is not known yet."""
-    values = []
-    for run in runs.values():
-        status = load(RunStatus, run.state)
-        value = status.foreground_dice if status.foreground_dice is not None else status.ema_dice
-        values.append(value or 0.0)
-    return float(np.mean(values))
-
-
-def _common_plan(runs: dict[int, RunFolder], configuration: str) -> Plan:
-    plans = {fold: load(Plan, run.plan) for fold, run in runs.items()}
-    first = next(iter(plans.values()))
-    if configuration not in first.configurations:
-        raise PlanFault(f"the plan of the run has no configuration {configuration}", do="train it again with --fresh")
-    for fold, plan in plans.items():
-        pairs = (
-            (plan.configurations.get(configuration), first.configurations[configuration]),
-            (plan.labels, first.labels),
-            (plan.axis_order, first.axis_order),
-            (plan.intensities, first.intensities),
-            (plan.channels, first.channels),
-        )
-        if any(own != other for own, other in pairs):
-            raise PlanFault(
-                f"fold {fold} was trained with another plan than fold {next(iter(plans))}, so they cannot be averaged",
-                do="choose one with --fold, or train the others again with --fresh",
-            )
-    return first
-
-
-def _weights_hash(plan: Plan, runs: dict[int, RunFolder]) -> str:
-    manifests = [newest_intact(run.checkpoint) / MANIFEST_FILE for run in runs.values()]
-    return content_hash(plan, [json.loads(manifest.read_bytes()) for manifest in manifests])
-
-
-def _load_network(files: ModelFiles, run: RunFolder) -> torch.nn.Module:
-    network = build_network(
-        files.configuration.network,
-        files.plan.input_channels(files.configuration.name),
-        files.plan.labels.head_count,
-    )
-    weights = newest_weights(run.checkpoint)
+def _load_network(member: Member, weights: Weights) -> torch.nn.Module:
+    plan, configuration = member.plan, member.configuration
+    network = build_network(configuration.network, plan.input_channels(configuration.name), plan.labels.head_count)
+    tensors = weights.read()
     expected = {name: tensor.shape for name, tensor in network.state_dict().items()}
-    found = {name: tensor.shape for name, tensor in weights.items()}
+    found = {name: tensor.shape for name, tensor in tensors.items()}
     if expected != found:
         different = min(set(expected.items()) ^ set(found.items()))[0]
         raise IntegrityRefusal(
-            f"the weights do not belong to the planned network: {different} differs", where=str(run.checkpoint)
+            f"the weights do not belong to the planned network: {different} differs", where=weights.where
         )
-    network.load_state_dict(weights)
+    network.load_state_dict(tensors)
     return network
 
 
-def _precision(record: RunRecord, device: torch.device) -> str:
-    """The run's own precision where the device computes it natively, else the device's fastest."""
+def _precision(member: Member, device: torch.device) -> str:
+    """The training's own precision where the device computes it natively, else the device's fastest."""
     native = native_types(device)
-    if record.device == device.type and record.precision in ("fp32", *native):
-        return record.precision
+    if member.device == device.type and member.precision in ("fp32", *native):
+        return member.precision
     return native[0] if native else "fp32"
 
 
-def _is_channels_last(record: RunRecord, device: torch.device) -> bool:
-    """The run's own memory format on the same kind of device; elsewhere CPUs gain from it (measured at training)."""
-    if record.device == device.type:
-        return record.memory_format == "channels_last"
+def _is_channels_last(member: Member, device: torch.device) -> bool:
+    """The training's own memory format on the same kind of device; elsewhere CPUs gain from it (measured)."""
+    if member.device == device.type:
+        return member.memory_format == "channels_last"
     return device.type == "cpu"
-
-
-def _listed(names: Any) -> str:
-    return ", ".join(map(str, names))

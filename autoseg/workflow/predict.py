@@ -18,13 +18,13 @@ from autoseg.datasets.inputs import find_inputs
 from autoseg.datasets.model import Case
 from autoseg.images.crop import nonzero_box
 from autoseg.images.resample import resampled_shape
-from autoseg.inference.predictor import Predictor
+from autoseg.inference.ensemble import Ensemble, EnsembleMember
 from autoseg.launch.devices import use_cores
 from autoseg.launch.interrupts import stoppable
 from autoseg.launch.machine import BYTES_PER_GIB
 from autoseg.planning.plan import Plan
-from autoseg.preprocessing.prepare import preparation_of
-from autoseg.workflow.model import ModelFiles, find_model, make_predictor
+from autoseg.workflow.model import find_model, make_ensemble
+from autoseg.workflow.model_files import ModelFiles
 from autoseg.workflow.prediction_records import (
     MANIFEST_NAME,
     MANIFEST_VERSION,
@@ -45,9 +45,9 @@ class Forecast:
 
     Attributes:
         shape: voxels of the file (z, y, x).
-        prepared_shape: voxels after cropping and resampling, in the plan's order.
-        windows: tiles of the sliding window.
-        memory_gib: estimate: image, accumulated logits and the network's feature maps.
+        prepared_shape: voxels after cropping and resampling, in the plan's order; of an ensemble its largest.
+        windows: tiles of the sliding window, of all configurations that predict.
+        memory_gib: estimate: images, accumulated logits and probabilities, and a network's feature maps.
         output: name of the file that would be written.
     """
 
@@ -81,19 +81,19 @@ def predict_files(
     use_cores()
     cases, failures = _cases(inputs, files.plan)
     _spare_inputs(cases, output, files.plan)
-    predictor = make_predictor(files, replace(options.predictor, scratch=_made(output)))
+    ensemble = make_ensemble(files, replace(options.predictor, scratch=_made(output)))
     remove_leftovers(output)
     manifest = PredictionManifest(
         version=MANIFEST_VERSION,
         autoseg=__version__,
         model=files.name,
-        device=str(predictor.device),
+        device=str(ensemble.members[0].predictor.device),
         mirroring=options.predictor.mirroring,
         overlap=options.predictor.overlap,
         labels=files.plan.labels,
         cases={name: CaseOutcome("failed", None, 0.0, reason, None) for name, reason in failures},
     )
-    run = PredictionRun(files, predictor, output, options, progress, len(cases))
+    run = PredictionRun(files.plan, ensemble, output, options, progress, len(cases))
     with stoppable() as check:
         try:
             for name, outcome in run.outcomes(cases, check):
@@ -102,7 +102,7 @@ def predict_files(
                 run.tell_finished()
         except Interrupted as stop:
             raise _explained(stop, manifest) from stop
-    manifest = replace(manifest, device=str(run.predictor.device), cases=dict(sorted(manifest.cases.items())))
+    manifest = replace(manifest, device=run.device, cases=dict(sorted(manifest.cases.items())))
     save(manifest, output / MANIFEST_NAME)
     return manifest
 
@@ -115,10 +115,10 @@ def forecast_files(
     cases, failures = _cases(inputs, files.plan)
     forecasts: dict[str, Forecast | str] = dict(failures)
     network = replace(options.predictor, device="cpu") if options.predictor.device == "auto" else options.predictor
-    predictor = make_predictor(files, network)
+    ensemble = make_ensemble(files, network)
     for case in cases:
         try:
-            forecasts[case.identifier] = _forecast(case, files, predictor)
+            forecasts[case.identifier] = _forecast(case, files.plan, ensemble)
         except AutoSegError as error:
             forecasts[case.identifier] = str(error)
     return files, dict(sorted(forecasts.items()))
@@ -159,16 +159,23 @@ def _explained(stop: Interrupted, manifest: PredictionManifest) -> Interrupted:
     return Interrupted(stop.what, why=f"{done} cases are done and stay", do="run the same command again for the others")
 
 
-def _forecast(case: Case, files: ModelFiles, predictor: Predictor) -> Forecast:
-    volume = read_case(case, files.plan.four_d)
-    preparation = preparation_of(files.plan, files.configuration)
-    order = preparation.axis_order
+def _forecast(case: Case, plan: Plan, ensemble: Ensemble) -> Forecast:
+    volume = read_case(case, plan.four_d)
+    order = plan.axis_order
     image = volume.array.transpose(0, *(axis + 1 for axis in order))
     cropped = [behind - first for first, behind in nonzero_box(image)]
     spacing = [volume.geometry.spacing_mm[axis] for axis in order]
-    shape = resampled_shape(cropped, spacing, preparation.target_mm(spacing))
-    tiling = predictor.tiling(shape)
-    needed = 2 * 4 * len(volume.array) * int(np.prod(shape)) + image.nbytes
-    needed += predictor.slab_bytes(tiling) + network_bytes(predictor)
-    name = output_name(case, files.plan.file_ending)
-    return Forecast(volume.geometry.shape, tuple(shape), len(tiling.windows), needed / BYTES_PER_GIB, name)
+
+    def shape_for(member: EnsembleMember) -> tuple[int, ...]:
+        return tuple(resampled_shape(cropped, spacing, member.preparation.target_mm(spacing)))
+
+    shapes = {member.preparation: shape_for(member) for member in ensemble.every}
+    tilings = [(member.predictor, member.predictor.tiling(shapes[member.preparation])) for member in ensemble.every]
+    needed = image.nbytes + 2 * 4 * len(volume.array) * sum(int(np.prod(shape)) for shape in shapes.values())
+    needed += max(predictor.slab_bytes(tiling) + network_bytes(predictor) for predictor, tiling in tilings)
+    if len(ensemble.members) > 1:
+        needed += 4 * plan.labels.head_count * int(np.prod(cropped))
+    largest = max(shapes.values(), key=lambda shape: int(np.prod(shape)))
+    windows = sum(len(tiling.windows) for _, tiling in tilings)
+    name = output_name(case, plan.file_ending)
+    return Forecast(volume.geometry.shape, largest, windows, needed / BYTES_PER_GIB, name)

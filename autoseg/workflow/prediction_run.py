@@ -11,26 +11,24 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from autoseg.core.errors import AutoSegError, Interrupted, NotEnoughResources
 from autoseg.core.files import atomic_file, sha256_of_file
+from autoseg.core.geometry import Geometry
 from autoseg.core.progress import Progress
 from autoseg.core.records import content_hash
 from autoseg.datasets.labels import to_file_values
 from autoseg.datasets.model import Case
 from autoseg.images.writers import write_labels
+from autoseg.inference.ensemble import Ensemble, Prediction, PreparedCase
 from autoseg.inference.predictor import Predictor
-from autoseg.inference.restore import predict_case, predict_case_probabilities
 from autoseg.launch.machine import BYTES_PER_GIB, available_memory_bytes
-from autoseg.preprocessing.prepare import Prepared, preparation_of, prepare
-from autoseg.workflow.model import ModelFiles
+from autoseg.planning.plan import Plan
 from autoseg.workflow.prediction_records import CaseOutcome, PredictionOptions, output_name, read_case
 
 _log = logging.getLogger(__name__)
@@ -65,7 +63,16 @@ def network_bytes(predictor: Predictor) -> int:
 class _Read:
     """A case as the reader hands it on."""
 
-    prepared: Prepared
+    prepared: PreparedCase
+    seconds: float
+
+
+@dataclass(slots=True)
+class _Computed:
+    """A case as the networks hand it on."""
+
+    prediction: Prediction
+    geometry: Geometry
     seconds: float
 
 
@@ -74,15 +81,15 @@ class PredictionRun:
 
     def __init__(
         self,
-        files: ModelFiles,
-        predictor: Predictor,
+        plan: Plan,
+        ensemble: Ensemble,
         output: Path,
         options: PredictionOptions,
         progress: Progress,
         total: int,
     ) -> None:
-        self.plan = files.plan
-        self.predictor = predictor
+        self.plan = plan
+        self.ensemble = ensemble
         self.output = output
         self.options = options
         self.progress = progress
@@ -93,7 +100,11 @@ class PredictionRun:
         free = available_memory_bytes()
         allowed = free and int(free * _USABLE_MEMORY_SHARE)
         self.max_ram_bytes = int(options.max_ram_gib * BYTES_PER_GIB) if options.max_ram_gib else allowed
-        self.preparation = preparation_of(files.plan, files.configuration)
+
+    @property
+    def device(self) -> str:
+        """Where the last case was computed."""
+        return str(self.ensemble.members[0].predictor.device)
 
     def tell_finished(self) -> None:
         """Reports one more finished case."""
@@ -137,40 +148,43 @@ class PredictionRun:
         begin = time.perf_counter()
         self.hashes[case.identifier] = content_hash([sha256_of_file(Path(image)) for image in case.images])
         volume = read_case(case, self.plan.four_d)
-        return _Read(prepare(volume, None, self.preparation), time.perf_counter() - begin)
+        return _Read(self.ensemble.prepare(volume), time.perf_counter() - begin)
 
-    def _compute(self, reading: Future[_Read]) -> tuple[NDArray[Any], NDArray[Any] | None, Prepared, float]:
+    def _compute(self, reading: Future[_Read]) -> _Computed:
         read = reading.result()
         begin = time.perf_counter()
-        labels, probabilities = self._predicted(read.prepared)
-        return labels, probabilities, read.prepared, read.seconds + time.perf_counter() - begin
+        prediction = self._predicted(read.prepared)
+        geometry = next(iter(read.prepared.values())).placement.geometry
+        return _Computed(prediction, geometry, read.seconds + time.perf_counter() - begin)
 
-    def _predicted(self, prepared: Prepared) -> tuple[NDArray[Any], NDArray[Any] | None]:
+    def _predicted(self, prepared: PreparedCase) -> Prediction:
         """Labels and, if wanted, probabilities; goes on with less when memory runs out."""
-        own = self.plan.labels
         while True:
-            predictor = replace(self.predictor, max_slab_bytes=self._slab_limit(prepared))
             try:
-                if self.options.probabilities:
-                    return predict_case_probabilities(
-                        predictor, prepared.image, prepared.placement, own, self._tile_progress
-                    )
-                return predict_case(predictor, prepared.image, prepared.placement, own, self._tile_progress), None
+                return self.ensemble.predict(
+                    prepared,
+                    keep_probabilities=self.options.probabilities,
+                    max_bytes=self._limit(prepared),
+                    progress=self._tile_progress,
+                )
             except (torch.OutOfMemoryError, MemoryError) as error:
-                smaller = self.predictor.with_less_memory()
+                smaller = self.ensemble.with_less_memory()
                 if smaller is None:
+                    shapes = {one.image.shape[1:] for one in prepared.values()}
                     raise NotEnoughResources(
-                        f"memory is not enough for an image of {prepared.image.shape[1:]} voxels",
+                        f"memory is not enough for an image of {' and '.join(map(str, shapes))} voxels",
                         do="close other programs, or lower --max-ram so that more is kept on disk",
                     ) from error
-                self.predictor = smaller
+                self.ensemble = smaller
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()
 
-    def _slab_limit(self, prepared: Prepared) -> int | None:
+    def _limit(self, prepared: PreparedCase) -> int | None:
         if self.max_ram_bytes is None:
             return None
-        return max(0, self.max_ram_bytes - _resident_bytes() - network_bytes(self.predictor) - prepared.image.nbytes)
+        computing = max(network_bytes(member.predictor) for member in self.ensemble.every)
+        images = sum(one.image.nbytes for one in prepared.values())
+        return max(0, self.max_ram_bytes - _resident_bytes() - computing - images)
 
     def _tile_progress(self, done: int, total: int) -> None:
         if self.stop.is_set():
@@ -178,16 +192,17 @@ class PredictionRun:
         if self.total == 1:
             self.progress(done, total)
 
-    def _write(self, case: Case, computing: Future[Any]) -> tuple[str, float]:
-        labels, probabilities, prepared, seconds = computing.result()
+    def _write(self, case: Case, computing: Future[_Computed]) -> tuple[str, float]:
+        computed = computing.result()
         begin = time.perf_counter()
-        plan, geometry = self.plan, prepared.placement.geometry
-        name = output_name(case, plan.file_ending)
+        name = output_name(case, self.plan.file_ending)
+        probabilities = computed.prediction.probabilities
         if probabilities is not None:
             with atomic_file(self.output / f"{case.identifier}.npz") as temporary:
                 np.savez_compressed(temporary, probabilities=probabilities)
-        write_labels(self.output / name, to_file_values(labels, plan.labels), geometry)
-        return name, seconds + time.perf_counter() - begin
+        labels = to_file_values(computed.prediction.labels, self.plan.labels)
+        write_labels(self.output / name, labels, computed.geometry)
+        return name, computed.seconds + time.perf_counter() - begin
 
 
 @contextmanager

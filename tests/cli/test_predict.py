@@ -233,7 +233,7 @@ main()
 def test_a_stop_keeps_what_is_done(repository, work, tmp_path, signal_number, after_cases, code):
     """Tiles are slow from the first one of the second case on, or from the very first on."""
     images, out = write_cases(tmp_path / "in", 4, Geometry((30, 30, 30))), tmp_path / "out"
-    tiles = len(load_model(work, device="cpu").predictor.tiling((15, 30, 30)).batches(16))
+    tiles = len(load_model(work, device="cpu").ensemble.members[0].predictor.tiling((15, 30, 30)).batches(16))
     words = ["predict", str(work), "-i", str(images), "-o", str(out), "--device", "cpu"]
     process = subprocess.Popen(
         [sys.executable, "-c", SLOW, str(tiles * after_cases), *words], cwd=repository, stderr=subprocess.PIPE

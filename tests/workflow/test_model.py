@@ -11,14 +11,23 @@ import torch
 import autoseg
 from autoseg.core.errors import IntegrityRefusal, MissingInput, PlanFault, UsageError
 from autoseg.core.records import load, save
+from autoseg.core.workspace import Workspace
 from autoseg.training.record import RunRecord
-from autoseg.workflow.model import find_model, load_model, make_predictor
+from autoseg.workflow.model import find_model, load_model, make_ensemble
 from autoseg.workflow.prediction_records import PredictorOptions
 from tests.workflow.trained import add_run, tiny_plan, trained_work_folder, write_weights
 
 
 def noise(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32) + 5
+
+
+def loaded_predictor(work):
+    return make_ensemble(find_model(work), PredictorOptions(device="cpu")).members[0].predictor
+
+
+def chosen(files):
+    return files.members[0].configuration.name
 
 
 @pytest.fixture
@@ -28,9 +37,9 @@ def work(tmp_path):
 
 def test_dataset_work_folder_and_run_lead_to_the_same_model(work):
     by_work, by_dataset = find_model(work), find_model(work.parent)
-    assert list(by_work.runs) == list(by_dataset.runs) == [0, 1]
+    assert by_work.members[0].folds == by_dataset.members[0].folds == (0, 1)
     alone = find_model(work / "runs" / "3d_fullres" / "fold_1")
-    assert (list(alone.runs), alone.configuration.name) == ([1], "3d_fullres")
+    assert (alone.members[0].folds, alone.members[0].configuration.name) == ((1,), "3d_fullres")
 
 
 def test_what_was_not_trained_is_refused_with_what_was(work, tmp_path):
@@ -49,17 +58,17 @@ def test_the_configuration_is_3d_fullres_or_else_the_best(tmp_path):
     assert "only" in find_model(work).because
     add_run(work, plan, "3d_lowres", 0, dice=0.9)
     best = find_model(work)
-    assert (best.configuration.name, "0.900" in best.because) == ("3d_lowres", True)
+    assert (chosen(best), "0.900" in best.because) == ("3d_lowres", True)
     add_run(work, plan, "3d_fullres", 0, dice=0.1)
-    assert find_model(work).configuration.name == "3d_fullres"
-    assert find_model(work, "2d").configuration.name == "2d"
+    assert chosen(find_model(work)) == "3d_fullres"
+    assert chosen(find_model(work, "2d")) == "2d"
 
 
 def test_patches_stand_in_for_a_validation_that_is_not_there_yet(tmp_path):
     work, plan = tmp_path / "work", tiny_plan()
     add_run(work, plan, "2d", 0, dice=None)
     add_run(work, plan, "3d_lowres", 0, dice=0.05)
-    assert find_model(work).configuration.name == "2d"
+    assert chosen(find_model(work)) == "2d"
 
 
 def test_folds_of_different_plans_are_not_averaged(work):
@@ -68,7 +77,7 @@ def test_folds_of_different_plans_are_not_averaged(work):
     save(other, work / "runs" / "3d_fullres" / "fold_1" / "plan.json")
     with pytest.raises(PlanFault, match="another plan"):
         find_model(work)
-    assert list(find_model(work, folds=(1,)).runs) == [1]
+    assert find_model(work, folds=(1,)).members[0].folds == (1,)
 
 
 def test_a_run_whose_plan_lacks_its_configuration_is_refused(work):
@@ -81,25 +90,25 @@ def test_a_run_whose_plan_lacks_its_configuration_is_refused(work):
 
 def test_the_name_changes_with_the_weights(work):
     before = find_model(work)
-    write_weights(before.runs[0], before.plan, "3d_fullres", seed=9)
+    write_weights(Workspace(work).run("3d_fullres", 0), before.plan, "3d_fullres", seed=9)
     assert find_model(work).name != before.name
 
 
 def test_weights_of_another_network_are_refused(work):
     files = find_model(work)
-    write_weights(files.runs[0], files.plan, "2d", seed=0)
+    write_weights(Workspace(work).run("3d_fullres", 0), files.plan, "2d", seed=0)
     with pytest.raises(IntegrityRefusal, match="do not belong"):
-        make_predictor(files, PredictorOptions(device="cpu"))
+        make_ensemble(files, PredictorOptions(device="cpu"))
 
 
 def test_precision_and_format_are_those_of_the_run_where_the_device_can(work):
-    files = find_model(work)
-    record = load(RunRecord, files.runs[0].recipe)
-    save(replace(record, memory_format="channels_last"), files.runs[0].recipe)
-    own = make_predictor(files, PredictorOptions(device="cpu"))
+    recipe = Workspace(work).run("3d_fullres", 0).recipe
+    record = load(RunRecord, recipe)
+    save(replace(record, memory_format="channels_last"), recipe)
+    own = loaded_predictor(work)
     assert (own.dtype, own.channels_last) == (torch.float32, True)
-    save(replace(record, device="cuda", precision="fp16"), files.runs[0].recipe)
-    elsewhere = make_predictor(files, PredictorOptions(device="cpu"))
+    save(replace(record, device="cuda", precision="fp16"), recipe)
+    elsewhere = loaded_predictor(work)
     assert elsewhere.dtype in (torch.float32, torch.bfloat16)
     assert elsewhere.channels_last
 
