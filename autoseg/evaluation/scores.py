@@ -72,7 +72,7 @@ def score_case(
         spacing_mm: distance of neighboring voxels along z, y, x.
         tolerance_mm: of the normalized surface Dice.
     """
-    voxel_ml = _voxel_ml(prediction.shape, spacing_mm)
+    one_ml = voxel_ml(prediction.shape, spacing_mm)
     kept = [axis for axis, length in enumerate(prediction.shape) if length > 1] or [0]
     spacing_mm, shape = [spacing_mm[axis] for axis in kept], [prediction.shape[axis] for axis in kept]
     prediction, reference = without_ignored(prediction.reshape(shape), reference.reshape(shape), labels)
@@ -89,8 +89,8 @@ def score_case(
             nsd=distances.within(tolerance_mm),
             hd95_mm=distances.hausdorff(),
             assd_mm=distances.average,
-            volume_ml=None if voxel_ml is None else counts[name].prediction * voxel_ml,
-            reference_volume_ml=None if voxel_ml is None else counts[name].reference * voxel_ml,
+            volume_ml=None if one_ml is None else counts[name].prediction * one_ml,
+            reference_volume_ml=None if one_ml is None else counts[name].reference * one_ml,
         )
     return scores
 
@@ -129,8 +129,8 @@ def summarize(cases: Mapping[str, Mapping[str, ClassScores]]) -> Scores:
     return Scores({case: dict(scores) for case, scores in cases.items()}, mean, _mean(mean.values()))
 
 
-def _voxel_ml(shape: Sequence[int], spacing_mm: Sequence[float]) -> float | None:
-    """Volume of a voxel, or None in a picture, whose slice has no thickness."""
+def voxel_ml(shape: Sequence[int], spacing_mm: Sequence[float]) -> float | None:
+    """Volume of a voxel in milliliters, or None in a picture, whose slice has no thickness."""
     if shape[0] == 1 and spacing_mm[0] >= SLICE_SPACING_OF_2D * max(spacing_mm[1:]) * (1 - 1e-6):
         return None
     return float(np.prod(spacing_mm)) / _MM3_PER_ML
