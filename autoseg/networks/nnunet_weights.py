@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor
-
 from autoseg.core.errors import IntegrityRefusal, MissingInput
 from autoseg.core.records import from_json
+from autoseg.networks.build import build_network
 from autoseg.networks.nnunet_child import ENDED_BY_GUARD
+from autoseg.planning.plan import Plan
 
 READ_TIMEOUT_S = 300.0
 """Seconds that reading one checkpoint may take. Assumption: gigabytes from a slow network drive stay below it."""
@@ -74,33 +74,47 @@ def read_checkpoints(paths: Sequence[Path], folder: Path) -> tuple[NnunetCheckpo
     )
 
 
-def refuse_other_weights(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], where: str, trainer: str) -> None:
-    """Raises unless both have the same names and shapes, which only networks of one architecture have.
+def parameter_shapes(plan: Plan, configuration: str) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every parameter of a configuration's network, which takes no memory to find out."""
+    import torch
+
+    with torch.device("meta"):
+        network = build_network(
+            plan.configurations[configuration].network, plan.input_channels(configuration), plan.labels.head_count
+        )
+    return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+
+
+def refuse_other_weights(checkpoint: NnunetCheckpoint, expected: Mapping[str, tuple[int, ...]], where: str) -> None:
+    """Raises unless the weights have the names and shapes that the plans' network has, which only its own have.
 
     Args:
-        found: weights of a checkpoint.
-        expected: parameters of the network that its plans describe.
+        checkpoint: as read.
+        expected: see `parameter_shapes`.
         where: the checkpoint, for the error message.
-        trainer: class that trained it, likewise.
 
     Raises:
         IntegrityRefusal: naming what differs.
     """
+    from safetensors import safe_open
+
+    with safe_open(str(checkpoint.weights), framework="numpy") as tensors:
+        found = {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
     absent, surplus = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
-    other = [name for name in expected if name in found and found[name].shape != expected[name].shape]
+    other = [name for name in expected if name in found and found[name] != expected[name]]
     parts = []
     if absent:
         parts.append(f"{len(absent)} parameters are absent ({absent[0]})")
     if surplus:
-        parts.append(f"{len(surplus)} are unknown ({surplus[0]})")
+        parts.append(f"{len(surplus)} are unknown ({_printable(surplus[0])})")
     if other:
         name = other[0]
-        parts.append(f"{len(other)} have another shape ({name}: {list(found[name].shape)})")
+        parts.append(f"{len(other)} have another shape ({name}: {list(found[name])})")
     if parts:
         raise IntegrityRefusal(
             f"the weights do not belong to the network that the plans describe: {', '.join(parts)}",
             where=where,
-            why=f"its trainer {_printable(trainer)} changed the network, or files of two models were mixed",
+            why=f"its trainer {_printable(checkpoint.trainer)} changed the network, or files of two models were mixed",
             do="predict with the program that trained it",
         )
 
