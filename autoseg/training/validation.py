@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from autoseg.datasets.model import LabelSet
 from autoseg.training.step import Compute, Loss, TrainingState
 
 EMA_KEPT = 0.9
@@ -36,7 +37,11 @@ class OnlineScores:
 
 @torch.no_grad()
 def score_patches(
-    state: TrainingState, batches: Iterable[tuple[Tensor, Tensor]], loss: Loss, compute: Compute
+    state: TrainingState,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    loss: Loss,
+    compute: Compute,
+    label_set: LabelSet,
 ) -> OnlineScores | None:
     """Pseudo Dice and loss over (image, labels) batches on the device; None without any batch.
 
@@ -49,21 +54,38 @@ def score_patches(
             logits = network(image, deep_supervision=False)
             value = float(loss([logits], labels))
         losses += [value] if math.isfinite(value) else []
-        batch_counts = overlap_counts(logits.argmax(1), labels, logits.shape[1])
+        batch_counts = overlap_counts(logits, labels, label_set)
         counts = batch_counts if counts is None else counts + batch_counts
     if counts is None:
         return None
     return OnlineScores(sum(losses) / len(losses) if losses else math.nan, pooled_dice(counts))
 
 
-def overlap_counts(predicted: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """Counts (3, classes - 1) of true positives, false positives and false negatives of every foreground class."""
+def overlap_counts(logits: Tensor, labels: Tensor, label_set: LabelSet) -> Tensor:
+    """Counts (3, classes) of true positives, false positives and false negatives of every foreground class.
+
+    A class is predicted where its logit is the highest, a region where its logit is above 0. Voxels that are not
+    annotated count nowhere.
+
+    Args:
+        logits: (b, heads, *shape).
+        labels: (b, *shape), training values, none negative.
+        label_set: classes in the order of the counts.
+    """
+    decided = None if label_set.has_regions else logits.argmax(1)
     rows = []
-    for value in range(1, classes):
-        is_predicted, is_labeled = predicted == value, labels == value
+    for head, name in enumerate(label_set.foreground):
+        is_predicted = logits[:, head] > 0 if decided is None else _is_any_of(decided, label_set.classes[name])
+        if label_set.ignore is not None:
+            is_predicted &= labels != label_set.ignore
+        is_labeled = _is_any_of(labels, label_set.classes[name])
         both = (is_predicted & is_labeled).sum()
         rows.append(torch.stack((both, is_predicted.sum() - both, is_labeled.sum() - both)))
     return torch.stack(rows, 1)
+
+
+def _is_any_of(labels: Tensor, values: Sequence[int]) -> Tensor:
+    return torch.isin(labels, torch.tensor(values, device=labels.device))
 
 
 def pooled_dice(counts: Tensor) -> tuple[float | None, ...]:

@@ -22,6 +22,7 @@ from autoseg.evaluation.scores import overlaps
 from autoseg.inference.out_of_fold import keeping_probabilities, probabilities_file
 from autoseg.inference.predictor import Predictor
 from autoseg.inference.restore import predict_case_rows
+from autoseg.planning.lateral import lateral_swap
 from autoseg.planning.plan import Configuration, Plan
 from autoseg.preprocessing.previous import network_input
 from autoseg.preprocessing.store import StoredCase
@@ -333,7 +334,7 @@ def _scores(predicted: Labels, plan: Plan, dataset: Dataset, name: str) -> CaseS
 
 
 def make_predictor(
-    network: torch.nn.Module, configuration: Configuration, heads: int, device: torch.device, precision: str
+    network: torch.nn.Module, plan: Plan, configuration: Configuration, device: torch.device, precision: str
 ) -> Predictor:
     """The predictor of one network with the precision that it was trained with."""
     types = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -343,8 +344,9 @@ def make_predictor(
     return Predictor(
         networks=(network,),
         configuration=configuration,
-        heads=heads,
+        heads=plan.labels.head_count,
         mirror_axes=configuration.mirror_axes,
+        swap=lateral_swap(plan, configuration),
         device=device,
         dtype=types.get(precision, torch.float32),
         channels_last=is_channels_last,

@@ -21,6 +21,7 @@ from autoseg.inference.predictor import Predictor
 from autoseg.launch.devices import choose_device
 from autoseg.launch.precision import native_types
 from autoseg.networks.build import build_network
+from autoseg.planning.lateral import lateral_swap
 from autoseg.planning.plan import Plan
 from autoseg.preprocessing.prepare import preparation_of
 from autoseg.workflow.model_files import Member, ModelFiles, Weights
@@ -72,6 +73,7 @@ def _ensemble_member(member: Member, options: PredictorOptions, device: torch.de
         configuration=member.configuration,
         heads=member.plan.labels.head_count,
         mirror_axes=member.configuration.mirror_axes if options.mirroring else (),
+        swap=lateral_swap(member.plan, member.configuration),
         overlap=options.overlap,
         device=device,
         dtype=_TYPES[_precision(member, device)],

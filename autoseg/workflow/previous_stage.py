@@ -227,7 +227,7 @@ def _late_predictor(
             networks.clear()
             networks[run.fold] = _network(plan, first, run, device)
         precision = run.record.precision if run.record.device == device.type else "fp32"
-        predictor = make_predictor(networks[run.fold], first, plan.labels.head_count, device, precision)
+        predictor = make_predictor(networks[run.fold], plan, first, device, precision)
         predictor = replace(predictor, mirror_axes=run.mirror_axes)
         stored = open_case(store / name)
         labels = predict_case(predictor, network_input(stored, plan.labels), stored.placement, plan.labels)

@@ -288,7 +288,7 @@ def _forecast(
     step_and_left_seconds: tuple[float, float],
 ) -> Forecast:
     step, left = step_and_left_seconds
-    predictor = make_predictor(network, job.configuration, job.heads, compute.device, compute.precision)
+    predictor = make_predictor(network, job.plan, job.configuration, compute.device, compute.precision)
     return Forecast(
         sizes={name: case_size(opened(name), predictor) for name in job.fold.val},
         mirror_axes=job.configuration.mirror_axes,

@@ -21,6 +21,7 @@ from autoseg.core.errors import Interrupted
 from autoseg.core.files import remove_leftovers
 from autoseg.core.records import save
 from autoseg.inference.predictor import Predictor
+from autoseg.planning.lateral import lateral_swap
 from autoseg.report.figures import draw_curves
 from autoseg.training.batches import Prefetcher
 from autoseg.training.budget import Pacer, no_reserve, validation_steps
@@ -93,7 +94,7 @@ def _train(run: Run, clock: _RunClock) -> None:
         job.check_stop()
 
     def validate(now: TrainingState) -> OnlineScores | None:
-        return score_patches(now, _validation_batches(run), loss, run.compute)
+        return score_patches(now, _validation_batches(run), loss, run.compute, job.plan.labels)
 
     watchers: list[Watcher] = [_Diary(run, clock), _Curves(run)]
     if pacer:
@@ -134,7 +135,7 @@ def make_loss(run: Run) -> Loss:
 def training_batches(run: Run) -> Callable[[int], Placed]:
     """Augmented batches on the device by number: cut in the thread that asks, a function of seed, fold and number."""
     job = run.job
-    spec = augmentation_spec(job.configuration, job.previous_values)
+    spec = augmentation_spec(job.configuration, job.previous_values, lateral_swap(job.plan, job.configuration))
     augment = choose(run.record.recipe.augmentation, AUGMENTATIONS, "augmentation")
     sampling = _sampling(run, spec, TRAINING_STREAM)
 
@@ -297,7 +298,7 @@ def _validate(run: Run, clock: _RunClock) -> RunStatus:
     else:
         save(_status(run, "validating", clock), job.folder.state)
         network = run.state.final_network
-        predictor = make_predictor(network, job.configuration, job.heads, run.compute.device, run.compute.precision)
+        predictor = make_predictor(network, job.plan, job.configuration, run.compute.device, run.compute.precision)
         planned = _plan_validation(run, predictor)
         scores = validate_fold(
             predictor,

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 from autoseg.core.errors import TrainingStopped
+from autoseg.datasets.model import LabelSet
 from autoseg.training.history import append_history, read_history, truncate_history
 from autoseg.training.loop import EpochResult
 from autoseg.training.schedule import Horizon
@@ -19,6 +21,7 @@ from autoseg.training.validation import OnlineScores, class_dice, overlap_counts
 from tests.training.tiny_training import (
     CASES,
     COMPUTE,
+    LABELS,
     RECIPE,
     fresh_state,
     loss,
@@ -121,21 +124,39 @@ def test_the_horizon_knows_the_length() -> None:
     assert (state.epochs, state.end_of_epoch, state.is_finished) == (3, 4, False)
 
 
-def test_online_dice_pools_the_patches() -> None:
+CLASSES = LabelSet({"background": (0,), "c": (3,), "a": (1,), "b": (2,)})
+REGIONS = LabelSet({"background": (0,), "whole": (1, 2), "core": (2,)}, ignore=3, regions_class_order=(1, 2))
+
+
+def test_regions_are_predicted_where_their_logit_is_positive_and_ignored_voxels_do_not_count() -> None:
+    logits = torch.tensor([[[1.0, 1.0, -1.0, 0.5, -2.0], [2.0, -1.0, -1.0, 3.0, 0.0]]])
+    labels = torch.tensor([[2, 0, 1, 3, 3]])
+    assert overlap_counts(logits, labels, REGIONS).tolist() == [[1, 1], [1, 0], [1, 0]]
+    ignored = torch.full_like(labels, 3)
+    assert not bool(overlap_counts(logits, ignored, REGIONS).any())
+
+
+def test_ignored_voxels_of_plain_labels_do_not_count() -> None:
+    logits = F.one_hot(torch.tensor([[1, 1, 2, 0]]), 3).movedim(2, 1).float()
+    label_set = LabelSet({"background": (0,), "a": (1,), "b": (2,)}, ignore=3)
+    assert overlap_counts(logits, torch.tensor([[1, 3, 3, 1]]), label_set).tolist() == [[1, 0], [0, 0], [1, 0]]
+
+
+def test_online_dice_pools_the_patches_in_the_order_of_the_classes() -> None:
     predicted, labels = torch.tensor([[0, 1, 1, 2]]), torch.tensor([[0, 1, 0, 2]])
-    counts = overlap_counts(predicted, labels, 4)
-    assert counts.tolist() == [[1, 1, 0], [1, 0, 0], [0, 0, 0]]
+    counts = overlap_counts(F.one_hot(predicted, 4).movedim(2, 1).float(), labels, CLASSES)
+    assert counts.tolist() == [[0, 1, 1], [0, 1, 0], [0, 0, 0]]
     dice = pooled_dice(counts + counts)
-    assert dice == (2 / 3, 1.0, None)
+    assert dice == (None, 2 / 3, 1.0)
     scores = OnlineScores(0.0, dice)
     assert scores.mean_dice == pytest.approx(5 / 6)
-    assert class_dice(("a", "b", "c"), scores) == {"a": 2 / 3, "b": 1.0, "c": None}
+    assert class_dice(CLASSES.foreground, scores) == {"a": 2 / 3, "b": 1.0, "c": None}
     assert class_dice(("a",), None) == {"a": None}
     assert OnlineScores(0.0, (None,)).mean_dice is None
 
 
 def test_no_validation_batches_give_no_scores() -> None:
-    assert score_patches(fresh_state(), [], loss, COMPUTE) is None
+    assert score_patches(fresh_state(), [], loss, COMPUTE, LABELS) is None
 
 
 def test_the_smoothed_dice_starts_at_the_first_value() -> None:

@@ -82,7 +82,7 @@ def train(
     def validate(now: TrainingState) -> Any:
         start = now.epoch * recipe.validation_steps
         batches = (on_device(sampling(1)(start + i)) for i in range(recipe.validation_steps))
-        return score_patches(now, batches, loss, COMPUTE)
+        return score_patches(now, batches, loss, COMPUTE, LABELS)
 
     with Prefetcher(sampling(), state.step, threads) as batches:
         fit(state, batches, take_step, validate, watchers, after_step)

@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 
 from autoseg.core.errors import MissingInput
 from autoseg.core.records import load, save
+from autoseg.datasets.model import LabelSet
 from autoseg.images.readers import read_labels
 from autoseg.inference.out_of_fold import load_probabilities, probabilities_file
 from autoseg.inference.predictor import Predictor
+from autoseg.planning.lateral import LateralSwap
 from autoseg.preprocessing.fill import fill_store
 from autoseg.preprocessing.store import open_case
 from autoseg.workflow.fold_validation import (
@@ -29,6 +31,7 @@ from autoseg.workflow.fold_validation import (
     validate_fold,
 )
 from tests.inference.examples import configuration, random_unet, unet_spec
+from tests.planning.builders import fingerprint_of, plan_of
 from tests.preprocessing.tiny_dataset import planned_tiny_dataset
 
 PACE = Pace(tile_seconds=1.0, voxel_seconds=0.0)
@@ -170,5 +173,15 @@ def test_the_pace_and_the_size_of_a_case_are_measured(stored) -> None:
 
 def test_a_predictor_takes_over_precision_and_memory_format_of_training() -> None:
     network = random_unet(3).to(memory_format=torch.channels_last_3d)
-    predictor = make_predictor(network, configuration((8, 8, 8)), 3, torch.device("cpu"), "bf16")
+    plan = plan_of(fingerprint_of([(1, 1, 1)], [(8, 8, 8)]))
+    predictor = make_predictor(network, plan, configuration((8, 8, 8)), torch.device("cpu"), "bf16")
     assert (predictor.dtype, predictor.channels_last) == (torch.bfloat16, True)
+    assert (predictor.heads, predictor.swap) == (2, None)
+
+
+def test_a_predictor_exchanges_the_plan_s_lateral_classes() -> None:
+    labels = LabelSet({"background": (0,), "left": (1,), "right": (2,)})
+    plain = plan_of(fingerprint_of([(1, 1, 1)], [(8, 8, 8)]))
+    plan = replace(plain, labels=labels, lateral_axis=2, lateral_pairs=(("left", "right"),))
+    predictor = make_predictor(random_unet(3), plan, configuration((8, 8, 8)), torch.device("cpu"), "fp32")
+    assert predictor.swap == LateralSwap(2, (0, 2, 1), (0, 2, 1), (0,))
