@@ -18,6 +18,7 @@ VERBS = {
     "train": "Train what the plan holds; the same command again resumes.",
     "predict": "Segment new images with a trained model.",
     "evaluate": "Score predictions against references, per case and class.",
+    "report": "One HTML file about a dataset: data, plan, curves, candidates, every case.",
     "explain": "Why the plan is as it is, or what an error code means.",
 }
 """Verb and one-line help. Each verb lives in `autoseg.cli.<verb>` as a click command of the same name."""

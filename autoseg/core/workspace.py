@@ -92,6 +92,11 @@ class Workspace:
         return self.root / "selected"
 
     @property
+    def report(self) -> Path:
+        """Everything known about the dataset, as one page."""
+        return self.root / "report.html"
+
+    @property
     def store(self) -> Path:
         """Preprocessed cases, content-addressed."""
         return self.root / "store"

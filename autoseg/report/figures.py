@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
@@ -18,11 +18,14 @@ CLASS_COLORS = ("#E69F00", "#56B4E9", "#CC79A7", "#009E73", "#F0E442", "#0072B2"
 
 DOTS_PER_INCH = 110
 
-_SHOWN_CHANNELS = 3
+SHOWN_CHANNELS = 3
+PLANES = ("axial", "coronal", "sagittal")
+"""Names of the planes perpendicular to z, y and x."""
+
 _WINDOW_PERCENTILES = (0.5, 99.5)  # gray values drawn as black and white, of the voxels that are not zero
 _FIGURE_WIDTH_INCHES = 10.0
 _LARGEST_PANEL_INCHES = 5.0
-_PLANES = ("axial", "coronal", "sagittal")
+
 _DASHED = (0, (2.5, 2.5))
 _FEW_EPOCHS = 30  # every epoch gets a mark
 
@@ -78,7 +81,8 @@ def draw_overlay(
     """
     drawn = {name: tuple(values) for name, values in classes.items() if tuple(values) != (0,)}
     scene = _Scene(drawn, labels, reference, tuple(spacing_mm))
-    planes = _planes(scene)
+    shown = labels if reference is None or not reference.any() else reference
+    planes = richest_planes(shown, drawn.values())
     rows = _pictures(image, channels)
     figure, grid = _new_figure(scene, planes, len(rows), title)
     for row, (name, picture) in zip(grid, rows.items(), strict=True):
@@ -87,25 +91,30 @@ def draw_overlay(
             _draw_plane(panel, np.take(picture, index, axis), scene, (axis, index))
     if len(planes) > 1:
         for panel, (axis, index) in zip(grid[0], planes, strict=True):
-            panel.set_title(f"{_PLANES[axis]} plane {index}", fontsize=9)
+            panel.set_title(f"{PLANES[axis]} plane {index}", fontsize=9)
     _add_legend(figure, scene)
     _save(figure, path)
 
 
-def _planes(scene: _Scene) -> list[Plane]:
-    """For each axis the plane through the largest object that shows most of all classes."""
+def richest_planes(shown: Labels, classes: Iterable[Sequence[int]]) -> list[Plane]:
+    """For each axis the plane through the largest object that shows most of all classes; the middle without objects.
+
+    Args:
+        shown: training values (z, y, x); a single slice has one plane.
+        classes: training values of each class drawn.
+    """
     from scipy.ndimage import find_objects, label
 
-    shown = scene.labels if scene.reference is None or not scene.reference.any() else scene.reference
     objects, count = label(shown > 0)
     axes = range(3) if shown.shape[0] > 1 else range(1)
     if count == 0:
         return [(axis, shown.shape[axis] // 2) for axis in axes]
+    drawn = [tuple(values) for values in classes]
     box = find_objects(objects)[np.bincount(objects.ravel())[1:].argmax()]
     planes = []
     for axis in axes:
         others = tuple(i for i in range(3) if i != axis)
-        areas = np.stack([np.isin(shown, values).sum(others) for values in scene.classes.values()])
+        areas = np.stack([np.isin(shown, values).sum(others) for values in drawn])
         richness = (areas / np.maximum(areas.max(1, keepdims=True), 1)).sum(0)[box[axis]]
         planes.append((axis, int(box[axis].start + richness.argmax())))
     return planes
@@ -113,14 +122,15 @@ def _planes(scene: _Scene) -> list[Plane]:
 
 def _pictures(image: NDArray[np.float32], channels: Sequence[str]) -> dict[str, NDArray[np.float32]]:
     """Name and gray values in [0, 1] of each row to draw; a trailing axis of three holds colors."""
-    shown = [_windowed(channel) for channel in image[:_SHOWN_CHANNELS]]
+    shown = [windowed(channel) for channel in image[:SHOWN_CHANNELS]]
     if len(image) == 3 and image.shape[1] == 1:
         return {"": np.stack(shown, axis=-1)}
     names = [f"{index}: {name}" for index, name in enumerate(channels)] or [f"channel {i}" for i in range(len(image))]
     return dict(zip(names, shown, strict=False))
 
 
-def _windowed(channel: NDArray[np.float32]) -> NDArray[np.float32]:
+def windowed(channel: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Gray values in [0, 1]: black and white are the extreme percentiles of the voxels that are not zero."""
     finite = channel[np.isfinite(channel) & (channel != 0)]
     low, high = np.percentile(finite, _WINDOW_PERCENTILES) if finite.size else (0.0, 1.0)
     if channel.min() >= 0:

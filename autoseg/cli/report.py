@@ -1,0 +1,47 @@
+"""`autoseg report`: everything known about a dataset, in one file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from autoseg.cli.options import dataset_argument, jobs_option, output_options, work_option, workspace_of
+from autoseg.cli.output import Output
+
+_BYTES_PER_MB = 1e6
+
+
+@click.command()
+@dataset_argument
+@work_option
+@click.option(
+    "-o",
+    "--output",
+    "file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The file to write.  [default: report.html in the work folder]",
+)
+@click.option(
+    "--pictures",
+    type=click.IntRange(min=0),
+    default=50,
+    show_default=True,
+    help="Cases that get overlay pictures, worst first.",
+)
+@jobs_option
+@output_options
+def report(dataset: Path, work: Path | None, file: Path | None, pictures: int, jobs: int, output: Output) -> int:
+    """Write one HTML file about DATASET: data, plan, learning curves, candidates, and every case with its picture.
+
+    Works at any stage after `autoseg plan`. The file opens offline, runs no script and requests nothing.
+    """
+    from autoseg.workflow.report import write_report
+
+    workspace = workspace_of(dataset, work)
+    with output.progress("Drawing") as progress:
+        path = write_report(workspace, out=file, pictures=pictures, jobs=jobs, progress=progress)
+    size = path.stat().st_size
+    output.say(f"wrote {path} ({size / _BYTES_PER_MB:.1f} MB)")
+    output.emit({"report": str(path), "bytes": size})
+    return 0

@@ -1,0 +1,204 @@
+"""Overlay pictures for a page: gray image below, contours of prediction and reference above, in true proportions.
+
+The image is a small PNG inside the picture; the contours are vectors, so they stay sharp and the page can hide them.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+from numpy.typing import NDArray
+
+from autoseg.images.crop import Box
+from autoseg.report.charts import PALETTE_SIZE
+from autoseg.report.figures import PLANES, SHOWN_CHANNELS, Labels, Plane, richest_planes, windowed
+from autoseg.report.svg import Drawing
+
+LARGEST_EDGE = 360
+"""Pixels of a plane's longer edge; more are not shown on a page with three planes side by side."""
+
+SMALLEST_EDGE = 64
+GRAY_LEVELS = 64
+"""Shades of the image; the eye tells no more apart on a screen, and a PNG of them is half as large (assumption)."""
+
+_MARGIN_SHARE = 0.4  # around the objects, of their extent along the axis
+_LEAST_MARGIN_MM = 12.0
+_DRAWN_EDGE = 360.0  # of the drawing, in its units
+_SHRINK = 0.8
+_TOLERANCES = (0.2, 0.5, 1.0, 2.0)  # distance of a drawn contour from the true one, in units of the drawing
+
+Gray = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scan:
+    """What is drawn of a case.
+
+    Attributes:
+        image: (c, z, y, x).
+        predicted: training values (z, y, x), or None.
+        reference: training values (z, y, x), or None.
+        spacing_mm: along z, y, x.
+        classes: name -> training values of the foreground classes.
+        channels: names.
+    """
+
+    image: NDArray[np.float32]
+    predicted: Labels | None
+    reference: Labels | None
+    spacing_mm: tuple[float, ...]
+    classes: Mapping[str, tuple[int, ...]]
+    channels: Sequence[str] = ()
+
+    @property
+    def objects(self) -> Labels:
+        """Whatever is labeled: the prediction, and the reference where nothing is predicted."""
+        maps = [labels for labels in (self.predicted, self.reference) if labels is not None]
+        if not maps:
+            return np.zeros(self.image.shape[1:], np.int8)
+        return maps[0] if len(maps) == 1 else np.where(maps[0] > 0, maps[0], maps[1])
+
+
+def overlay(scan: Scan, name: str, most_bytes: int) -> Markup:
+    """Pictures of a case, one per channel (at most three) and plane, one after the other.
+
+    With a reference the planes are those with the most voxels that differ from it; otherwise those through the largest
+    object that show most of all classes. What is far from every object is cut off.
+
+    Args:
+        scan: the case.
+        name: of the case, for those who cannot see the pictures.
+        most_bytes: that all pictures of the case may take; images become coarser to keep to it.
+    """
+    planes = _planes(scan)
+    is_color = len(scan.image) == 3 and scan.image.shape[1] == 1
+    grays = [windowed(channel) for channel in scan.image[:SHOWN_CHANNELS]]
+    shown = [np.stack(grays, axis=-1)] if is_color else grays
+    share = most_bytes // (len(planes) * len(shown))
+    box = _box(scan)
+    drawn = [
+        _draw(scan, gray, plane, box, _title(scan, name, plane, "" if is_color else _channel(scan, index)), share)
+        for index, gray in enumerate(shown)
+        for plane in planes
+    ]
+    return Markup("").join(drawn)
+
+
+def _channel(scan: Scan, index: int) -> str:
+    if len(scan.image) == 1:
+        return ""
+    return f", {scan.channels[index]}" if index < len(scan.channels) else f", channel {index}"
+
+
+def _title(scan: Scan, name: str, plane: Plane, channel: str) -> str:
+    if scan.image.shape[1] == 1:
+        return f"{name}{channel}"
+    axis, index = plane
+    return f"{name}: {PLANES[axis]} plane {index + 1} of {scan.image.shape[axis + 1]}{channel}"
+
+
+def _planes(scan: Scan) -> list[Plane]:
+    """For each axis the plane that tells most."""
+    objects = scan.objects
+    if scan.predicted is None or scan.reference is None:
+        return richest_planes(objects, scan.classes.values())
+    differs = scan.predicted != scan.reference
+    known = [value for values in scan.classes.values() for value in values]
+    differs &= np.isin(scan.reference, [0, *known])  # what is not annotated cannot be wrong
+    if not differs.any():
+        return richest_planes(objects, scan.classes.values())
+    axes = range(3) if differs.shape[0] > 1 else range(1)
+    others = ((1, 2), (0, 2), (0, 1))
+    return [(axis, int(differs.sum(others[axis]).argmax())) for axis in axes]
+
+
+def _box(scan: Scan) -> Box:
+    """First voxel and the one behind the last of what is shown along each axis: the objects with a margin."""
+    objects = np.isin(scan.objects, [value for values in scan.classes.values() for value in values])
+    if not objects.any():
+        return tuple((0, length) for length in objects.shape)
+    box = []
+    for axis, step_mm in enumerate(scan.spacing_mm):
+        along = np.flatnonzero(objects.any(tuple(other for other in range(3) if other != axis)))
+        first, behind = int(along[0]), int(along[-1]) + 1
+        margin = int(np.ceil(max(_MARGIN_SHARE * (behind - first), _LEAST_MARGIN_MM / step_mm)))
+        box.append((max(first - margin, 0), min(behind + margin, objects.shape[axis])))
+    return tuple(box)
+
+
+def _draw(scan: Scan, gray: Gray, plane: Plane, box: Box, title: str, most_bytes: int) -> Markup:
+    axis, index = plane
+    kept = box[:axis] + box[axis + 1 :]
+    rows, columns = (slice(first, behind) for first, behind in kept)
+    spacing_mm = scan.spacing_mm[:axis] + scan.spacing_mm[axis + 1 :]
+    extent = [(behind - first) * step for (first, behind), step in zip(kept, spacing_mm, strict=True)]
+    scale = _DRAWN_EDGE / max(extent)
+    height, width = (length * scale for length in extent)
+    drawing = Drawing(width, height, title, "overlay")
+    is_upright = axis == 0  # the other planes have z upwards
+    picture = np.take(gray, index, axis)[rows, columns]
+    png = _png(picture if is_upright else picture[::-1], (height, width), most_bytes)
+    drawing.add("image", width=width, height=height, preserveAspectRatio="none", href=png)
+    for style, labels in (("predicted", scan.predicted), ("reference", scan.reference)):
+        if labels is None:
+            continue
+        cut = np.take(labels, index, axis)[rows, columns]
+        for number_of_class, (name, values) in enumerate(scan.classes.items()):
+            mask = np.isin(cut, values)
+            if mask.any():
+                path = _outline(mask if is_upright else mask[::-1], (height, width), most_bytes // 2)
+                drawing.add("path", f"{style} k{number_of_class % PALETTE_SIZE}", f"{name}, {style}", d=path)
+    return drawing.markup()
+
+
+def _outline(mask: NDArray[np.bool_], size: tuple[float, float], most_bytes: int) -> str:
+    """Path data of the contours of a mask, with less detail or without the smallest pieces where it gets too long."""
+    from skimage import measure
+
+    find_contours: Any = measure.find_contours
+    steps = [length / n for length, n in zip(size, mask.shape, strict=True)]
+    # the center of the first voxel is half a voxel inside, and the mask has a border of one voxel
+    contours = [(contour - 0.5) * steps for contour in find_contours(np.pad(mask, 1).astype(np.float32), 0.5)]
+    for tolerance in _TOLERANCES:
+        pieces = sorted((_piece(contour, tolerance) for contour in contours), key=len, reverse=True)
+        if sum(map(len, pieces)) <= most_bytes:
+            break
+    kept = np.searchsorted(np.cumsum([len(piece) for piece in pieces]), most_bytes, side="right")
+    return "".join(pieces[:kept])
+
+
+def _piece(contour: NDArray[np.float64], tolerance: float) -> str:
+    from skimage import measure
+
+    approximate: Any = measure.approximate_polygon
+    return "M" + "L".join(f"{x:.1f} {y:.1f}" for y, x in approximate(contour, tolerance)) + "Z"
+
+
+def _png(picture: Gray, size: tuple[float, float], most_bytes: int) -> str:
+    """A data URI of the picture with at most as many pixels as it has voxels, and at most as many bytes as allowed."""
+    from PIL import Image
+
+    levels = np.round(picture * (GRAY_LEVELS - 1)) * (255 / (GRAY_LEVELS - 1))
+    whole = Image.fromarray(levels.astype(np.uint8))
+    edge = float(LARGEST_EDGE)
+    while True:
+        factor = edge / max(size)
+        width, height = (max(1, round(length * factor)) for length in (size[1], size[0]))
+        shape = (min(width, whole.width), min(height, whole.height))
+        coded = _encoded(whole.resize(shape, Image.Resampling.BOX) if shape != whole.size else whole)
+        if len(coded) <= most_bytes or edge * _SHRINK < SMALLEST_EDGE:
+            return f"data:image/png;base64,{coded}"
+        edge *= _SHRINK
+
+
+def _encoded(picture: Any) -> str:
+    stream = io.BytesIO()
+    small = picture.quantize(GRAY_LEVELS)
+    small.save(stream, format="PNG", optimize=True)
+    return base64.b64encode(stream.getvalue()).decode("ascii")
