@@ -28,6 +28,23 @@ def choose_device(name: str = "auto") -> tuple[torch.device, str]:
     raise UsageError(f"unknown device {name!r}", where="--device", do="choose auto, cpu, cuda, cuda:N or mps")
 
 
+def choose_devices(name: str = "auto") -> tuple[tuple[torch.device, ...], str]:
+    """The devices that work side by side, and a sentence saying why.
+
+    Args:
+        name: as `choose_device` takes it, but "auto" means all CUDA GPUs; or several of them with commas.
+
+    Raises:
+        UsageError: no such device here.
+    """
+    if name == "auto" and torch.cuda.is_available() and torch.cuda.device_count() > 1:
+        count = torch.cuda.device_count()
+        titles = ", ".join(torch.cuda.get_device_name(number) for number in range(count))
+        return tuple(torch.device("cuda", number) for number in range(count)), f"{count} CUDA GPUs ({titles})"
+    chosen = [choose_device(part.strip()) for part in name.split(",")]
+    return tuple(device for device, _ in chosen), "; ".join(because for _, because in chosen)
+
+
 def use_cores(threads: int | None = None) -> int:
     """Sets torch's threads and returns their number: one per physical core that this process may use.
 

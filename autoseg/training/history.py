@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 from autoseg.core.files import write_atomic
+
+_TAIL_BYTES = 1 << 16  # far more than an epoch's line
 
 
 def append_history(path: Path, entry: dict[str, Any]) -> None:
@@ -27,6 +30,21 @@ def read_history(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             break
     return entries
+
+
+def last_history(path: Path) -> dict[str, Any] | None:
+    """The newest epoch, read from the end of the file; None before the first."""
+    try:
+        with path.open("rb") as stream:
+            stream.seek(max(0, stream.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            lines = stream.read().splitlines(keepends=True)
+    except FileNotFoundError:
+        return None
+    complete = [line for line in lines if line.endswith(b"\n") and line.startswith(b"{")]
+    if not complete:
+        return None
+    entry: dict[str, Any] = json.loads(complete[-1])
+    return entry
 
 
 def truncate_history(path: Path, lines: int) -> None:

@@ -211,7 +211,7 @@ def _checked_record(job: Job) -> RunRecord:
     record = load(RunRecord, job.folder.recipe)
     found = differing(job.recipe, record.asked)
     found += [f"seed: {record.seed} at the start, {job.seed} now"] if record.seed != job.seed else []
-    if record.budget_seconds != job.budget_seconds:
+    if (record.budget_seconds is None) != (job.budget_seconds is None):
         found.append(f"budget: {_seconds(record.budget_seconds)} at the start, {_seconds(job.budget_seconds)} now")
     if (record.train, record.val) != (job.fold.train, job.fold.val):
         found.append("other cases in this fold")

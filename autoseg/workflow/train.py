@@ -2,59 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import torch
 
-from autoseg.core.errors import (
-    AutoSegError,
-    DataRefused,
-    Interrupted,
-    NotEnoughResources,
-)
+from autoseg.core.errors import AutoSegError, Interrupted, NotEnoughResources
 from autoseg.core.progress import Progress, silent
-from autoseg.core.records import load
-from autoseg.core.workspace import RunFolder, Workspace
-from autoseg.launch.devices import choose_device, use_cores
+from autoseg.core.workspace import Workspace
+from autoseg.launch.devices import choose_devices, use_cores
 from autoseg.preprocessing.fill import fill_store
-from autoseg.training.record import RunRecord, RunStatus, differing
-from autoseg.training.splits import Fold, save_folds
-from autoseg.workflow.run_guards import Busy, lease, with_clear_errors
-from autoseg.workflow.run_queue import Queue, QueuedRun, TrainOptions, make_queue, run_status
-from autoseg.workflow.run_setup import Job, check_same_plan, discard
-from autoseg.workflow.training_run import run_job
+from autoseg.training.splits import save_folds
+from autoseg.workflow.previous_stage import fill_previous
+from autoseg.workflow.run_attempt import Assignment, Materials, RunReport, budget_deadline, look_at_done, run_deadline
+from autoseg.workflow.run_crew import Alone, Crew, Team
+from autoseg.workflow.run_guards import Busy
+from autoseg.workflow.run_queue import Queue, QueuedRun, TrainOptions, make_queue
+from autoseg.workflow.run_schedule import Schedule
+from autoseg.workflow.sittings import sitting
+from autoseg.workflow.train_outlook import Outlook, clock_time, outlook
 
-__all__ = ["Queue", "QueuedRun", "RunReport", "TrainOptions", "TrainReport", "make_queue", "train"]
+__all__ = ["Outlook", "Queue", "QueuedRun", "RunReport", "TrainOptions", "TrainReport", "make_queue", "train"]
 
-MOST_READERS = 4
-"""Threads that cut batches, per run (assumption: more only wait for each other)."""
+TELL_SECONDS = 1.0
+"""Between two looks at where every run stands."""
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class RunReport:
-    """What became of a run.
-
-    Attributes:
-        configuration: name.
-        fold: number.
-        folder: of the run.
-        state: "done", "failed", "interrupted" or "busy" (another process has it).
-        status: where it stands; None if it did not get so far.
-        error: what stopped it.
-    """
-
-    configuration: str
-    fold: int
-    folder: str
-    state: str
-    status: RunStatus | None = None
-    error: AutoSegError | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +65,12 @@ def train(
     *,
     store_progress: Progress = silent,
     step_progress: Progress = silent,
+    tell: Callable[[Outlook], None] | None = None,
 ) -> TrainReport:
     """Preprocesses what is missing and trains the queue.
 
-    An interruption or a lack of resources ends the queue; a run that fails by itself does not.
+    An interruption or a lack of resources ends the queue; a run that fails by itself does not. With several devices,
+    as many runs are trained at the same time, each in a process of its own.
 
     Args:
         workspace: with a plan.
@@ -99,15 +78,22 @@ def train(
         check_stop: raises Interrupted when the user wants to stop.
         store_progress: told about preprocessed cases.
         step_progress: told about steps of the present run.
+        tell: told now and then where every run stands and when the whole will end.
+
+    Raises:
+        MissingInput: there is no plan yet, or the dataset is not where it was planned.
+        PlanFault: the plan was made from another fingerprint.
+        UsageError: no such configuration, fold, recipe or device; or the budget was used up before.
     """
     queue = make_queue(workspace, options)
     save_folds(queue.folds, workspace.splits)
     threads = use_cores()
-    device, because = choose_device(options.device)
+    devices, because = choose_devices(options.device)
     _log.info("%s; %d threads", because, threads)
-    trainer = _Trainer(queue, workspace, options, device, check_stop, store_progress, step_progress)
+    deadline = budget_deadline(workspace, queue, options)
+    trainer = _Trainer(queue, workspace, options, devices, check_stop, (store_progress, step_progress, tell), deadline)
     reports, stop = trainer.work_through()
-    return TrainReport(tuple(reports), because, trainer.failures, stop)
+    return TrainReport(reports, because, trainer.materials.failures, stop)
 
 
 @dataclass(slots=True)
@@ -117,110 +103,158 @@ class _Trainer:
     queue: Queue
     workspace: Workspace
     options: TrainOptions
-    device: torch.device
+    devices: tuple[torch.device, ...]
     check_stop: Callable[[], None]
-    store_progress: Progress
-    step_progress: Progress
-    failures: dict[str, str] = field(default_factory=dict)
-    stores: dict[str, Path] = field(default_factory=dict)
-    deadline: float | None = None
+    listeners: tuple[Progress, Progress, Callable[[Outlook], None] | None]
+    deadline: float | None
+    materials: Materials = field(default_factory=Materials)
+    schedule: Schedule = field(init=False)
+    board: _Board = field(init=False)
+    idle_since: float = 0.0
 
-    def work_through(self) -> tuple[list[RunReport], AutoSegError | None]:
+    def __post_init__(self) -> None:
+        self.schedule = Schedule(self.queue.runs)
+        open_runs = sum(run.state != "done" for run in self.queue.runs)
+        self.devices = self.devices[: max(1, open_runs)]
+        self.board = _Board(self.queue, self.schedule, self.deadline, len(self.devices), self.listeners[2])
+        self.idle_since = time.time() - (time.monotonic() - self.options.started)
+
+    def work_through(self) -> tuple[tuple[RunReport, ...], AutoSegError | None]:
         """A report for each run come to, and what stops the command."""
-        if self.options.budget_seconds is not None:
-            spent = sum(_seconds_spent(run.folder) for run in self.queue.runs if run.state == "started")
-            self.deadline = self.options.started + self.options.budget_seconds - spent
-        reports: list[RunReport] = []
+        for run in self.queue.runs:
+            if run.state == "done":
+                self.schedule.settle(look_at_done(run, self.queue))
         try:
-            for name in dict.fromkeys(run.configuration.name for run in self.queue.runs):
+            for name in dict.fromkeys(run.configuration.name for run in self.schedule.open_runs):
                 self._fill_store(name)
-            left = sum(run.state != "done" for run in self.queue.runs)
-            for run in self.queue.runs:
-                reports.append(self._do(run, left))
-                left -= run.state != "done"
-                if isinstance(reports[-1].error, Interrupted | NotEnoughResources) and reports[-1].state != "busy":
-                    return reports, reports[-1].error
         except (Interrupted, NotEnoughResources) as error:
-            return reports, error
-        errors = [report.error for report in reports if report.error is not None]
-        busy = [report.error for report in reports if report.state == "busy"]
-        return reports, errors[0] if len(reports) == 1 and errors else busy[0] if busy else None
+            self.schedule.stop = error
+            return self.schedule.outcome()
+        with self._crew() as crew:
+            while self._hand_out(crew) or crew.is_working:
+                for report in crew.wait():
+                    self.schedule.settle(report)
+                    self.board.settle(report)
+        return self.schedule.outcome()
+
+    def _crew(self) -> Crew:
+        if len(self.devices) == 1:
+            return Alone(self.queue, self.options, self.devices[0], self.check_stop, self._on_step)
+        return Team(self.queue, self.options, self.devices, self._on_step)
+
+    def _on_step(self, run: QueuedRun, done: int, total: int) -> None:
+        self.listeners[1](done, total)
+        self.board.step(run, done, total)
+
+    def _hand_out(self, crew: Crew) -> bool:
+        """Gives runs to whoever is free; whether any was given."""
+        has_given = False
+        try:
+            self.check_stop()
+            while crew.has_room and (run := self.schedule.next_run()) is not None:
+                if not self._is_prepared(run):
+                    continue
+                open_runs, now = self.schedule.open_runs, time.monotonic()
+                until = run_deadline(self.deadline, run, open_runs, len(self.devices), now)
+                self.schedule.start(run)
+                crew.start(Assignment(run, self.idle_since, until), self.materials)
+                self.idle_since = time.time()
+                has_given = True
+        except (Interrupted, NotEnoughResources) as error:
+            self.schedule.stop = self.schedule.stop or error
+            crew.stop()
+        return has_given
+
+    def _is_prepared(self, run: QueuedRun) -> bool:
+        """Whether a cascade has its first stage's label maps; they are made now if they are missing."""
+        own = run.configuration
+        if own.cascade_from is None or own.name in self.materials.previous:
+            return True
+        try:
+            if busy := self.schedule.is_busy_elsewhere(own.cascade_from):
+                raise busy
+            with self._noted(own.name) as progress:
+                self.materials.previous[own.name] = fill_previous(
+                    self.workspace,
+                    self.queue.plan,
+                    own,
+                    self.queue.folds,
+                    self.materials.stores[own.name],
+                    self.devices[0],
+                    progress,
+                )
+        except Busy as error:
+            self.schedule.give_up(own.name, error)
+        except (Interrupted, NotEnoughResources):
+            raise
+        except AutoSegError as error:
+            _log.error("%s cannot be trained: %s", own.name, error)
+            self.schedule.give_up(own.name, error)
+        return own.name in self.materials.previous
 
     def _fill_store(self, name: str) -> None:
-        runs = self.queue.open_runs(name)
-        if not runs:
-            return
-
-        def progress(done: int, total: int) -> None:
-            self.store_progress(done, total)
-            self.check_stop()
-
-        result = fill_store(
-            self.queue.dataset,
-            self.queue.plan,
-            runs[0].configuration,
-            self.queue.fingerprint,
-            self.workspace,
-            jobs=self.options.jobs,
-            progress=progress,
-        )
-        self.stores[name] = result.folder
-        self.failures.update(result.failures)
-
-    def _do(self, run: QueuedRun, left: int) -> RunReport:
-        """Does one run; every error that concerns it alone ends up in its report."""
-        report = RunReport(run.configuration.name, run.number, str(run.folder.root), "done")
-        try:
-            if run.state == "done":
-                return replace(report, status=self._finished(run))
-            with lease(run.folder):
-                if self.options.is_fresh:
-                    discard(run.folder)
-                return replace(report, status=with_clear_errors(run_job, self._job(run, left)))
-        except Busy as error:
-            return replace(report, state="busy", error=error)
-        except Interrupted as error:
-            return replace(report, state="interrupted", status=run_status(run.folder), error=error)
-        except AutoSegError as error:
-            _log.error("%s fold %d failed: %s", run.configuration.name, run.number, error)
-            return replace(report, state="failed", status=run_status(run.folder), error=error)
-
-    def _finished(self, run: QueuedRun) -> RunStatus | None:
-        check_same_plan(self.queue.plan, run.configuration, run.folder)
-        changes = differing(self.queue.recipe, load(RunRecord, run.folder.recipe).asked)
-        if changes:
-            _log.warning(
-                "%s fold %d is done, with another recipe (%s); --fresh trains it again",
-                run.configuration.name,
-                run.number,
-                "; ".join(changes),
+        with self._noted(name) as progress:
+            result = fill_store(
+                self.queue.dataset,
+                self.queue.plan,
+                self.queue.plan.configurations[name],
+                self.queue.fingerprint,
+                self.workspace,
+                jobs=self.options.jobs,
+                progress=progress,
             )
-        return run_status(run.folder)
+        self.materials.stores[name] = result.folder
+        self.materials.failures.update(result.failures)
 
-    def _job(self, run: QueuedRun, left: int) -> Job:
-        fold = Fold(*(tuple(n for n in side if n not in self.failures) for side in (run.fold.train, run.fold.val)))
-        if not fold.train:
-            raise DataRefused("no case is left to train on", where=str(run.folder.root), do="see the failed cases")
-        now = time.monotonic()
-        return Job(
-            plan=self.queue.plan,
-            configuration=run.configuration,
-            dataset=self.queue.dataset,
-            number=run.number,
-            fold=fold,
-            folder=run.folder,
-            store=self.stores[run.configuration.name],
-            recipe=self.queue.recipe,
-            seed=self.options.seed,
-            device=self.device,
-            budget_seconds=self.options.budget_seconds,
-            deadline=None if self.deadline is None else now + (self.deadline - now) / left,
-            readers=min(MOST_READERS, self.options.jobs),
-            check_stop=self.check_stop,
-            progress=self.step_progress,
-        )
+    @contextmanager
+    def _noted(self, configuration: str) -> Iterator[Progress]:
+        """Progress of work that all runs of a configuration share; it counts for the budget and can be stopped."""
+        folder = self.workspace.run(configuration, 0).root.parent
+        with contextlib.ExitStack() as stack:
+            beat = None
+            if self.options.budget_seconds is not None:
+                beat = stack.enter_context(sitting(folder, self.idle_since))
+
+            def progress(done: int, total: int) -> None:
+                self.listeners[0](done, total)
+                self.check_stop()
+                if beat is not None:
+                    beat()
+
+            yield progress
+        self.idle_since = time.time()
 
 
-def _seconds_spent(folder: RunFolder) -> float:
-    status = run_status(folder)
-    return status.seconds if status is not None else 0.0
+@dataclass(slots=True)
+class _Board:
+    """Tells now and then where every run stands, and after each run when the whole will end."""
+
+    queue: Queue
+    schedule: Schedule
+    deadline: float | None
+    devices: int
+    tell: Callable[[Outlook], None] | None
+    at_work: dict[tuple[str, int], tuple[int, int]] = field(default_factory=dict)
+    told_at: float = 0.0
+
+    def step(self, run: QueuedRun, done: int, total: int) -> None:
+        """Notes the steps of a run at work."""
+        self.at_work[run.configuration.name, run.number] = (done, total)
+        if self.tell is not None and time.monotonic() - self.told_at >= TELL_SECONDS:
+            self.told_at = time.monotonic()
+            self.tell(self._outlook())
+
+    def settle(self, report: RunReport) -> None:
+        """Says how many runs are done and when the last will be."""
+        self.at_work.pop((report.configuration, report.fold), None)
+        now = self._outlook()
+        done = sum(own.state == "done" for own in self.schedule.reports.values())
+        end = f"; the whole ends about {clock_time(now.ends_at)}" if now.ends_at else ""
+        if len(self.queue.runs) > 1:
+            _log.info("%d of %d runs done%s", done, len(self.queue.runs), end)
+        if self.tell is not None:
+            self.tell(now)
+
+    def _outlook(self) -> Outlook:
+        settled = {(own.configuration, own.fold): own.state for own in self.schedule.reports.values()}
+        return outlook(self.queue, settled, self.at_work, self.deadline, self.devices)

@@ -27,6 +27,8 @@ from autoseg.training.record import RunRecord, RunStatus
 from autoseg.workflow.decide import PlanOptions
 from autoseg.workflow.fold_validation import FoldScores
 from autoseg.workflow.plan import plan_dataset
+from autoseg.workflow.run_attempt import budget_deadline, run_deadline
+from autoseg.workflow.sittings import SITTINGS_FILE, Sitting, Sittings, read_sittings, wall_seconds
 from autoseg.workflow.train import TrainOptions, TrainReport, make_queue, train
 from tests.preprocessing.tiny_dataset import write_tiny_dataset
 
@@ -214,13 +216,62 @@ def test_a_2d_configuration_and_other_augmentations_train(workspace, options, tm
     assert only_run(train(workspace, chosen, never)).state == "done"
 
 
-def test_a_budget_is_kept_and_used(workspace, options):
-    begin = time.monotonic()
-    report = train(workspace, replace(options, budget_seconds=12.0, started=begin), never)
-    seconds = time.monotonic() - begin
+def test_a_budget_chooses_the_epochs_and_is_noted(workspace, options):
+    report = train(workspace, replace(options, budget_seconds=3.0), never)
     assert only_run(report).state == "done"
-    assert 8.0 <= seconds <= 12.4
-    assert load(RunRecord, workspace.run("3d_fullres", 0).recipe).recipe.epochs >= 10
+    record = load(RunRecord, workspace.run("3d_fullres", 0).recipe)
+    assert record.budget_seconds == 3.0
+    assert "s are left for training" in record.decisions[-1]
+    folder = workspace.run("3d_fullres", 0).root
+    assert wall_seconds(read_sittings(folder), float("inf")) > 0.0
+    assert read_sittings(folder.parent)  # preparing the cases counts as well
+
+
+def test_a_budget_counts_earlier_sittings_and_a_larger_one_goes_on(workspace, options):
+    chosen = replace(options, folds=(0, 1), budget_seconds=500.0, epochs=1)
+    folder = workspace.run("3d_fullres", 0).root
+    now = time.time()
+    save(Sittings((Sitting(now - 900.0, now - 600.0), Sitting(now - 400.0, now - 150.0))), folder / SITTINGS_FILE)
+    with pytest.raises(UsageError, match="550 s were spent"):
+        train(workspace, chosen, never)
+    queue = make_queue(workspace, chosen)
+    larger = replace(chosen, budget_seconds=800.0)
+    left = budget_deadline(workspace, queue, larger) - larger.started
+    assert left == pytest.approx(250.0, abs=1e-3)
+    fresh = replace(chosen, is_fresh=True)
+    assert budget_deadline(workspace, queue, fresh) - fresh.started == 500.0
+    assert budget_deadline(workspace, queue, replace(chosen, budget_seconds=None)) is None
+
+
+def test_a_run_begun_under_a_budget_goes_on_under_another(workspace, options):
+    progress, check = stop_at(1)
+    report = train(workspace, replace(options, budget_seconds=60.0), check, step_progress=progress)
+    assert only_run(report).state == "interrupted"
+    later = replace(options, budget_seconds=63.0, started=time.monotonic() - 60.0)
+    assert only_run(train(workspace, later, never)).state == "done"
+
+
+def test_open_runs_share_what_is_left(workspace, options):
+    runs = list(make_queue(workspace, replace(options, folds=())).runs)
+    assert run_deadline(None, runs[0], runs, 1, now=0.0) is None
+    save(Sittings((Sitting(0.0, 100.0),)), runs[1].folder.root / SITTINGS_FILE)
+    # 100 s were spent on the second of four runs, 300 s are left: each comes to 100 s
+    assert run_deadline(1300.0, runs[0], runs, 1, now=1000.0) == pytest.approx(1100.0)
+    assert run_deadline(1300.0, runs[1], runs, 1, now=1000.0) == pytest.approx(1000.0)
+    # the three others on two devices: two rounds
+    others = [runs[0], runs[2], runs[3]]
+    assert run_deadline(1300.0, runs[0], others, 2, now=1000.0) == pytest.approx(1150.0)
+    assert run_deadline(1300.0, runs[0], others, 2, now=1400.0) == 1400.0
+
+
+def test_a_done_run_of_other_folds_is_not_taken_for_done(workspace, options):
+    train(workspace, replace(options, epochs=1), never)
+    fold = make_queue(workspace, options).folds[0]
+    swapped = [{"train": [*fold.val, *fold.train[1:]], "val": [fold.train[0]]}]
+    workspace.splits.write_text(json.dumps(swapped))
+    report = train(workspace, replace(options, epochs=1), never)
+    assert "other cases in this fold" in str(report.stop)
+    assert report.exit_code == 2
 
 
 def test_a_budget_that_is_over_ends_with_a_note(workspace, options):
