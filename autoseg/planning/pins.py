@@ -9,6 +9,7 @@ from typing import Any
 
 from autoseg.core.choices import choose
 from autoseg.core.errors import PlanFault
+from autoseg.images.normalize import NORMALIZATIONS
 
 _POSITIVE = "positive integers"
 _NUMBERS = "positive numbers"
@@ -38,7 +39,6 @@ CONFIGURATION_PINS = {
 CONFIGURATION_NAMES = ("2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres")
 _SCALARS = {"batch_size", "batch_dice", "lateral_axis"}
 _PER_AXIS = {"patch_size"}
-_NORMALIZATIONS = ("zscore", "ct", "none", "rescale_0_1", "rgb_0_1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,7 @@ def _checked(name: str, value: Any, faults: list[str]) -> Any:
 
 def _fits(name: str, kind: str, items: list[Any]) -> bool:
     if name == "normalization":
-        return all(item in _NORMALIZATIONS for item in items)
+        return all(item in NORMALIZATIONS for item in items)
     if name == "lateral_pairs":
         return all(_is_pair_of_names(item) for item in items)
     if kind == _FLAGS:
