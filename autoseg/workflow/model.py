@@ -5,15 +5,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from autoseg.core.errors import IntegrityRefusal, UsageError
+from autoseg.core.errors import IntegrityRefusal, PlanFault, UsageError
 from autoseg.core.geometry import Geometry
 from autoseg.core.progress import Progress, silent
+from autoseg.core.workspace import RunFolder
 from autoseg.datasets.labels import to_file_values
 from autoseg.images.volume import Volume
 from autoseg.inference.ensemble import Ensemble, EnsembleMember
@@ -24,9 +25,11 @@ from autoseg.networks.build import build_network
 from autoseg.planning.lateral import lateral_swap
 from autoseg.planning.plan import Plan
 from autoseg.preprocessing.prepare import preparation_of
+from autoseg.workflow.bundle import BUNDLE_ENDING, find_bundle_model
 from autoseg.workflow.model_files import Member, ModelFiles, Weights
+from autoseg.workflow.nnunet_model import find_nnunet_model, looks_like_nnunet
 from autoseg.workflow.prediction_records import PredictorOptions
-from autoseg.workflow.run_models import find_run_model
+from autoseg.workflow.run_models import find_run_model, work_folder_of
 
 _log = logging.getLogger(__name__)
 
@@ -37,7 +40,8 @@ def find_model(path: Path, configuration: str | None = None, folds: Sequence[int
     """The model that `path` stands for.
 
     Args:
-        path: a dataset's folder, its work folder (what was selected predicts), or one run.
+        path: a dataset's folder, its work folder (what was selected predicts), one run, a bundle, or a model of
+            nnU-Net v2 (results folder or zip).
         configuration: this one alone; by default what was selected, else 3d_fullres, else the best by Dice.
         folds: which ones; by default those selected, else all that were trained.
 
@@ -45,8 +49,23 @@ def find_model(path: Path, configuration: str | None = None, folds: Sequence[int
         MissingInput: there is no trained model.
         UsageError: the configuration or a fold is not there, or the selection is out of date.
         PlanFault: its networks were trained with plans that do not fit together.
+        IntegrityRefusal: a file is damaged, or not safe to read.
     """
+    origin = origin_of(path)
+    if origin == "nnU-Net v2":
+        return find_nnunet_model(path, configuration, folds)
+    if origin == "bundle":
+        return find_bundle_model(path, configuration, tuple(folds))
     return find_run_model(path, configuration, folds)
+
+
+def origin_of(path: Path) -> Literal["runs", "bundle", "nnU-Net v2"]:
+    """What kind of model a path leads to, if to any; own runs go before models of others further down."""
+    if path.is_file():
+        is_other = path.suffix != BUNDLE_ENDING and looks_like_nnunet(path)
+        return "nnU-Net v2" if is_other else "bundle"
+    has_runs = RunFolder(path).checkpoint.is_dir() or (work_folder_of(path).root / "runs").is_dir()
+    return "nnU-Net v2" if not has_runs and looks_like_nnunet(path) else "runs"
 
 
 def make_ensemble(files: ModelFiles, options: PredictorOptions) -> Ensemble:
@@ -56,6 +75,7 @@ def make_ensemble(files: ModelFiles, options: PredictorOptions) -> Ensemble:
         UsageError: there is no such device.
         IntegrityRefusal: stored weights do not match their hash, or are of another network.
     """
+    _refuse_other_axes(files)
     device, why = choose_device(options.device)
     _log.info(why)
     members = tuple(_ensemble_member(member, options, device) for member in files.members)
@@ -65,6 +85,15 @@ def make_ensemble(files: ModelFiles, options: PredictorOptions) -> Ensemble:
         for name, stage in files.stages.items()
     }
     return Ensemble(members, files.plan.labels, stages, files.postprocessing, options.scratch)
+
+
+def _refuse_other_axes(files: ModelFiles) -> None:
+    """Raises PlanFault if members turn images differently, as probabilities could not be added up."""
+    orders = {member.plan.axis_order for member in files.members}
+    if len(orders) > 1:
+        raise PlanFault(
+            "the configurations of this model turn images differently", do="choose one of them with --configuration"
+        )
 
 
 def _ensemble_member(member: Member, options: PredictorOptions, device: torch.device) -> EnsembleMember:
@@ -143,7 +172,7 @@ def load_model(
     """A trained model, ready to segment arrays.
 
     Args:
-        path: a dataset's folder, its work folder, or one run.
+        path: a dataset's folder, its work folder, one run, a bundle, or a model of nnU-Net v2.
         configuration: this one alone; by default what was selected, else 3d_fullres, else the best by Dice.
         folds: which ones are averaged; by default those selected, else all that were trained.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from autoseg.fingerprint.typical import Typical
 from autoseg.inference.postprocess import PostprocessingStep
 from autoseg.planning.plan import Configuration, Plan
 
@@ -65,6 +66,7 @@ class ModelFiles:
         stages: first stages of the cascades among the members, by the name of their own configuration (the cascades'
             `cascade_from`).
         postprocessing: what is done to every predicted label map.
+        typical: what is usual for the cases trained on, by property; empty where that is not known.
     """
 
     name: str
@@ -72,6 +74,7 @@ class ModelFiles:
     members: tuple[Member, ...]
     stages: dict[str, Member]
     postprocessing: tuple[PostprocessingStep, ...] = ()
+    typical: dict[str, Typical] = field(default_factory=dict)
 
     @property
     def plan(self) -> Plan:
