@@ -1,0 +1,83 @@
+"""The examples of `docs/extending.md` are kinds like those that are there: they satisfy the same laws."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from autoseg.augmentation.spec import AugmentationSpec
+from autoseg.core.workspace import Workspace
+from autoseg.images.normalize import NORMALIZATIONS
+from autoseg.networks.build import NETWORKS, build_network
+from autoseg.planning.plan import NetworkSpec
+from tests.docs.markdown import blocks
+from tests.preprocessing.tiny_dataset import write_tiny_dataset
+
+SPEC = NetworkSpec("gated_unet", 3, (4, 8), ((3,) * 3,) * 2, ((1,) * 3, (2,) * 3), (1, 1), (1,))
+
+
+@pytest.fixture(scope="module")
+def examples(repository):
+    """Everything that the Python blocks of the page define."""
+    names: dict[str, object] = {}
+    found = [block for block in blocks(repository / "docs" / "extending.md") if block.language == "python"]
+    assert len(found) == 3
+    for block in found:
+        exec(compile(block.text, f"{block.page}:{block.line}", "exec"), names)
+    return names
+
+
+def test_the_normalization_gives_zero_to_one_and_survives_a_constant_image(examples):
+    normalize = examples["percentiles"]
+    image = np.random.default_rng(0).normal(50, 20, (4, 5, 6)).astype(np.float32)
+    before = image.copy()
+    result = normalize(image, None, None)
+    assert (result.min(), result.max()) == (0, 1)
+    assert result.dtype == np.float32
+    assert (image == before).all()
+    assert np.isfinite(normalize(np.full((2, 2, 2), 7, np.float32), None, None)).all()
+    mask = image > 60
+    assert not np.array_equal(normalize(image, mask, None), result)
+
+
+def test_a_new_normalization_can_be_pinned_and_is_planned(examples, monkeypatch, tmp_path):
+    from autoseg.workflow.decide import PlanOptions
+    from autoseg.workflow.plan import plan_dataset
+
+    monkeypatch.setitem(NORMALIZATIONS, "percentiles", examples["percentiles"])
+    write_tiny_dataset(tmp_path / "data")
+    pins = tmp_path / "pins.yaml"
+    pins.write_text("normalization: [percentiles]\n")
+    planned = plan_dataset(tmp_path / "data", Workspace(tmp_path / "work"), PlanOptions(pins=pins), jobs=1)
+    assert planned.plan.configurations["3d_fullres"].normalization == ("percentiles",)
+
+
+def test_the_transform_makes_holes_that_depend_on_the_generator_alone(examples):
+    spec = AugmentationSpec((8, 8), (8, 8), 0.0, False, (), ())
+    image, labels = torch.randn(40, 1, 8, 8), torch.zeros(40, 8, 8, dtype=torch.int16)
+    first, second = (
+        examples["augment_with_holes"](image, labels, spec, torch.Generator().manual_seed(5)) for _ in range(2)
+    )
+    assert torch.equal(first[0], second[0])
+    assert first[0].shape == image.shape
+    constant_rows = (first[0].diff(dim=-1) == 0).flatten(1).any(1).float().mean().item()
+    assert 0.02 < constant_rows < 0.6
+    hole = torch.zeros(1, 8, 8)
+    hole[0, 0, 0] = 64.0
+    examples["apply_hole"](hole, (4, 4))
+    assert torch.equal(hole[0, 4:6, 4:6], torch.ones(2, 2))
+    assert hole.count_nonzero() == 5
+
+
+@pytest.mark.parametrize("dimensions", [2, 3])
+def test_the_network_answers_in_the_image_s_shape(examples, monkeypatch, dimensions):
+    monkeypatch.setitem(NETWORKS, "gated_unet", examples["gated_unet"])
+    edges = ((1,) * dimensions, (2,) * dimensions)
+    spec = replace(SPEC, dimensions=dimensions, kernel_sizes=((3,) * dimensions,) * 2, strides=edges)
+    network = build_network(spec, 2, 3)
+    image = torch.randn(1, 2, *(8,) * dimensions)
+    assert network(image).shape == (1, 3, *(8,) * dimensions)
+    assert [len(logits) for logits in network(image, deep_supervision=True)] == [1]
+    network(image).sum().backward()
+    assert network.encoder.gate.weight.grad is not None
