@@ -55,6 +55,12 @@ class DataRefused(AutoSegError):
     exit_code = 3
 
 
+class LeakingFolds(DataRefused):
+    """The same image is trained on and validated with, under two names, so that scores would be too good."""
+
+    code = "E0209"
+
+
 class UnreadableFile(AutoSegError):
     """A file is damaged, truncated, of an unsupported kind, or its header cannot be true."""
 

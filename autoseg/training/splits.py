@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.core.errors import RecordFault
+from autoseg.core.errors import LeakingFolds, RecordFault, UsageError
 from autoseg.core.files import write_atomic
 from autoseg.core.records import from_json, to_json
+from autoseg.training.grouping import RARE_BELOW, SplitFacts, spread, units_of
 
 FOLDS = 5
 SPLIT_SEED = 12345
@@ -33,10 +34,17 @@ class Fold:
     val: tuple[str, ...]
 
 
-def make_folds(identifiers: Collection[str]) -> tuple[Fold, ...]:
+_NOTHING_KNOWN = SplitFacts(images={}, classes={})
+
+
+def make_folds(identifiers: Collection[str], count: int = FOLDS) -> tuple[Fold, ...]:
     """Five folds of shuffled cases, equal to nnU-Net's; as many folds as cases if there are fewer than five.
 
     A single case is its own fold: trained on, nothing left to validate with.
+
+    Args:
+        identifiers: of the cases.
+        count: of folds, if there are as many cases.
 
     Source: nnU-Net v2 utilities/crossval_split.py (scikit-learn's KFold, shuffled with seed 12345, over sorted cases).
     """
@@ -45,30 +53,54 @@ def make_folds(identifiers: Collection[str]) -> tuple[Fold, ...]:
         return (Fold((str(names[0]),), ()),)
     shuffled = np.arange(len(names))
     np.random.RandomState(SPLIT_SEED).shuffle(shuffled)
-    parts = np.array_split(shuffled, min(FOLDS, len(names)))  # the first n % k parts are one longer, as in KFold
+    parts = np.array_split(shuffled, min(count, len(names)))  # the first n % k parts are one longer, as in KFold
     return tuple(_fold(names, np.isin(np.arange(len(names)), part)) for part in parts)
 
 
+def make_chosen_folds(identifiers: Collection[str], facts: SplitFacts) -> tuple[Fold, ...]:
+    """The folds that the user asked for: nnU-Net's, or ones that keep groups together and spread rare classes.
+
+    There are as many folds as groups if there are fewer than five; a single group is trained on, and nothing is left
+    to validate with.
+    """
+    if not facts.are_chosen:
+        return make_folds(identifiers)
+    units = units_of(facts, identifiers)
+    if len(units) == 1:
+        return (Fold(units[0], ()),)
+    parts = spread(units, facts.classes, min(FOLDS, len(units)), SPLIT_SEED)
+    return tuple(Fold(tuple(sorted(set(identifiers) - set(part))), part) for part in parts)
+
+
 def settle_folds(
-    usable: Collection[str], refused: Collection[str], dataset_folder: Path, work_file: Path
+    usable: Collection[str],
+    refused: Collection[str],
+    dataset_folder: Path,
+    work_file: Path,
+    facts: SplitFacts = _NOTHING_KNOWN,
 ) -> tuple[Fold, ...]:
-    """The folds of a dataset: the user's if there are any, else nnU-Net's. Writes nothing.
+    """The folds of a dataset: the user's if there are any, else nnU-Net's or grouped ones. Writes nothing.
 
     Args:
         usable: identifiers of the cases that passed the check.
         refused: identifiers of labeled cases that did not; they are taken out of the user's folds with a warning.
         dataset_folder: searched for `USER_FILES`.
         work_file: `splits.json` of the work folder; if somebody edited it, it counts as the user's.
+        facts: about the cases.
 
     Raises:
         RecordFault: the user's folds name unknown cases or train on what they validate.
+        LeakingFolds: an image would be trained on and validated with; in folds of the user this is a warning.
+        UsageError: the work folder has other folds than `facts` ask for, which were not made here.
     """
     for name in USER_FILES:
         if (dataset_folder / name).is_file() and (dataset_folder / name) != work_file:
             folds = read_folds(dataset_folder / name, usable, refused)
             _log.info("folds: %d of your %s", len(folds), name)
-            return folds
-    return _kept_or_new(usable, refused, work_file)
+            if facts.are_chosen:
+                _log.warning("folds: your %s wins; --group-by and --stratify change nothing", name)
+            return _warned(folds, facts)
+    return _kept_or_new(usable, refused, work_file, facts)
 
 
 def save_folds(folds: Sequence[Fold], path: Path) -> None:
@@ -106,25 +138,81 @@ def folds_record(folds: Sequence[Fold]) -> list[dict[str, list[str]]]:
     return [{"train": list(fold.train), "val": list(fold.val)} for fold in folds]
 
 
-def _kept_or_new(usable: Collection[str], refused: Collection[str], work_file: Path) -> tuple[Fold, ...]:
-    if work_file.exists() and not _was_made_here(work_file):
-        return read_folds(work_file, usable, refused)
-    folds = make_folds(usable)
-    if len(folds) == 1:
-        _log.warning("folds: there is one case; it is trained on, and no validation is possible")
+def _kept_or_new(
+    usable: Collection[str], refused: Collection[str], work_file: Path, facts: SplitFacts
+) -> tuple[Fold, ...]:
+    folds = make_chosen_folds(usable, facts)
+    if work_file.exists() and not _was_made_here(work_file, facts):
+        kept = read_folds(work_file, usable, refused)
+        if facts.are_chosen and kept != folds:
+            raise UsageError(
+                "the work folder has other folds than --group-by or --stratify would make",
+                where=str(work_file),
+                why="it was edited, or made with other options",
+                do="leave these options out to keep its folds, or delete the file to have new ones",
+            )
+        return _warned(kept, facts)
+    for fold, same in _leaks(folds, facts):
+        raise LeakingFolds(
+            f"{' and '.join(same)} are the same image, on both sides of fold {fold}",
+            where="E0208 in check.json lists every such image",
+            why="what a network was trained on says nothing about how good it is",
+            do="remove all but one, or keep them on one side: train with --group-by '.+'",
+        )
+    if not folds[0].val:
+        what = "one group" if len(usable) > 1 else "one case"
+        _log.warning("folds: there is %s; it is trained on, and no validation is possible", what)
+    elif facts.are_chosen:
+        _log.info("folds: %d cases in %d folds, rare classes spread, groups together", len(usable), len(folds))
     else:
         _log.info("folds: %d cases in %d folds, shuffled with nnU-Net's seed", len(usable), len(folds))
+        _warn_of_rare_classes(folds, facts)
     return folds
 
 
-def _was_made_here(work_file: Path) -> bool:
+def _leaks(folds: Sequence[Fold], facts: SplitFacts) -> Iterator[tuple[int, tuple[str, str]]]:
+    """Pairs of cases with the same image on both sides of a fold."""
+    for number, fold in enumerate(folds):
+        trained = {image: name for name in fold.train if (image := facts.images.get(name))}
+        for name in fold.val:
+            if (image := facts.images.get(name)) in trained:
+                yield number, (name, trained[str(image)])
+
+
+def _warned(folds: tuple[Fold, ...], facts: SplitFacts) -> tuple[Fold, ...]:
+    """Folds of the user, with a warning if their scores will be too good."""
+    for fold, same in list(_leaks(folds, facts))[:1]:
+        _log.warning(
+            "folds: %s are the same image, on both sides of fold %d; its scores are too good", " and ".join(same), fold
+        )
+    return folds
+
+
+def _warn_of_rare_classes(folds: Sequence[Fold], facts: SplitFacts) -> None:
+    total = len(facts.classes)
+    for label in sorted({name for own in facts.classes.values() for name in own}):
+        cases = {name for name, own in facts.classes.items() if label in own}
+        without = [str(number) for number, fold in enumerate(folds) if not cases & set(fold.val)]
+        if without and len(cases) < RARE_BELOW * total:
+            _log.warning(
+                "folds: %s is in %d of %d cases, and fold %s validates none; --stratify spreads them, which gives "
+                "other folds than nnU-Net's",
+                label,
+                len(cases),
+                total,
+                ", ".join(without),
+            )
+
+
+def _was_made_here(work_file: Path, facts: SplitFacts) -> bool:
     """Whether a file equals the folds made of exactly the cases it names; then it may follow when cases change."""
     try:
         content = json.loads(work_file.read_bytes())
         names = {name for fold in content for name in (*fold["train"], *fold["val"])}
     except (ValueError, KeyError, TypeError):
         return False
-    return bool(names) and content == folds_record(make_folds(names))
+    made = [make_folds] if not facts.are_chosen else [make_folds, lambda own: make_chosen_folds(own, facts)]
+    return bool(names) and any(content == folds_record(make(names)) for make in made)
 
 
 def _fold(names: NDArray[np.str_], is_validation: NDArray[np.bool_]) -> Fold:

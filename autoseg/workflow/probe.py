@@ -8,23 +8,24 @@ from autoseg.launch.devices import choose_device, use_cores
 from autoseg.launch.precision import native_types, step_seconds
 from autoseg.networks.build import build_network
 from autoseg.planning.plan import Configuration, Plan
-from autoseg.training.recipe import load_recipe
+from autoseg.training.recipe import Recipe, load_recipe
 from autoseg.training.step import Compute
 
 PROBE_SECONDS = 0.4
 """A patch whose step takes this long is large enough to extrapolate from, in proportion to the voxels (assumption)."""
 
 
-def seconds_per_epoch(plan: Plan, name: str, device_name: str) -> float:
+def seconds_per_epoch(plan: Plan, name: str, device_name: str, recipe: Recipe | None = None) -> float:
     """Seconds that the training steps and the quick validation of an epoch take, extrapolated from one step.
 
     Args:
         plan: with the configuration.
         name: of the configuration.
         device_name: as `--device` has it.
+        recipe: how long an epoch is; default: the preset's.
     """
     configuration = plan.configurations[name]
-    recipe = load_recipe("cpu" if plan.preset == "cpu" else "default")
+    recipe = recipe or load_recipe("cpu" if plan.preset == "cpu" else "default")
     per_voxel = _seconds_per_voxel(plan, configuration, device_name)
     step = per_voxel * math.prod(configuration.patch_size) * configuration.batch_size
     forward_share = 1 / 3  # a backward pass costs about two forward passes

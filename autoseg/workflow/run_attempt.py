@@ -236,6 +236,7 @@ def _job(
         check_stop=_never,
         progress=progress,
         previous=materials.previous.get(run.configuration.name),
+        probabilities_gib=options.probabilities_gib,
     )
 
 

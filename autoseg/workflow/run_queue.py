@@ -15,9 +15,11 @@ from autoseg.core.workspace import RunFolder, Workspace
 from autoseg.datasets.model import Dataset
 from autoseg.fingerprint.model import Fingerprint
 from autoseg.planning.plan import Configuration, Plan
+from autoseg.training.grouping import SplitFacts, case_groups
 from autoseg.training.recipe import Recipe, load_recipe
 from autoseg.training.record import RunStatus
 from autoseg.training.splits import Fold, settle_folds
+from autoseg.workflow.fold_validation import PROBABILITIES_GIB
 from autoseg.workflow.preprocess import load_planned
 
 _log = logging.getLogger(__name__)
@@ -37,8 +39,11 @@ class TrainOptions:
         started: `time.monotonic()` at which the command started; the budget counts from there.
         is_fresh: whether runs that exist are discarded.
         seed: of everything random.
-        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps", or several of them with commas; "auto" means all GPUs.
         jobs: worker processes for preprocessing, and threads that cut batches.
+        group_by: regular expression or CSV file that says which cases belong together, or None.
+        is_stratified: whether cases with rare classes are spread over the folds.
+        probabilities_gib: disk for the kept out-of-fold probabilities of all runs together.
     """
 
     configurations: tuple[str, ...] = ()
@@ -52,6 +57,9 @@ class TrainOptions:
     seed: int = 0
     device: str = "auto"
     jobs: int = 1
+    group_by: str | None = None
+    is_stratified: bool = False
+    probabilities_gib: float = PROBABILITIES_GIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,9 +122,7 @@ def make_queue(workspace: Workspace, options: TrainOptions) -> Queue:
     dataset, fingerprint, plan = load_planned(workspace)
     named = options.recipe or ("cpu" if plan.preset == "cpu" else "default")
     recipe = load_recipe(named, epochs=options.epochs, steps=options.steps)
-    usable = {case.identifier for case in fingerprint.cases}
-    refused = {case.identifier for case in dataset.cases} - usable
-    folds = settle_folds(usable, refused, Path(dataset.root), workspace.splits)
+    folds = _folds(workspace, dataset, fingerprint, options)
     numbers = _chosen_folds(options.folds, len(folds))
     configurations = _chosen(plan, options.configurations)
     runs = [
@@ -137,6 +143,26 @@ def run_status(folder: RunFolder) -> RunStatus | None:
         return load(RunStatus, folder.state)
     except (MissingInput, RecordFault):
         return None
+
+
+def _folds(workspace: Workspace, dataset: Dataset, fingerprint: Fingerprint, options: TrainOptions) -> tuple[Fold, ...]:
+    names = dataset.labels.foreground
+    usable = {case.identifier for case in fingerprint.cases}
+    facts = SplitFacts(
+        images={case.identifier: case.content[: len(case.content) // 2] for case in fingerprint.cases},
+        classes={
+            case.identifier: frozenset(
+                name
+                for name in names
+                if any((case.class_voxels or {}).get(str(v)) for v in dataset.labels.classes[name])
+            )
+            for case in fingerprint.cases
+        },
+        groups=None if options.group_by is None else case_groups(options.group_by, usable),
+        is_stratified=options.is_stratified,
+    )
+    refused = {case.identifier for case in dataset.cases} - usable
+    return settle_folds(usable, refused, Path(dataset.root), workspace.splits, facts)
 
 
 def _chosen_folds(asked: Sequence[int], count: int) -> Sequence[int]:

@@ -32,6 +32,7 @@ from autoseg.training.splits import Fold
 from autoseg.training.step import Compute, TrainingState, start_state
 from autoseg.workflow.fold_validation import (
     LARGEST_VALIDATION_SHARE,
+    PROBABILITIES_GIB,
     Forecast,
     case_size,
     make_predictor,
@@ -70,6 +71,7 @@ class Job:
         check_stop: raises Interrupted when the user wants to stop.
         progress: told about the steps done.
         previous: folder of the first stage's label maps, as `fill_previous` returns it; None without a cascade.
+        probabilities_gib: disk for the kept out-of-fold probabilities of all runs together.
     """
 
     plan: Plan
@@ -88,6 +90,7 @@ class Job:
     check_stop: Callable[[], None]
     progress: Progress = silent
     previous: Path | None = None
+    probabilities_gib: float = PROBABILITIES_GIB
 
     @property
     def title(self) -> str:

@@ -308,6 +308,7 @@ def _validate(run: Run, clock: _RunClock) -> RunStatus:
             job.folder.validation,
             planned,
             may_start=_CaseClock(job, planned),
+            probabilities_gib=job.probabilities_gib,
         )
         late = len(scores.left_out) - len(planned.left_out)
         more = [f"{late} more cases were not validated, for lack of time"] if late else []

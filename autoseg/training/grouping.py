@@ -1,0 +1,149 @@
+"""Which cases belong together, and folds that keep them on one side and spread rare classes."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from autoseg.core.errors import MissingInput, RecordFault, UsageError
+
+RARE_BELOW = 0.5
+"""A class in less than this share of the cases is spread over the folds (assumption: others spread by themselves)."""
+
+
+@dataclass(frozen=True, slots=True)
+class SplitFacts:
+    """What is known about the cases of a dataset beside their names.
+
+    Attributes:
+        images: hash of the image by case; empty where it is not known. Cases with equal hashes show the same image.
+        classes: foreground classes that occur in a case.
+        groups: name of the group of each case (a patient, say), or None if each case stands for itself.
+        is_stratified: whether the user wants rare classes spread, cases not being grouped.
+    """
+
+    images: Mapping[str, str]
+    classes: Mapping[str, frozenset[str]]
+    groups: Mapping[str, str] | None = None
+    is_stratified: bool = False
+
+    @property
+    def are_chosen(self) -> bool:
+        """Whether the user wants other folds than nnU-Net's."""
+        return self.groups is not None or self.is_stratified
+
+
+def case_groups(group_by: str, identifiers: Collection[str]) -> dict[str, str]:
+    """The group of each case, by `--group-by`.
+
+    Args:
+        group_by: a CSV file with the columns `case` and `group`, or a regular expression that is searched in the
+            identifiers; the group's name is what its parentheses match, or the whole match without any.
+        identifiers: of the cases.
+
+    Raises:
+        UsageError: not a regular expression, or it does not match some cases.
+        MissingInput: there is no such CSV file.
+        RecordFault: the file does not give every case a group.
+    """
+    if group_by.lower().endswith(".csv"):
+        return _groups_of_file(Path(group_by), identifiers)
+    try:
+        pattern = re.compile(group_by)
+    except re.error as error:
+        raise UsageError(
+            f"{group_by!r} is not a regular expression: {error}",
+            where="--group-by",
+            do=r"write for example '^(patient\d+)', or name a CSV file with the columns case,group",
+        ) from error
+    found = {name: pattern.search(name) for name in sorted(identifiers)}
+    if unmatched := [name for name, match in found.items() if match is None]:
+        raise UsageError(
+            f"{group_by!r} does not match {len(unmatched)} of {len(found)} cases, {unmatched[0]} for example",
+            where="--group-by",
+            do="write an expression that matches every case",
+        )
+    return {name: "/".join(map(str, m.groups())) if m.groups() else m.group() for name, m in found.items() if m}
+
+
+def _groups_of_file(path: Path, identifiers: Collection[str]) -> dict[str, str]:
+    if not path.is_file():
+        raise MissingInput(f"there is no file {path}", where="--group-by", do="check its path")
+    with path.open(newline="", encoding="utf-8-sig") as stream:
+        reader = csv.DictReader(stream)
+        columns = reader.fieldnames or ()
+        rows = list(reader)
+    if not {"case", "group"} <= set(columns):
+        raise RecordFault(
+            f"it has the columns {', '.join(columns) or 'none'} and needs case and group",
+            where=str(path),
+            do="name the columns case,group in the first line",
+        )
+    groups = {row["case"]: row["group"] for row in rows if row["case"] and row["group"]}
+    if missing := sorted(set(identifiers) - set(groups)):
+        raise RecordFault(
+            f"{len(missing)} cases have no group, {missing[0]} for example",
+            where=str(path),
+            do="add a line for each of them",
+        )
+    return {name: groups[name] for name in sorted(identifiers)}
+
+
+def units_of(facts: SplitFacts, identifiers: Collection[str]) -> list[tuple[str, ...]]:
+    """Cases that must stay together, sorted: one patient, or one image that is there several times."""
+    leader = {name: name for name in identifiers}
+
+    def find(name: str) -> str:
+        while leader[name] != name:
+            name = leader[name]
+        return name
+
+    first: dict[tuple[str, str], str] = {}
+    for name in sorted(identifiers):
+        keys = [("image", image)] if (image := facts.images.get(name)) else []
+        keys += [("group", facts.groups[name])] if facts.groups is not None else []
+        for key in keys:
+            leader[find(name)] = find(first.setdefault(key, name))
+    units: dict[str, list[str]] = {}
+    for name in sorted(identifiers):
+        units.setdefault(find(name), []).append(name)
+    return sorted(tuple(unit) for unit in units.values())
+
+
+def spread(
+    units: list[tuple[str, ...]], classes: Mapping[str, frozenset[str]], count: int, seed: int
+) -> list[tuple[str, ...]]:
+    """The cases of each fold, sorted: units stay whole, rare classes and cases come evenly.
+
+    The rarest class is dealt out first, each unit to the fold that has least of it.
+
+    Args:
+        units: cases that must stay together.
+        classes: that occur in each case.
+        count: of folds, at most the number of units.
+        seed: of the order in which equals are dealt out.
+
+    Source: Sechidis, Tsoumakas and Vlahavas 2011, "On the stratification of multi-label data".
+    """
+    shuffled = [units[index] for index in np.random.RandomState(seed).permutation(len(units))]
+    total = sum(map(len, units))
+    frequency = Counter(label for unit in units for name in unit for label in classes.get(name, ()))
+    rare = {label for label, cases in frequency.items() if cases < RARE_BELOW * total}
+    held = {unit: Counter(label for n in unit for label in classes.get(n, ()) if label in rare) for unit in units}
+    folds: list[list[str]] = [[] for _ in range(count)]
+    had: list[Counter[str]] = [Counter() for _ in range(count)]
+    left = sorted(shuffled, key=len, reverse=True)  # large ones first, so that small ones even the folds out
+    while left:
+        label = min((lab for unit in left for lab in held[unit]), key=lambda own: (frequency[own], own), default=None)
+        unit = next(own for own in left if label is None or label in held[own])
+        fold = min(range(count), key=lambda k: (had[k][label] if label else 0, len(folds[k]), k))
+        folds[fold] += unit
+        had[fold] += held[unit]
+        left.remove(unit)
+    return [tuple(sorted(fold)) for fold in folds]
