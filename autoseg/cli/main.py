@@ -16,9 +16,11 @@ VERBS = {
     "plan": "Check the data, fingerprint it, apply the rules, print the plan and its reasons.",
     "preprocess": "Fill the store of preprocessed cases (train does it by itself when needed).",
     "train": "Train what the plan holds; the same command again resumes.",
+    "select": "Choose configuration or ensemble, and postprocessing, from cross-validation.",
     "predict": "Segment new images with a trained model.",
     "evaluate": "Score predictions against references, per case and class.",
     "report": "One HTML file about a dataset: data, plan, curves, candidates, every case.",
+    "model": "Export a model into one file, import one, show what is in it.",
     "explain": "Why the plan is as it is, or what an error code means.",
 }
 """Verb and one-line help. Each verb lives in `autoseg.cli.<verb>` as a click command of the same name."""

@@ -1,0 +1,267 @@
+"""Selection from runs that look trained: their predictions are the references with known mistakes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from autoseg.core.errors import IntegrityRefusal, MissingInput, PlanFault, UsageError
+from autoseg.core.geometry import Geometry
+from autoseg.core.records import load, save
+from autoseg.core.workspace import Workspace
+from autoseg.datasets.model import Case, Dataset, LabelSet
+from autoseg.evaluation.scores import overlaps
+from autoseg.fingerprint.model import (
+    FINGERPRINT_VERSION,
+    CaseStatistics,
+    Fingerprint,
+    IntensityStatistics,
+    fingerprint_hash,
+)
+from autoseg.images.readers import read_labels
+from autoseg.images.writers import write_labels
+from autoseg.inference.out_of_fold import probabilities_file
+from autoseg.planning.plan import Plan
+from autoseg.selection.record import Selection, plan_hash
+from autoseg.training.record import RunStatus
+from autoseg.training.splits import make_folds
+from autoseg.workflow.fold_validation import FoldScores
+from autoseg.workflow.select import select_model
+from tests.workflow.trained import add_run, tiny_plan
+
+LABELS = LabelSet({"background": (0,), "liver": (1,), "tumor": (2,)})
+SHAPE = (6, 12, 12)
+CASES = tuple(f"case_{index}" for index in range(10))
+MISTAKES = {"2d": 60, "3d_fullres": 30, "3d_lowres": 60}
+"""Background voxels that each configuration takes for liver, in a case."""
+
+
+def reference(index: int) -> np.ndarray:
+    labels = np.zeros(SHAPE, np.uint8)
+    labels[1:5, 2:8, 2 : 8 + index % 3] = 1
+    labels[2:4, 3:6, 3:6] = 2
+    return labels
+
+
+def stored_probabilities(path: Path, labels: np.ndarray, certainty: int) -> None:
+    heads = np.stack([(labels == value) * certainty + (labels != value) * (255 - certainty) // 2 for value in (1, 2)])
+    with path.open("wb") as stream:
+        rows = np.moveaxis(heads.astype(np.uint8), 0, 1)
+        np.savez_compressed(stream, shape=SHAPE, start=(0, 0, 0), order=(0, 1, 2), probabilities=rows)
+
+
+def predict(workspace: Workspace, plan: Plan, name: str, fold: int, cases, seed: int) -> None:
+    """The validation of a run: references with an island of background taken for liver far from it."""
+    run = add_run(workspace.root, plan, name, fold, seed=seed)
+    rng = np.random.default_rng([seed, fold])
+    scores, seconds = {}, {}
+    for case in cases:
+        truth = reference(CASES.index(case))
+        predicted = truth.copy()
+        wrong = rng.choice(np.flatnonzero(truth == 0), MISTAKES[name], replace=False)
+        predicted.reshape(-1)[wrong] = 1
+        write_labels(run.validation / f"{case}.nii.gz", predicted, Geometry(SHAPE))
+        stored_probabilities(probabilities_file(run.validation, case), predicted, 220)
+        found = overlaps(predicted, truth, plan.labels)
+        scores[case] = {label: {"dice": own.dice} for label, own in found.items()}
+        seconds[case] = {"2d": 1.0, "3d_fullres": 3.0, "3d_lowres": 2.0}[name]
+    empty = {label: {"dice": None} for label in plan.labels.foreground}
+    save(FoldScores(scores, empty, {"dice": None}, (), (), seconds), run.validation / "scores.json")
+    save(replace(load(RunStatus, run.state), validated_cases=len(scores)), run.state)
+
+
+def statistics(name: str) -> CaseStatistics:
+    return CaseStatistics(name, SHAPE, SHAPE, (2.0, 1.0, 1.0), 1.0)
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory) -> Path:
+    """A work folder in which three configurations x five folds are trained."""
+    root = tmp_path_factory.mktemp("select")
+    for index, case in enumerate(CASES):
+        write_labels(root / "labelsTr" / f"{case}.nii.gz", reference(index), Geometry(SHAPE))
+    workspace = Workspace(root / "autoseg")
+    intensity = IntensityStatistics(0.0, 0.0, 1.0, -1.0, 1.0, -1.0, 1.0)
+    fingerprint = Fingerprint(FINGERPRINT_VERSION, tuple(map(statistics, CASES)), (intensity,), 1.0)
+    cases = tuple(Case(case, (f"imagesTr/{case}_0000.nii.gz",), f"labelsTr/{case}.nii.gz") for case in CASES)
+    dataset = Dataset("tiny", str(root), "nnunet", "", ("channel_0",), LABELS, cases, ".nii.gz")
+    plan = replace(tiny_plan(labels=LABELS), fingerprint=fingerprint_hash(fingerprint))
+    save(dataset, workspace.dataset)
+    save(fingerprint, workspace.fingerprint)
+    save(plan, workspace.plan)
+    for seed, name in enumerate(plan.configurations):
+        for fold, own in enumerate(make_folds(CASES)):
+            predict(workspace, plan, name, fold, own.val, seed)
+    return root
+
+
+@pytest.fixture
+def workspace(everything, tmp_path) -> Workspace:
+    shutil.copytree(everything / "autoseg", tmp_path / "autoseg")
+    return Workspace(tmp_path / "autoseg")
+
+
+def test_the_choice_is_written_with_everything_behind_it(workspace) -> None:
+    told = []
+    selection = select_model(workspace, jobs=2, progress=lambda done, total: told.append((done, total)))
+    assert load(Selection, workspace.selection) == selection
+    assert told == [(done, 20) for done in range(1, 21)]
+    assert {own.name for own in selection.candidates if own.kind == "single"} == {"2d", "3d_fullres", "3d_lowres"}
+    assert sum(own.kind == "pair" for own in selection.candidates) == 3
+    assert selection.candidates[0].dice == max(own.dice for own in selection.candidates)
+    assert set(selection.case_dice) == set(CASES)
+    assert set(selection.runs) == {f"{name}/fold_{fold}" for name in MISTAKES for fold in range(5)}
+    assert selection.plan == plan_hash(load(Plan, workspace.plan), MISTAKES)
+    assert all(selection.folds[member.configuration] == (0, 1, 2, 3, 4) for member in selection.members)
+    single = next(own for own in selection.candidates if own.name == "2d")
+    assert single.seconds_per_case == pytest.approx(5 * 4.0)  # five folds, and two axes that validation did not mirror
+    assert 0 < single.memory_gib < 1
+
+
+def test_three_that_err_in_different_places_are_best_together_and_islands_are_removed(workspace, everything) -> None:
+    selection = select_model(workspace, "dice")
+    best = selection.candidates[0]
+    assert len(best.members) >= 2
+    singles = {own.name: own.dice for own in selection.candidates if own.kind == "single"}
+    assert best.dice > singles["3d_fullres"] > singles["2d"]
+    alone = select_model(workspace, "dice", ("2d",))
+    assert alone.name == "2d"
+    accepted = [own for own in alone.postprocessing if own.is_accepted]
+    assert accepted
+    assert all(own.nested_gain > 0 and own.after > own.before for own in accepted)
+    assert alone.nested.naive_dice > singles["2d"]
+    for index, case in enumerate(CASES):
+        written = read_labels(workspace.selected / f"{case}.nii.gz").array
+        scores = overlaps(written, reference(index), LABELS)
+        assert {name: own.dice for name, own in scores.items()} == alone.case_dice[case]
+
+
+def test_one_configuration_alone_is_simply_chosen(workspace) -> None:
+    selection = select_model(workspace, configurations=("3d_fullres",))
+    assert (selection.name, len(selection.candidates)) == ("3d_fullres", 1)
+    assert selection.nested.choices == ("3d_fullres",) * 5
+    assert selection.folds == {"3d_fullres": (0, 1, 2, 3, 4)}
+
+
+def test_before_training_there_is_nothing_to_select_by(workspace) -> None:
+    shutil.rmtree(workspace.root / "runs")
+    with pytest.raises(MissingInput, match="no fold is trained yet"):
+        select_model(workspace)
+    workspace.plan.unlink()
+    with pytest.raises(MissingInput, match="no plan"):
+        select_model(workspace)
+
+
+def test_a_half_trained_matrix_says_what_is_missing(workspace) -> None:
+    shutil.rmtree(workspace.run("2d", 3).root)
+    run = workspace.run("3d_lowres", 1)
+    save(replace(load(RunStatus, run.state), state="training"), run.state)
+    with pytest.raises(UsageError, match="2d fold 3, 3d_lowres fold 1") as stopped:
+        select_model(workspace)
+    assert "--configuration 3d_fullres" in str(stopped.value)
+    assert stopped.value.exit_code == 2
+    assert select_model(workspace, configurations=("3d_fullres",)).name == "3d_fullres"
+    selection = select_model(workspace, allow_missing=True)
+    assert len(selection.case_dice) == 6
+    assert any("2d fold 3" in note for note in selection.notes)
+    assert "2d/fold_3" not in selection.runs
+
+
+def test_a_long_list_of_missing_runs_is_cut(workspace) -> None:
+    for name in ("2d", "3d_lowres"):
+        shutil.rmtree(workspace.root / "runs" / name)
+    with pytest.raises(UsageError, match="and 4 more"):
+        select_model(workspace)
+    assert select_model(workspace, allow_missing=True).name == "3d_fullres"
+
+
+def test_unknown_names_are_answered_with_the_known(workspace) -> None:
+    with pytest.raises(UsageError, match="unknown configuration '3d_ful'") as stopped:
+        select_model(workspace, configurations=("3d_ful",))
+    assert "3d_fullres" in str(stopped.value)
+    with pytest.raises(UsageError, match="unknown objective"):
+        select_model(workspace, "speed")
+
+
+def test_runs_of_another_plan_are_refused(workspace) -> None:
+    plan = load(Plan, workspace.plan)
+    own = plan.configurations["2d"]
+    save(replace(plan, configurations={**plan.configurations, "2d": replace(own, batch_size=99)}), workspace.plan)
+    with pytest.raises(PlanFault, match="another plan"):
+        select_model(workspace)
+
+
+def test_cases_that_no_time_was_left_for_are_left_out_for_all(workspace) -> None:
+    run = workspace.run("2d", 0)
+    scores = load(FoldScores, run.validation / "scores.json")
+    gone, *kept = scores.cases
+    left = replace(scores, cases={name: scores.cases[name] for name in kept}, left_out=(gone,))
+    save(left, run.validation / "scores.json")
+    selection = select_model(workspace)
+    assert gone not in selection.case_dice
+    assert any("1 cases are left out" in note for note in selection.notes)
+
+
+def test_no_case_in_common_is_said(workspace) -> None:
+    for fold in range(5):
+        run = workspace.run("2d", fold)
+        save(replace(load(FoldScores, run.validation / "scores.json"), cases={}), run.validation / "scores.json")
+    with pytest.raises(MissingInput, match="no case was predicted out of fold by all"):
+        select_model(workspace)
+
+
+def test_label_maps_vote_where_probabilities_were_not_kept(workspace) -> None:
+    for file in (workspace.root / "runs").glob("2d/*/validation/*.probabilities.npz"):
+        file.unlink()
+    selection = select_model(workspace)
+    assert any("in 10 cases label maps vote" in note for note in selection.notes)
+
+
+def test_damaged_probabilities_stop_the_selection(workspace) -> None:
+    next((workspace.root / "runs").glob("3d_fullres/*/validation/*.npz")).write_bytes(b"no zip")
+    with pytest.raises(IntegrityRefusal, match="probabilities are damaged"):
+        select_model(workspace)
+
+
+def as_cascade(workspace: Workspace) -> None:
+    """Makes 3d_fullres the second stage of 3d_lowres, for all that selection looks at."""
+    plan = load(Plan, workspace.plan)
+    own = replace(plan.configurations["3d_fullres"], cascade_from="3d_lowres")
+    plan = replace(plan, configurations={**plan.configurations, "3d_fullres": own})
+    save(plan, workspace.plan)
+    for file in (workspace.root / "runs").glob("*/*/plan.json"):
+        save(plan, file)
+
+
+def test_a_cascade_brings_its_first_stage(workspace) -> None:
+    as_cascade(workspace)
+    selection = select_model(workspace, configurations=("3d_fullres",))
+    assert set(selection.folds) == {"3d_fullres", "3d_lowres"}
+    assert "3d_lowres/fold_4" in selection.runs
+    whole = select_model(workspace)
+    seconds = {own.name: own.seconds_per_case for own in whole.candidates}
+    assert seconds["3d_fullres"] == pytest.approx(5 * 8 * (3.0 + 2.0))
+    shutil.rmtree(workspace.root / "runs" / "3d_lowres")
+    with pytest.raises(MissingInput, match="starts from 3d_lowres"):
+        select_model(workspace, configurations=("3d_fullres",))
+
+
+def test_the_command_shows_the_table_and_one_json_document(workspace, monkeypatch) -> None:
+    from click.testing import CliRunner
+
+    from autoseg.cli.main import cli
+
+    words = ["select", "anything", "--work", str(workspace.root), "--jobs", "1"]
+    shown = CliRunner().invoke(cli, words)
+    assert shown.exit_code == 0, shown.output
+    assert "expected on new cases" in shown.stdout
+    assert "2d + 3d_fullres" in shown.stdout
+    document = json.loads(CliRunner().invoke(cli, [*words, "--json", "--objective", "cost"]).stdout)
+    assert document["name"] == "2d"
+    assert document["objective"] == "cost"
+    assert set(document["case_dice"]) == set(CASES)
