@@ -158,3 +158,14 @@ def test_unlisted_values_appear_nowhere() -> None:
     both = append_previous(torch.zeros(1, 1, 1, 4, dtype=torch.float64), previous, (1, 2))
     assert both.tolist() == [[[[0, 0, 0, 0]], [[0, 0, 1, 0]], [[0, 0, 0, 0]]]]
     assert both.dtype == torch.float64
+
+
+@pytest.mark.oracle
+@settings(max_examples=40, deadline=None)
+@given(masks, st.integers(1, 8))
+def test_operations_equal_those_of_nnunet(mask: np.ndarray, radius: int) -> None:
+    operators = pytest.importorskip("batchgeneratorsv2.transforms.nnunet.random_binary_operator")
+    element = torch.from_numpy((ball if mask.ndim == 3 else disk)(radius).astype(bool))
+    for name, operation in (("dilate", "dilation"), ("erode", "erosion"), ("close", "closing"), ("open", "opening")):
+        expected = getattr(operators, f"binary_{operation}_torch")(torch.from_numpy(mask), element)
+        np.testing.assert_array_equal(OPERATIONS[name](mask, radius), expected.numpy(), err_msg=name)
