@@ -66,3 +66,21 @@ def test_a_picture_has_an_area_and_no_volume() -> None:
 def test_steps_describe_themselves() -> None:
     assert PostprocessingStep("largest_component", ("one", "two")).title == "keep the largest component of one and two"
     assert "below 2.5 mm3" in PostprocessingStep("minimum_volume", ("one",), 2.5).title
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize(
+    ("labels", "classes", "theirs"),
+    [
+        (TWO, ("one", "two"), [1, 2]),
+        (TWO, ("two",), 2),
+        (REGIONS, ("whole", "core"), [(1, 2), 2]),
+        (REGIONS, ("whole",), (1, 2)),
+    ],
+)
+def test_largest_components_are_those_of_nnunet(labels, classes, theirs) -> None:
+    nnunet = pytest.importorskip("nnunetv2.postprocessing.remove_connected_components")
+    for seed in range(50):
+        noise = np.random.default_rng(seed).choice([0, 0, 0, 0, 1, 2], (5, 9, 8)).astype(np.uint8)
+        ours = postprocess(noise, [PostprocessingStep("largest_component", classes)], labels, (1.0, 1.0, 1.0))
+        assert (ours == nnunet.remove_all_but_largest_component_from_segmentation(noise, theirs, 0)).all()

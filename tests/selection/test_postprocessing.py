@@ -1,0 +1,196 @@
+"""Postprocessing is accepted where it helps cases that had no part in the decision, and nowhere else."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from autoseg.core.geometry import Geometry
+from autoseg.datasets.model import LabelSet
+from autoseg.evaluation.statistics import foreground_mean
+from autoseg.inference.postprocess import PostprocessingStep, postprocess
+from autoseg.selection.postprocessing import PredictedCase, Search, _class_dice, case_dice, pack
+from tests.selection.examples import IGNORE, REGIONS, THREE
+
+SHAPE = (3, 12, 12)
+ONE = LabelSet({"background": (0,), "one": (1,)})
+SPACING = (2.0, 1.0, 1.5)
+
+
+def case_of(prediction, reference, name="a") -> PredictedCase:
+    shape = prediction.shape
+    return PredictedCase(name, pack(prediction), pack(reference), Geometry(shape, SPACING))
+
+
+def searched(predictions, references, labels, folds=2) -> Search:
+    cases = [case_of(*both, f"case_{i}") for i, both in enumerate(zip(predictions, references, strict=True))]
+    search = Search(cases, np.arange(len(cases)) % folds, labels)
+    search.run()
+    return search
+
+
+def truth(classes=1) -> np.ndarray:
+    labels = np.zeros(SHAPE, np.uint8)
+    labels[:, 2:8, 2:8] = 1
+    if classes > 1:
+        labels[1, 3:7, 3:6] = 2
+    return labels
+
+
+def accepted(search) -> list[PostprocessingStep]:
+    return [trial.step for trial in search.trials if trial.is_accepted]
+
+
+MAPS = hnp.arrays(np.uint8, (2, 4, 5), elements=st.integers(0, 2))
+VARIANTS = [
+    PostprocessingStep("largest_component", ("two",)),
+    *(PostprocessingStep("minimum_volume", ("two",), volume) for volume in (1.0, 6.0, 9.1, 30.0)),
+]
+
+
+@given(MAPS, hnp.arrays(np.uint8, (2, 4, 5), elements=st.integers(0, 3)))
+@settings(max_examples=60, deadline=None)
+def test_scores_from_components_are_those_of_the_label_map_after_the_step(prediction, reference) -> None:
+    found = _class_dice(case_of(prediction, reference), VARIANTS, IGNORE)
+    for step, dice in zip(VARIANTS, found, strict=True):
+        after = case_of(postprocess(prediction, [step], IGNORE, SPACING), reference)
+        assert dice == pytest.approx(case_dice(after, IGNORE)[1], nan_ok=True)
+
+
+@given(MAPS)
+@settings(max_examples=20, deadline=None)
+def test_packed_label_maps_open_unchanged(labels) -> None:
+    for own in (labels, labels.astype(np.int16).transpose(2, 0, 1)):
+        opened = pack(own).open()
+        assert (opened == own).all()
+        assert opened.dtype == own.dtype
+
+
+def test_an_island_in_every_case_makes_the_largest_component_accepted() -> None:
+    predictions = []
+    for index in range(6):
+        labels = truth()
+        labels[0, 10, index : index + 3] = 1
+        predictions.append(labels)
+    search = searched(predictions, [truth()] * 6, ONE)
+    assert accepted(search) == [PostprocessingStep("largest_component", ("one",))]
+    assert foreground_mean(search.dice) == pytest.approx(1.0)
+    assert foreground_mean(search.nested) == pytest.approx(1.0)
+    first = search.trials[0]
+    assert first.before < first.after == pytest.approx(1.0)
+    assert first.nested_gain == pytest.approx(first.after - first.before)
+    assert "no part in the decision" in first.because
+
+
+def test_small_islands_beside_two_true_pieces_need_a_minimum_volume() -> None:
+    two_pieces = truth()
+    two_pieces[:, 2:8, 4:5] = 0
+    predictions = []
+    for index in range(6):
+        labels = two_pieces.copy()
+        labels[0, 10, index] = 1
+        predictions.append(labels)
+    search = searched(predictions, [two_pieces] * 6, ONE)
+    assert [step.kind for step in accepted(search)] == ["minimum_volume"]
+    assert accepted(search)[0].minimum_mm3 == pytest.approx(2 * 2.0 * 1.0 * 1.5)
+    assert foreground_mean(search.dice) == pytest.approx(1.0)
+
+
+def test_a_step_that_helps_one_fold_and_hurts_the_other_is_not_accepted() -> None:
+    predictions, references = [], []
+    for index in range(8):
+        reference = truth()
+        labels = truth()
+        labels[0, 10, 0:4] = 1
+        if index % 2:  # in this fold the islands are true
+            reference[0, 10, 0:4] = 1
+        else:
+            labels[0, 10, 5:9] = 1
+        predictions.append(labels)
+        references.append(reference)
+    search = searched(predictions, references, ONE)
+    largest = search.trials[0]
+    assert largest.after > largest.before  # on all cases it helps
+    assert largest.nested_gain <= 0  # but not where it was not looked at
+    assert not largest.is_accepted
+    assert "but" in largest.because
+    assert (search.dice == [case_dice(case, ONE) for case in search.cases]).all()
+
+
+def test_a_perfect_prediction_is_left_alone() -> None:
+    search = searched([truth(2)] * 4, [truth(2)] * 4, THREE)
+    assert accepted(search) == []
+    assert {trial.because for trial in search.trials} == {"it changes nothing"}
+    assert [trial.step.classes for trial in search.trials[:2]] == [("one", "two"), ("one",)]
+
+
+def test_the_whole_is_not_cut_where_a_class_would_lose() -> None:
+    reference = truth()
+    reference[0, 10, 0:2] = 2  # the only voxels of class two are far from the rest
+    predictions = []
+    for _ in range(4):
+        labels = reference.copy()
+        labels[2, 10, 6:11] = 1
+        predictions.append(labels)
+    search = searched(predictions, [reference] * 4, THREE)
+    whole, one = search.trials[0], search.trials[1]
+    assert not whole.is_accepted
+    assert (one.step.classes, one.is_accepted) == (("one",), True)
+    assert search.dice.min() == pytest.approx(1.0)
+
+
+def test_a_region_is_cleaned_together_with_what_it_holds() -> None:
+    predictions = []
+    for _ in range(4):
+        labels = truth(2)
+        labels[0, 10, 0:3] = 2
+        predictions.append(labels)
+    search = searched(predictions, [truth(2)] * 4, REGIONS)
+    assert accepted(search)[0].classes == ("whole", "core")
+    assert search.dice.min() == pytest.approx(1.0)
+    again = Search(list(search.cases), search.groups, REGIONS)
+    again.run()
+    assert accepted(again) == []
+
+
+def test_cleaning_a_region_that_would_harm_another_is_refused() -> None:
+    reference = truth(2)
+    reference[0, 10, 0:2] = 2
+    predictions = []
+    for _ in range(4):
+        labels = truth(2)
+        labels[0, 10, 0:2] = 2
+        labels[1, 2:8, 2:8] = 1  # the core is found in the small piece only
+        labels[0:2, 10, 5:11] = 1
+        predictions.append(labels)
+    search = searched(predictions, [reference] * 4, REGIONS)
+    whole = next(trial for trial in search.trials if trial.step.classes == ("whole",))
+    assert whole.after > whole.before
+    assert not whole.is_accepted
+    assert "other classes lose" in whole.because
+
+
+def test_ignored_voxels_have_no_say() -> None:
+    predictions, references = [], []
+    for _ in range(4):
+        labels, reference = truth(), truth()
+        labels[0, 10, 0:3] = 1
+        reference[0, 10] = 3
+        predictions.append(labels)
+        references.append(reference)
+    search = searched(predictions, references, IGNORE)
+    assert accepted(search) == []
+
+
+def test_without_a_defined_score_or_a_second_group_nothing_is_accepted() -> None:
+    empty = np.zeros(SHAPE, np.uint8)
+    assert searched([empty] * 3, [empty] * 3, ONE).trials == []
+    wrong = truth()
+    wrong[0, 10, 0:3] = 1
+    alone = searched([wrong], [truth()], ONE, folds=1)
+    assert accepted(alone) == []
+    only_false = searched([wrong] * 4, [empty] * 4, ONE)
+    assert accepted(only_false) == []
