@@ -209,7 +209,10 @@ def _training_values(
     except LabelFault as error:
         _note_error(case.labels, error, findings)
         return None
-    if not training.any():
+    annotated = training if dataset.labels.ignore is None else training[training != dataset.labels.ignore]
+    if not annotated.size:
+        findings.add("E0307", "warning", case.labels, "no voxel of the label map is annotated")
+    elif not annotated.any():
         findings.add("E0303", "warning", case.labels, "the label map is background everywhere")
     return training
 

@@ -102,6 +102,10 @@ PROBLEM_CODES: dict[str, Explanation] = {
         "The label files number single objects. They are read as one class `object`; predictions hold 0 and 1.",
         "declare `labels` in a dataset.json or manifest.json if the values are classes",
     ),
+    "E0307": Explanation(
+        "Every voxel of the label map has the ignore value, so nothing can be learned from the case or tested on it.",
+        "annotate something in it, or remove the case; it is used, but only costs time",
+    ),
     "E0311": Explanation(
         "A few voxels of the image are NaN or infinite (less than 0.1 % of a channel).",
         "nothing: they are replaced by the channel's smallest finite value; look where they come from",

@@ -269,6 +269,15 @@ def test_constant_images_and_empty_labels_are_warnings(tmp_path):
     assert problems[0].file == "imagesTr/case_a_0001.nii.gz"
 
 
+@pytest.mark.parametrize(("drawn", "code"), [((9,), "E0307"), ((0, 9), "E0303"), ((0,), "E0303"), ((1, 9), None)])
+def test_label_maps_without_annotation_or_foreground_are_told_apart(drawn, code, root):
+    describe(root, labels={"background": 0, "a": 1, "ignore": 9})
+    labels = np.full(GRID.shape, drawn[0])
+    labels[0] = drawn[-1]
+    write_labels(root / LABELS, labels, GRID)
+    assert [(problem.code, problem.severity) for problem in problems_of(root)] == ([(code, "warning")] if code else [])
+
+
 def test_an_image_of_an_unsupported_kind_is_refused(root):
     dataset = detect_dataset(root)
     (root / "a.jpg").write_bytes(b"")
