@@ -6,6 +6,8 @@ prediction that is nearly right looks like one that is.
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -47,17 +49,6 @@ _REMEDY = "predict with nnU-Net itself, or train the dataset with autoseg train"
 
 
 @dataclass(frozen=True, slots=True)
-class _Statistics:
-    mean: float = 0.0
-    median: float = 0.0
-    std: float = 1.0
-    min: float = 0.0
-    max: float = 0.0
-    percentile_00_5: float = 0.0
-    percentile_99_5: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
 class _Entry:
     """The fields of a configuration in nnU-Net's file that predictions depend on, inheritance resolved."""
 
@@ -83,7 +74,7 @@ class _File:
     dataset_name: str = ""
     label_manager: str = "LabelManager"
     experiment_planner_used: str = "an unknown planner"
-    foreground_intensity_properties_per_channel: dict[str, _Statistics] = field(default_factory=dict)
+    foreground_intensity_properties_per_channel: dict[str, IntensityStatistics] = field(default_factory=dict)
 
 
 def read_nnunet_plans(
@@ -124,14 +115,14 @@ def read_nnunet_plans(
         labels=described.labels,
         file_ending=described.file_ending,
         four_d=False,
-        intensities=tuple(_intensities(file, channel) for channel in range(len(described.channels))),
+        intensities=tuple(_intensities(file, channel) or _NO_STATISTICS for channel in range(len(described.channels))),
         configurations=configurations,
         decisions=(
             Decision(
                 "plans", None, file.plans_name, f"taken over from nnU-Net v2, made by {file.experiment_planner_used}"
             ),
         ),
-        fingerprint=records.content_hash(dict(plans)),
+        fingerprint=records.content_hash(json.dumps(plans, sort_keys=True)),
     )
 
 
@@ -156,7 +147,7 @@ def _modern(plans: Mapping[str, Any]) -> dict[str, Any]:
 def _resolved(name: str, configurations: Mapping[str, Mapping[str, Any]], where: str) -> dict[str, Any]:
     """A configuration with the fields that it inherits."""
     chain: list[str] = []
-    current: Any = name
+    current: str | None = name
     while current is not None:
         if current not in configurations or current in chain:
             wrong = "inherits from itself" if current in chain else f"names {current!r}, which is not there"
@@ -166,10 +157,11 @@ def _resolved(name: str, configurations: Mapping[str, Mapping[str, Any]], where:
                 do="copy the original plans.json again",
             )
         chain.append(current)
-        current = configurations[current].get("inherits_from")
+        ancestor = configurations[current].get("inherits_from")
+        current = None if ancestor is None else str(ancestor)
     merged: dict[str, Any] = {}
-    for ancestor in reversed(chain):
-        merged.update(configurations[ancestor])
+    for link in reversed(chain):
+        merged.update(configurations[link])
     return merged
 
 
@@ -194,7 +186,7 @@ def _configuration(name: str, file: _File, labels: LabelSet, where: str) -> Conf
         spacing_mm=entry.spacing,
         patch_size=entry.patch_size,
         batch_size=entry.batch_size,
-        median_shape=entry.median_image_size_in_voxels or tuple(map(float, entry.patch_size)),
+        median_shape=_median_shape(entry),
         normalization=tuple(NORMALIZATIONS[scheme] for scheme in entry.normalization_schemes),
         use_nonzero_mask=entry.use_mask_for_norm,
         network=network,
@@ -205,13 +197,19 @@ def _configuration(name: str, file: _File, labels: LabelSet, where: str) -> Conf
     )
 
 
-def _intensities(file: _File, channel: int) -> IntensityStatistics:
+def _median_shape(entry: _Entry) -> tuple[float, ...]:
+    """As the file has it, for information only; the patch where the file has nothing usable."""
+    edges = entry.median_image_size_in_voxels
+    is_usable = len(edges) == len(entry.patch_size) and all(math.isfinite(edge) for edge in edges)
+    return edges if is_usable else tuple(map(float, entry.patch_size))
+
+
+def _intensities(file: _File, channel: int) -> IntensityStatistics | None:
+    """Foreground statistics of a channel; None where there are none or no foreground was found."""
     found = file.foreground_intensity_properties_per_channel.get(str(channel))
-    if found is None:
-        return _NO_STATISTICS
-    return IntensityStatistics(
-        found.mean, found.median, found.std, found.min, found.max, found.percentile_00_5, found.percentile_99_5
-    )
+    if found is None or not all(math.isfinite(getattr(found, name)) for name in IntensityStatistics.__slots__):
+        return None
+    return found
 
 
 def _refuse(faults: Iterator[str] | list[str], what: str, where: str) -> None:
@@ -272,7 +270,7 @@ def _channel_faults(configurations: Mapping[str, Configuration], file: _File, de
         if not count == len(configuration.normalization) == len(configuration.use_nonzero_mask):
             yield f"{name} normalizes {len(configuration.normalization)} channels, the dataset has {count}"
         for channel, kind in enumerate(configuration.normalization):
-            if kind == "ct" and str(channel) not in file.foreground_intensity_properties_per_channel:
+            if kind == "ct" and _intensities(file, channel) is None:
                 yield f"channel {channel} needs foreground intensities, and the file has none"
         previous = configuration.cascade_from
         if previous is not None and previous not in configurations:
