@@ -11,6 +11,8 @@ from pathlib import Path
 from autoseg.core.errors import MissingInput, PlanFault, UsageError
 from autoseg.core.records import content_hash, load, to_data
 from autoseg.core.workspace import WORK_FOLDER_NAME, RunFolder, Workspace
+from autoseg.fingerprint.model import Fingerprint
+from autoseg.fingerprint.typical import Typical, properties, typical_of
 from autoseg.inference.postprocess import PostprocessingStep
 from autoseg.networks.weights import generations, newest_weights, weights_hash
 from autoseg.planning.plan import Plan
@@ -66,7 +68,16 @@ def find_run_model(path: Path, configuration: str | None = None, folds: Sequence
     else:
         name, because = _choose_configuration(trained, configuration)
         choice = _Choice((SelectedMember(name, 1),), _folds_of(trained, (name,), folds), because)
-    return _assemble(trained, choice)
+    files = _assemble(trained, choice)
+    return replace(files, typical=typical_cases(workspace, files.plan))
+
+
+def typical_cases(workspace: Workspace, plan: Plan) -> dict[str, Typical]:
+    """What is usual for the cases of the dataset, by property; empty if the work folder knows nothing of them."""
+    if not workspace.fingerprint.exists():
+        return {}
+    cases = load(Fingerprint, workspace.fingerprint).cases
+    return typical_of(properties(case, plan.channels, plan.labels) for case in cases)
 
 
 def _single_run(path: Path, configuration: str | None, folds: Sequence[int]) -> ModelFiles:
@@ -76,12 +87,14 @@ def _single_run(path: Path, configuration: str | None, folds: Sequence[int]) -> 
     if configuration not in (None, name) or (folds and set(folds) != {fold}):
         raise UsageError(f"this run is {name} fold {fold}, nothing else", where=str(path), do="name the work folder")
     runs: Runs = {name: {fold: RunFolder(path)}}
+    workspace = Workspace(path.resolve().parent.parent.parent)
     stage = load(Plan, RunFolder(path).plan).configurations[name].cascade_from
     if stage is not None:
-        own = _trained_runs(Workspace(path.parent.parent.parent)).get(stage, {})
+        own = _trained_runs(workspace).get(stage, {})
         runs[stage] = {fold: own[fold]} if fold in own else own
     choice = _Choice((SelectedMember(name, 1),), _folds_of(runs, (name,), ()), f"{name}, the run that was named")
-    return _assemble(runs, choice)
+    files = _assemble(runs, choice)
+    return replace(files, typical=typical_cases(workspace, files.plan))
 
 
 def _trained_runs(workspace: Workspace) -> Runs:

@@ -104,7 +104,7 @@ def install_model(source: Path, folder: Path) -> Path:
             bundle = write_bundle(temporary, files, _made_here(files, origin, None))
         elif origin == "runs":
             raise UsageError(
-                "this folder is no model of nnU-Net",
+                "there is neither a bundle nor a model of nnU-Net",
                 where=str(source),
                 do="autoseg model export DATASET makes a bundle",
             )

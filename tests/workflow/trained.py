@@ -13,7 +13,17 @@ from autoseg.core.workspace import RunFolder, Workspace
 from autoseg.datasets.model import LabelSet
 from autoseg.fingerprint.model import IntensityStatistics
 from autoseg.networks.build import build_network
+from autoseg.networks.weights import weights_hash
 from autoseg.planning.plan import PLAN_VERSION, Plan
+from autoseg.selection.record import (
+    SELECTION_VERSION,
+    CandidateScore,
+    NestedScore,
+    PostprocessingTrial,
+    SelectedMember,
+    Selection,
+    plan_hash,
+)
 from autoseg.training.checkpoint import Manifest
 from autoseg.training.recipe import Recipe
 from autoseg.training.record import RECORD_VERSION, RunRecord, RunStatus
@@ -42,6 +52,42 @@ def tiny_plan(channels=1, labels=LABELS, file_ending=".nii.gz") -> Plan:
         decisions=(),
         fingerprint="0" * 16,
     )
+
+
+def cascade_plan(**choices) -> Plan:
+    """A tiny plan with a cascade from 3d_lowres to 3d_cascade_fullres."""
+    plan = tiny_plan(**choices)
+    second = replace(plan.configurations["3d_fullres"], name="3d_cascade_fullres", cascade_from="3d_lowres")
+    return replace(plan, configurations={**plan.configurations, second.name: second})
+
+
+def add_selection(work: Path, plan: Plan, members: dict[str, int], folds=(0, 1), steps=()) -> Selection:
+    """selection.json that chooses these configurations with these weights; all their runs must be there."""
+    names = dict.fromkeys([*members, *(str(plan.configurations[name].cascade_from) for name in members)])
+    chosen = {name: tuple(folds) for name in names if name != "None"}
+    runs = {
+        f"{name}/fold_{fold}": weights_hash(Workspace(work).run(name, fold).checkpoint)
+        for name, own in chosen.items()
+        for fold in own
+    }
+    selected = tuple(SelectedMember(name, weight) for name, weight in members.items())
+    selection = Selection(
+        version=SELECTION_VERSION,
+        plan=plan_hash(plan, chosen),
+        objective="default",
+        name=" + ".join(members),
+        because="the best",
+        members=selected,
+        folds=chosen,
+        candidates=(CandidateScore("x", "greedy", selected, 0.8, (0.7, 0.9), {"liver": 0.8}, 0.0, None, 1.5, 0.5),),
+        nnunet_choice="x",
+        nested=NestedScore(0.79, (0.7, 0.85), 0.8, ("x", "x")),
+        postprocessing=tuple(PostprocessingTrial(step, 0.7, 0.8, 0.1, True, "it helps") for step in steps),
+        case_dice={"a": {"liver": 0.8}},
+        runs=runs,
+    )
+    save(selection, Workspace(work).selection)
+    return selection
 
 
 def add_run(work: Path, plan: Plan, name: str, fold: int, dice: float | None = None, seed: int = 0) -> RunFolder:
@@ -74,7 +120,7 @@ def write_weights(run: RunFolder, plan: Plan, name: str, seed: int) -> None:
     from safetensors.torch import save as as_bytes
 
     torch.manual_seed(seed)
-    network = build_network(plan.configurations[name].network, len(plan.channels), plan.labels.head_count)
+    network = build_network(plan.configurations[name].network, plan.input_channels(name), plan.labels.head_count)
     content = as_bytes(network.state_dict())
     generation = run.checkpoint / "00000001"
     generation.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,196 @@
+"""`autoseg model`: export, import and show models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from autoseg.cli.options import output_options
+from autoseg.cli.output import Output
+
+if TYPE_CHECKING:
+    from autoseg.planning.plan import Plan
+    from autoseg.workflow.model_files import Member
+    from autoseg.workflow.shared_models import ModelCard
+
+
+@click.group()
+def model() -> None:
+    """Models to share: one file of JSON, weights, hashes and a report; no code."""
+
+
+@model.command()
+@click.argument("dataset", type=click.Path(path_type=Path))
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="File.  [default: models/<name>.autoseg in the work folder]",
+)
+@click.option("--configuration", help="This one alone.  [default: what was selected]")
+@click.option("--fold", "folds", multiple=True, type=click.IntRange(min=0), help="Fold, repeatable.  [default: all]")
+@click.option("--no-report", is_flag=True, help="Leave out report.html, which shows training cases.")
+@output_options
+def export(
+    dataset: Path, out: Path | None, configuration: str | None, folds: tuple[int, ...], no_report: bool, output: Output
+) -> int:
+    """Write what was selected or trained into one file; DATASET: a dataset's folder, its work folder, or one run."""
+    from autoseg.workflow.shared_models import describe_model, export_model
+
+    path = export_model(dataset, out, configuration, folds, has_report=not no_report)
+    card = describe_model(path)
+    if card.has_report:
+        output.say("report.html goes along; it names and shows training cases (--no-report leaves it out)")
+    output.say(f"{path} ({_mebibytes(path)} MiB, content {card.content})")
+    output.emit({"file": str(path), "bytes": path.stat().st_size, "content": card.content, "model": card.files.name})
+    return 0
+
+
+@model.command(name="import")
+@click.argument("source", metavar="FILE|FOLDER", type=click.Path(path_type=Path))
+@click.option(
+    "--to",
+    "folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path(),
+    show_default="this folder",
+    help="Folder that the model is put into; nothing there is replaced.",
+)
+@output_options
+def import_model(source: Path, folder: Path, output: Output) -> int:
+    """Verify a bundle, or convert a model of nnU-Net v2 (results folder or zip), and keep it as one file."""
+    from autoseg.workflow.shared_models import install_model
+
+    path = install_model(source, folder)
+    output.say(f"{path} ({_mebibytes(path)} MiB): autoseg predict {path} -i IMAGES -o OUT")
+    output.emit({"file": str(path), "bytes": path.stat().st_size})
+    return 0
+
+
+@model.command()
+@click.argument("path", metavar="MODEL", type=click.Path(path_type=Path))
+@output_options
+def show(path: Path, output: Output) -> int:
+    """What a model segments, what it was trained on, how good it is; a bundle is verified on the way."""
+    from autoseg.workflow.shared_models import describe_model
+
+    card = describe_model(path)
+    output.emit(_document(card))
+    _show_origin(card, output)
+    plan = card.files.plan
+    output.table(("class", "value in files"), list(_class_values(plan).items()), title="Classes")
+    output.table(("channel", "normalization", "mean", "0.5 % to 99.5 %"), _channel_rows(card), title="Channels")
+    columns = ("configuration", "folds", "share", "network", "patch (z, y, x)", "spacing mm", "precision")
+    rows = [_member_row(member) for member in card.files.members]
+    rows += [(*_member_row(stage)[:2], "first stage", *_member_row(stage)[3:]) for stage in card.files.stages.values()]
+    output.table(columns, rows, title="Configurations")
+    _show_scores(card, output)
+    _show_typical(card, output)
+    if output.verbose:
+        reasons = [(one.configuration, one.name, one.because) for one in plan.decisions]
+        output.table(("configuration", "decision", "because"), reasons, title="Reasons")
+    return 0
+
+
+def _show_origin(card: ModelCard, output: Output) -> None:
+    origin, plan = card.provenance, card.files.plan
+    cases = "" if origin.training_cases is None else f" of {origin.training_cases} cases"
+    versions = ", ".join(f"{name} {version}" for name, version in origin.versions.items())
+    output.say(card.files.name)
+    output.say(card.files.because)
+    output.say(f"dataset {origin.dataset}{cases}, trained by {origin.origin}, preset {plan.preset}")
+    output.say(f"written by autoseg {origin.autoseg}, {versions}")
+    if card.content is not None:
+        output.say(f"content {card.content}, verified; {'with' if card.has_report else 'without'} a report")
+    for step in card.files.postprocessing:
+        output.say(f"postprocessing: {step.title}")
+
+
+def _show_scores(card: ModelCard, output: Output) -> None:
+    if card.scores is None:
+        output.say("no comparison by cross-validation (autoseg select)")
+        return
+    rows = [
+        (one.name, _rounded(one.dice), _range(one.interval), _rounded(one.seconds_per_case, 1))
+        for one in card.scores.candidates
+    ]
+    output.table(("candidate", "Dice", "95 % interval", "seconds per case"), rows, title="Cross-validation")
+    nested = card.scores.nested
+    if nested is not None:
+        output.say(
+            f"{card.scores.chosen}: Dice {nested.dice:.4f} {_range(nested.interval)}, chosen without the cases scored"
+        )
+
+
+def _show_typical(card: ModelCard, output: Output) -> None:
+    rows = [
+        (name, f"{one.lowest:.4g}", f"{one.quartiles[1]:.4g}", f"{one.highest:.4g}", one.unit)
+        for name, one in card.files.typical.items()
+    ]
+    output.table(("property", "lowest", "median", "highest", "unit"), rows, title="Cases trained on")
+
+
+def _class_values(plan: Plan) -> dict[str, str]:
+    labels = plan.labels
+    values = labels.file_values or tuple(range(labels.largest_value + 1))
+    named = {name: ", ".join(str(values[value]) for value in own) for name, own in labels.classes.items()}
+    return named if labels.ignore is None else {**named, "(not annotated)": str(values[labels.ignore])}
+
+
+def _channel_rows(card: ModelCard) -> list[tuple[str, ...]]:
+    plan, first = card.files.plan, card.files.members[0].configuration
+    entries = zip(plan.channels, first.normalization, plan.intensities, strict=True)
+    return [
+        (name, how, f"{own.mean:.4g}", f"{own.percentile_00_5:.4g} to {own.percentile_99_5:.4g}")
+        for name, how, own in entries
+    ]
+
+
+def _member_row(member: Member) -> tuple[str, ...]:
+    own = member.configuration
+    folds = ", ".join(map(str, member.folds))
+    network = f"{own.network.kind}, {own.network.n_stages} stages"
+    patch, spacing = " x ".join(map(str, own.patch_size)), " x ".join(f"{length:.4g}" for length in own.spacing_mm)
+    return own.name, folds, f"{member.share:.3g}", network, patch, spacing, member.precision
+
+
+def _document(card: ModelCard) -> dict[str, Any]:
+    from autoseg.core.records import to_data
+
+    files, plan = card.files, card.files.plan
+    return {
+        "name": files.name,
+        "because": files.because,
+        "provenance": to_data(card.provenance),
+        "labels": to_data(plan.labels),
+        "channels": list(plan.channels),
+        "intensities": [to_data(own) for own in plan.intensities],
+        "members": [_member_document(member) for member in files.members],
+        "stages": {name: _member_document(stage) for name, stage in files.stages.items()},
+        "postprocessing": [to_data(step) for step in files.postprocessing],
+        "typical": {name: to_data(one) for name, one in files.typical.items()},
+        "decisions": [to_data(one) for one in plan.decisions],
+        "scores": None if card.scores is None else to_data(card.scores),
+        "content": card.content,
+        "has_report": card.has_report,
+    }
+
+
+def _member_document(member: Member) -> dict[str, Any]:
+    from autoseg.core.records import to_data
+
+    own = {"folds": list(member.folds), "share": member.share, "precision": member.precision}
+    return {"configuration": to_data(member.configuration), **own}
+
+
+def _mebibytes(path: Path) -> str:
+    return f"{path.stat().st_size / 2**20:.1f}"
+
+
+def _rounded(value: float | None, digits: int = 4) -> str | None:
+    return None if value is None else f"{value:.{digits}f}"
+
+
+def _range(interval: tuple[float, float] | None) -> str:
+    return "" if interval is None else f"[{interval[0]:.4f}, {interval[1]:.4f}]"
