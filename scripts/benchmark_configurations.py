@@ -18,12 +18,10 @@ folder only the store of prepared cases is used and filled.
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -32,7 +30,6 @@ from typing import Any
 
 import click
 
-from autoseg.cli.main import cli
 from autoseg.cli.options import workspace_of
 from autoseg.cli.output import show_error
 from autoseg.cli.train import Duration
@@ -42,14 +39,15 @@ from autoseg.core.errors import AutoSegError, Interrupted, MissingInput, UsageEr
 from autoseg.core.files import sha256_of_file, write_atomic
 from autoseg.core.records import load, to_data
 from autoseg.core.workspace import RunFolder, Workspace
-from autoseg.datasets.model import Dataset
 from autoseg.evaluation.comparison import Comparison, compare
-from autoseg.fingerprint.model import Fingerprint
+from autoseg.launch.interrupts import stoppable
 from autoseg.planning.plan import Plan
 from autoseg.training.history import read_history
 from autoseg.training.record import RunRecord, RunStatus
-from autoseg.training.splits import save_folds, settle_folds
+from autoseg.training.splits import save_folds
 from autoseg.workflow.fold_validation import SCORES_FILE, FoldScores
+from autoseg.workflow.preprocess import preprocess_dataset
+from autoseg.workflow.train import TrainOptions, make_queue, train
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
@@ -137,9 +135,11 @@ def benchmark(asked: argparse.Namespace) -> int:
     plan = load(Plan, source.plan)
     settings = settle(asked, source)
     runs = make_runs(asked, plan, source)
-    for number, run in enumerate(runs, start=1):
-        print(f"{number}/{len(runs)} {run.contender}, seed {run.seed}, fold {run.fold}: ", end="", flush=True)
-        print(train(run, asked, settings))
+    prepare(runs, asked.jobs)
+    with stoppable() as check_stop:
+        for number, run in enumerate(runs, start=1):
+            print(f"{number}/{len(runs)} {run.contender}, seed {run.seed}, fold {run.fold}: ", end="", flush=True)
+            print(train_run(run, asked, settings, check_stop))
     return finish(runs, settings, asked.out)
 
 
@@ -194,10 +194,7 @@ def fixed_folds(out: Path, source: Workspace) -> Path:
     if not path.exists() and source.splits.exists():
         write_atomic(path, source.splits.read_bytes())
     elif not path.exists():
-        dataset = load(Dataset, source.dataset)
-        usable = {case.identifier for case in load(Fingerprint, source.fingerprint).cases}
-        refused = {case.identifier for case in dataset.cases} - usable
-        save_folds(settle_folds(usable, refused, Path(dataset.root), path), path)
+        save_folds(make_queue(source, TrainOptions()).folds, path)
     return path
 
 
@@ -214,31 +211,40 @@ def work_folder(out: Path, recipe: str, seed: int, source: Workspace, splits: Pa
     return work
 
 
-def train(run: Run, asked: argparse.Namespace, settings: Settings) -> str:
+def train_run(run: Run, asked: argparse.Namespace, settings: Settings, check_stop: Callable[[], None]) -> str:
     """Does one run, unless it is done; a sentence on what became of it. A run that fails does not stop the others.
 
     Raises:
-        Interrupted: by the user.
+        Interrupted: by the user; the same command goes on.
     """
+    options = TrainOptions(
+        configurations=(run.configuration,),
+        folds=(run.fold,),
+        recipe=run.recipe,
+        epochs=settings.epochs,
+        steps=settings.steps,
+        budget_seconds=settings.budget_seconds,
+        seed=run.seed,
+        device=settings.device,
+        jobs=asked.jobs,
+    )
     status = status_of(run)
     if status is None or status.state != "done":
-        budget = None if settings.budget_seconds is None else f"{settings.budget_seconds}s"
-        effort = [("--budget", budget), ("--epochs", settings.epochs), ("--steps", settings.steps)]
-        words = ["train", settings.dataset, "--work", str(run.folder.root.parents[2])]
-        words += ["--configuration", run.configuration, "--fold", run.fold, "--recipe", run.recipe, "--seed", run.seed]
-        words += ["--device", settings.device, "--jobs", asked.jobs, "--json", "--quiet"]
-        words += [word for name, value in effort if value is not None for word in (name, value)]
-        try:
-            with redirect_stdout(io.StringIO()):
-                cli.main([str(word) for word in words], prog_name="autoseg", standalone_mode=False)
-        except Interrupted:
-            raise
-        except AutoSegError as error:
-            return f"failed: {error}"
+        report = train(Workspace(run.folder.root.parents[2]), options, check_stop)
+        if isinstance(report.stop, Interrupted):
+            raise report.stop
+        if report.stop is not None or any(own.error for own in report.runs):
+            return f"failed: {report.stop or report.runs[-1].error}"
         status = status_of(run)
-    if status is None or status.state != "done":
-        return "failed; see its log"
-    return f"mean Dice {status.foreground_dice or 0:.4f}, {status.epochs} epochs, {status.seconds:.0f} s"
+    if status is None or status.foreground_dice is None:
+        return "done, without a score"
+    return f"mean Dice {status.foreground_dice:.4f}, {status.epochs} epochs, {status.seconds:.0f} s"
+
+
+def prepare(runs: Sequence[Run], jobs: int) -> None:
+    """Fills the store before any run's time counts."""
+    names = dict.fromkeys(run.configuration for run in runs)
+    preprocess_dataset(Workspace(runs[0].folder.root.parents[2]), tuple(names), jobs=jobs)
 
 
 def status_of(run: Run) -> RunStatus | None:

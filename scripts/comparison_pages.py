@@ -113,10 +113,10 @@ PAGE = """<!DOCTYPE html>
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 .wide { overflow-x: auto; }
-th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: right; }
+th, td { white-space: nowrap; padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: right; }
 th:first-child, td:first-child { text-align: left; }
 img { max-width: 100%; background: #fff; border-radius: 6px; }
-p, caption { color: var(--quiet); }
+p, caption { color: var(--quiet); white-space: normal; }
 caption { text-align: left; padding-bottom: .4rem; }
 </style>
 </head>
@@ -153,7 +153,7 @@ src="data:image/png;base64,{{ image }}"></p>
 <h2>Pairs</h2>
 <div class="wide"><table>
 <caption>Difference of Dice with its paired bootstrap interval over the cases; Wilcoxon's signed-rank test, corrected by
-Holm for {{ comparison.pairs|length }} tests.</caption>
+Holm for {{ comparison.pairs|length }} pair{{ "" if comparison.pairs|length == 1 else "s" }}.</caption>
 <thead><tr><th scope="col">better rank</th><th scope="col">other</th><th scope="col">difference</th>
 <th scope="col">95 % interval</th><th scope="col">p</th><th scope="col">p, corrected</th>
 <th scope="col">more than noise</th></tr></thead>

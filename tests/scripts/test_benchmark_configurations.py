@@ -13,7 +13,7 @@ import pytest
 from autoseg.core.records import load, save
 from autoseg.core.workspace import Workspace
 from autoseg.planning.plan import Plan
-from autoseg.training.record import RunRecord
+from autoseg.training.record import RunRecord, RunStatus
 from tests.preprocessing.tiny_dataset import planned_tiny_dataset
 
 CONTENDERS = {"2d, cpu", "3d_fullres, cpu"}
@@ -91,6 +91,13 @@ def test_the_same_command_again_trains_nothing(script, made, tmp_path, capsys):
     assert script.main(command) == 0
     assert before == {path: path.stat().st_mtime_ns for path in checkpoint.rglob("*")}
     assert "critical difference" in capsys.readouterr().out
+
+
+def test_every_run_gets_the_whole_budget_for_itself(script, made, tmp_path, capsys):
+    script.main(_command(made / "data", tmp_path / "out", "--budget", "1s", "--folds", "0"))
+    assert "used up" not in "".join(capsys.readouterr())
+    states = [load(RunStatus, path).state for path in (tmp_path / "out" / "work").rglob("state.json")]
+    assert states == ["done", "done"]
 
 
 def test_another_effort_in_the_same_folder_is_refused(script, made, capsys):
@@ -191,4 +198,4 @@ def test_hippocampus_configurations_are_compared(script, shared, tmp_path):
     assert script.main(command) == 0
     document = json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert document["comparison"]["cases"] == names
-    assert max(own["score"] for own in document["comparison"]["contenders"]) > 0.3
+    assert max(own["score"] for own in document["comparison"]["contenders"]) > 0.2
