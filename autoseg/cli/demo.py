@@ -9,7 +9,8 @@ import click
 
 from autoseg.cli.options import device_option, jobs_option, output_options, seed_option
 from autoseg.cli.output import Output
-from autoseg.cli.train import Duration, training_progress
+from autoseg.cli.train import Duration
+from autoseg.cli.train_board import training_board
 
 if TYPE_CHECKING:
     from autoseg.workflow.demo import DemoResult
@@ -23,24 +24,24 @@ if TYPE_CHECKING:
     show_default=True,
     help="Folder for everything the demo makes.",
 )
-@click.option("--budget", type=Duration(), default="120s", show_default=True, help="Time for the training.")
+@click.option("--budget", type=Duration(), default="270s", show_default=True, help="Time for all of the training.")
 @seed_option
 @device_option
 @jobs_option
 @output_options
 def demo(out: Path, budget: float, seed: int, device: str, jobs: int, output: Output) -> int:
-    """Synthetic dataset -> plan -> train -> predict -> evaluate, in a few minutes on two cores.
+    """Synthetic dataset -> plan -> train -> select -> predict -> evaluate -> report, in a few minutes on two cores.
 
-    The same command again goes on where it was stopped.
+    Two configurations are trained with three folds each. The same command again goes on where it was stopped.
     """
     from autoseg.core.records import to_data
     from autoseg.launch.interrupts import stoppable
-    from autoseg.workflow.demo import DemoOptions, run_demo
+    from autoseg.workflow.demo import DemoListeners, DemoOptions, run_demo
 
     output.log_to(out / "logs", "demo")
     options = DemoOptions(budget_seconds=budget, jobs=jobs, seed=seed, device=device)
-    with stoppable() as check_stop, training_progress(output) as (_, of_steps):
-        result = run_demo(out, options, check_stop, of_steps)
+    with stoppable() as check_stop, training_board(output) as (of_cases, tell):
+        result = run_demo(out, options, check_stop, DemoListeners(of_cases, tell))
     _show(result, out, output)
     output.emit(
         {
@@ -48,6 +49,8 @@ def demo(out: Path, budget: float, seed: int, device: str, jobs: int, output: Ou
             "dataset": str(result.dataset),
             "predictions": str(result.predictions),
             "overlays": [str(path) for path in result.overlays],
+            "selected": result.selection.name,
+            "report": str(result.report),
             "seconds": result.seconds,
         }
     )
@@ -59,6 +62,7 @@ def _show(result: DemoResult, out: Path, output: Output) -> None:
     rows = [(name, *(_cell(case[label].dice) for label in scores.mean)) for name, case in scores.cases.items()]
     output.table(("Dice", *scores.mean), [*rows, ("mean", *(_cell(own.dice) for own in scores.mean.values()))])
     output.say(f"mean Dice over classes: {_cell(scores.foreground_mean.dice)}   (synthetic phantoms, held out)")
+    output.say(f"chosen from cross-validation: {result.selection.because}")
     total = sum(result.seconds.values())
     output.say(f"{total:.0f} s: " + ", ".join(f"{name} {seconds:.0f}" for name, seconds in result.seconds.items()))
     places = {
@@ -67,6 +71,7 @@ def _show(result: DemoResult, out: Path, output: Output) -> None:
         "predictions": result.predictions,
         "scores": result.predictions / "evaluation.csv",
         "pictures": out / "overlays",
+        "report": result.report,
     }
     output.say("\n" + "\n".join(f"{name:<13} {path}" for name, path in places.items()))
     output.say(f"\nyour own data: autoseg plan DATASET    why this plan: autoseg explain {result.dataset}")

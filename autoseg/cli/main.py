@@ -12,7 +12,7 @@ from autoseg.core.errors import AutoSegError, UsageError
 
 VERBS = {
     "doctor": "What this machine can do, and what it cannot.",
-    "demo": "Synthetic dataset -> plan -> train -> predict -> evaluate, in a few minutes.",
+    "demo": "Synthetic dataset -> plan -> train -> select -> predict -> evaluate -> report.",
     "plan": "Check the data, fingerprint it, apply the rules, print the plan and its reasons.",
     "preprocess": "Fill the store of preprocessed cases (train does it by itself when needed).",
     "train": "Train what the plan holds; the same command again resumes.",

@@ -32,6 +32,13 @@ device_option = click.option(
     envvar="AUTOSEG_DEVICE",
     help="auto, cpu, cuda, cuda:N or mps.",
 )
+devices_option = click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    envvar="AUTOSEG_DEVICE",
+    help="auto (all GPUs), cpu, cuda, cuda:N or mps; several with commas.",
+)
 jobs_option = click.option(
     "--jobs",
     type=click.IntRange(min=1),

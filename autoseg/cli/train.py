@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import re
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +11,7 @@ import click
 
 from autoseg.cli.options import (
     dataset_argument,
-    device_option,
+    devices_option,
     dry_run_option,
     jobs_option,
     output_options,
@@ -24,10 +20,9 @@ from autoseg.cli.options import (
     workspace_of,
 )
 from autoseg.cli.output import Output, show_error
-from autoseg.core.progress import Progress, silent
+from autoseg.cli.train_board import show_queue, training_board
 
 if TYPE_CHECKING:
-    from autoseg.core.workspace import Workspace
     from autoseg.workflow.train import RunReport, TrainOptions, TrainReport
 
 _SECONDS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0}
@@ -59,81 +54,59 @@ class Duration(click.ParamType[float]):
 @click.option("--epochs", type=click.IntRange(min=1), help="Instead of the recipe's.")
 @click.option("--steps", type=click.IntRange(min=1), help="Steps per epoch, instead of the recipe's.")
 @click.option("--budget", type=Duration(), help="Wall time for everything (20m, 8h); chooses the epochs.")
+@click.option("--group-by", metavar="REGEX|CSV", help="Keep cases with the same match, or group of a table, together.")
+@click.option("--stratify", is_flag=True, help="Spread cases with rare classes evenly over the folds.")
+@click.option(
+    "--probabilities-disk",
+    type=click.FloatRange(min=0),
+    metavar="GIB",
+    help="For the out-of-fold probabilities that `select` uses; label maps are always kept.  [default: 10]",
+)
 @click.option("--fresh", is_flag=True, help="Discard the runs that exist, and begin again.")
 @seed_option
-@device_option
+@devices_option
 @jobs_option
 @dry_run_option
 @output_options
 def train(dataset: Path, work: Path | None, output: Output, **options: Any) -> int:
-    """Train what the plan holds: configurations x folds; the same command again resumes."""
+    """Train what the plan holds: configurations x folds; the same command again resumes.
+
+    With several GPUs one run is trained on each. A budget is shared out over all runs and holds over interruptions.
+    """
     started = time.monotonic()
     from autoseg.launch.interrupts import seconds_since_start, stoppable
-    from autoseg.workflow.train import TrainOptions
     from autoseg.workflow.train import train as train_all
 
     workspace = workspace_of(dataset, work)
-    chosen = TrainOptions(
+    chosen = _train_options(options, min(started, time.monotonic() - seconds_since_start()))
+    if options["dry_run"]:
+        return show_queue(workspace, chosen, output)
+    output.log_to(workspace.logs, "train")
+    with stoppable() as check_stop, training_board(output) as (of_cases, tell):
+        report = train_all(workspace, chosen, check_stop, store_progress=of_cases, tell=tell)
+    return _show(report, output)
+
+
+def _train_options(options: dict[str, Any], started: float) -> TrainOptions:
+    from autoseg.workflow.train import TrainOptions
+
+    named = {} if options["probabilities_disk"] is None else {"probabilities_gib": options["probabilities_disk"]}
+    return TrainOptions(
         configurations=options["configurations"],
         folds=options["folds"],
         recipe=options["recipe"],
         epochs=options["epochs"],
         steps=options["steps"],
         budget_seconds=options["budget"],
-        started=min(started, time.monotonic() - seconds_since_start()),
+        started=started,
         is_fresh=options["fresh"],
         seed=options["seed"],
         device=options["device"],
         jobs=options["jobs"],
+        group_by=options["group_by"],
+        is_stratified=options["stratify"],
+        **named,
     )
-    if options["dry_run"]:
-        return _show_queue(workspace, chosen, output)
-    output.log_to(workspace.logs, "train")
-    with stoppable() as check_stop, training_progress(output) as (of_cases, of_steps):
-        report = train_all(workspace, chosen, check_stop, store_progress=of_cases, step_progress=of_steps)
-    return _show(report, output)
-
-
-@contextmanager
-def training_progress(output: Output) -> Iterator[tuple[Progress, Progress]]:
-    """Progress of preprocessed cases and of steps: on a terminal one bar with the log lines above it.
-
-    Elsewhere a line now and then for the cases, and none for the steps, as every epoch has its own.
-    """
-    if not sys.stderr.isatty():
-        with output.progress("Preprocessing") as progress:
-            yield progress, silent
-        return
-    streams = [entry for entry in logging.getLogger("autoseg").handlers if type(entry) is logging.StreamHandler]
-    before = sys.stderr
-    with output.progress("Training") as progress:
-        for handler in streams:
-            handler.setStream(sys.stderr)  # which the bar has replaced by one that writes above it
-        try:
-            yield progress, progress
-        finally:
-            for handler in streams:
-                handler.setStream(before)
-
-
-def _show_queue(workspace: Workspace, options: TrainOptions, output: Output) -> int:
-    from autoseg.workflow.train import make_queue
-
-    queue = make_queue(workspace, options)
-    recipe = queue.recipe
-    rows = [
-        (run.configuration.name, run.number, len(run.fold.train), len(run.fold.val), run.state) for run in queue.runs
-    ]
-    output.table(("configuration", "fold", "train", "validate", "state"), rows, title="Queue")
-    length = f"{recipe.epochs} epochs of {recipe.steps_per_epoch} steps"
-    budget = options.budget_seconds
-    output.say(f"each {length}" if budget is None else f"{budget:g} s in all, split evenly over what is not done")
-    output.say("nothing was written (--dry-run)")
-    keys = ("configuration", "fold", "train", "validate", "state")
-    runs = [dict(zip(keys, row, strict=True)) for row in rows]
-    steps = {"epochs": recipe.epochs, "steps": recipe.steps_per_epoch, "budget_seconds": budget}
-    output.emit({"runs": runs, **steps})
-    return 0
 
 
 def _show(report: TrainReport, output: Output) -> int:

@@ -10,11 +10,15 @@ from autoseg.core.errors import Interrupted
 from autoseg.workflow import demo as walk
 from autoseg.workflow.demo import DemoOptions, run_demo
 
-TINY = DemoOptions(training_cases=5, test_cases=1, epochs=1, steps=1, device="cpu")
+TINY = DemoOptions(training_cases=3, test_cases=1, epochs=1, steps=1, device="cpu")
 
 
 def _never():
     pass
+
+
+def _curves(folder):
+    return (folder / "synthetic/autoseg/runs").glob("*/*/curves.png")
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +27,7 @@ def made(tmp_path_factory):
     return folder, run_demo(folder, TINY, _never)
 
 
-def test_the_walk_leaves_dataset_plan_run_predictions_and_pictures(made):
+def test_the_walk_leaves_dataset_plan_runs_selection_predictions_pictures_and_report(made):
     folder, result = made
     assert list(result.scores.cases) == ["phantom_ts000"]
     assert set(result.scores.mean) == {"organ", "lesion", "vessel"}
@@ -31,7 +35,12 @@ def test_the_walk_leaves_dataset_plan_run_predictions_and_pictures(made):
     assert all(path.stat().st_size > 10_000 for path in result.overlays)
     assert (folder / "predictions" / "phantom_ts000.nii.gz").exists()
     assert (folder / "synthetic/autoseg/plan.json").exists()
-    assert (folder / "synthetic/autoseg/runs/3d_fullres/fold_0/curves.png").exists()
+    runs = {f"{name}/fold_{fold}" for name in ("2d", "3d_fullres") for fold in range(3)}
+    assert {path.parent.relative_to(folder / "synthetic/autoseg/runs").as_posix() for path in _curves(folder)} == runs
+    assert set(result.selection.runs) == runs
+    assert result.report.read_text().startswith("<!")
+    splits = json.loads((folder / "synthetic/autoseg/splits.json").read_text())
+    assert sorted(name for fold in splits for name in fold["val"]) == [f"phantom_tr{i:03d}" for i in range(3)]
 
 
 def test_the_same_demo_again_trains_nothing(made):
