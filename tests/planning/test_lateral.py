@@ -1,13 +1,17 @@
 """Left and right: classes recognized by name, values and heads that change places."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoseg.core.errors import PlanFault
+from autoseg.core.records import from_json, to_json
 from autoseg.datasets.model import LabelSet
 from autoseg.planning.lateral import can_swap, find_pairs, head_swap, heart_pairs, lateral_swap, value_swap
 from autoseg.planning.pins import parse_pins
+from autoseg.planning.plan import Plan
 from autoseg.planning.planner import DatasetFacts, Request, make_plan
 from tests.planning.builders import fingerprint_of, preset_called
 
@@ -100,8 +104,6 @@ def test_exchanging_twice_changes_nothing(values):
 
 
 def planned(axes, labels=PLAIN, pins=None, preset="reference", spacings=None):
-    from dataclasses import replace
-
     plain = fingerprint_of(spacings or [(1, 1, 1)] * len(axes), [(40, 50, 60)] * len(axes))
     cases = tuple(replace(case, left_right_axis=axis) for case, axis in zip(plain.cases, axes, strict=True))
     facts = DatasetFacts("test", ("MRI",), labels, ".nii.gz", len(axes))
@@ -118,6 +120,7 @@ def test_a_plan_exchanges_lateral_classes_along_the_axis_from_left_to_right():
     assert (plan.lateral_axis, plan.lateral_pairs) == (2, (("left_lung", "right_lung"),))
     assert decisions(plan, "lateral_pairs")[0].value == [["left_lung", "right_lung"]]
     assert "change places" in decisions(plan, "mirror_axes")[0].because
+    assert from_json(Plan, to_json(plan), "plan") == plan
     for name, axis in (("2d", 1), ("3d_fullres", 2)):
         swap = lateral_swap(plan, plan.configurations[name])
         assert (swap.axis, swap.values, swap.heads, swap.channels) == (axis, (0, 3, 2, 1, 4), (0, 3, 2, 1), (0,))
@@ -183,8 +186,6 @@ def test_regions_that_do_not_mirror_each_other_are_left_alone():
 
 
 def test_the_first_stage_s_channels_of_a_cascade_change_places_too():
-    from dataclasses import replace
-
     plan = planned([2])
     cascade = replace(plan.configurations["3d_fullres"], cascade_from="3d_lowres")
     assert lateral_swap(plan, cascade).channels == (0, 3, 2, 1)

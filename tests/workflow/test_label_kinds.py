@@ -12,7 +12,10 @@ import torch
 
 from autoseg.core.records import load
 from autoseg.core.workspace import Workspace
+from autoseg.datasets.layouts import detect_dataset
+from autoseg.fingerprint.survey import survey
 from autoseg.images.readers import read_image, read_labels
+from autoseg.planning.lateral import lateral_swap
 from autoseg.planning.plan import Plan
 from autoseg.preprocessing.fill import fill_store
 from autoseg.preprocessing.locations import ANNOTATED
@@ -20,7 +23,7 @@ from autoseg.preprocessing.store import open_case
 from autoseg.training.recipe import Recipe
 from autoseg.training.record import RunStatus
 from autoseg.training.splits import Fold
-from autoseg.workflow.decide import PlanOptions
+from autoseg.workflow.decide import PlanOptions, decide, facts_of
 from autoseg.workflow.evaluate import evaluate_folders
 from autoseg.workflow.fold_validation import FoldScores
 from autoseg.workflow.model import load_model
@@ -110,6 +113,17 @@ def test_regions_have_a_head_each_and_are_scored_by_name(tmp_path):
     assert set(status.validation) == {"whole", "core"}
     history = [json.loads(line) for line in workspace.run("3d_fullres", 0).history.read_text().splitlines()]
     assert all(set(line["dice"]) == {"whole", "core"} for line in history)
+
+
+@pytest.mark.real
+def test_the_parotids_of_real_cases_are_recognized(shared):
+    dataset = detect_dataset(shared / "data" / "openkbp_ct")
+    found = survey(replace(dataset, cases=dataset.cases[:2]), None, 1)
+    plan = decide(found.fingerprint, facts_of(dataset, found.fingerprint), PlanOptions("cpu"))
+    assert plan.lateral_pairs == (("left_parotid", "right_parotid"),)
+    assert plan.axis_order[plan.lateral_axis] == 2
+    swap = lateral_swap(plan, plan.configurations["3d_fullres"])
+    assert swap.heads == (0, 1, 2, 4, 3, 5, 6, 7)
 
 
 def test_a_run_with_lateral_classes_trains_validates_and_predicts(tmp_path):
