@@ -113,14 +113,24 @@ def serve(tasks: list[tuple[str, str]]) -> None:
 
     torch.set_num_threads(1)
     safetensors.torch.save({"warm": torch.zeros(1)})
-    largest = max(Path(checkpoint).stat().st_size for checkpoint, _ in tasks)
-    _limit_memory(largest)
+    _limit_memory(max(Path(checkpoint).stat().st_size for checkpoint, _ in tasks))
     sys.addaudithook(_guard)
     for checkpoint, weights in tasks:
-        content = _load(checkpoint)
-        safetensors.torch.save_file(network_tensors(content.get("network_weights")), weights)
-        sys.stdout.write(json.dumps(_described(content)) + "\n")
+        sys.stdout.write(json.dumps(convert(checkpoint, weights)) + "\n")
         sys.stdout.flush()
+
+
+def convert(checkpoint: str, weights: str) -> dict[str, Any]:
+    """Writes the weights of a checkpoint as safetensors.
+
+    Returns:
+        Trainer, configuration and mirror axes, as plain values.
+    """
+    import safetensors.torch
+
+    content = _load(checkpoint)
+    safetensors.torch.save_file(network_tensors(content.get("network_weights")), weights)
+    return _described(content)
 
 
 def network_tensors(state: Any) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,9 @@ _START = (
 )
 
 _LONGEST_REASON = 300
+
+_FORBIDDEN_NAME = re.compile(r"nsupported (?:global: )?GLOBAL (\S+)")
+"""How torch names what a pickle wants and does not get."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,8 +147,10 @@ def _reason(code: int, stderr: bytes) -> str:
     lines = [_printable(line) for line in stderr.decode(errors="replace").splitlines() if line.strip()]
     if code == ENDED_BY_GUARD:
         return f"reading it attempted what reading weights never needs ({lines[-1] if lines else 'forbidden'})"
-    refused = next((line for line in lines if "Unsupported" in line or "UnpicklingError" in line), None)
-    return (refused or (lines[-1] if lines else f"exit code {code}"))[:_LONGEST_REASON]
+    asked = next((found for line in lines if (found := _FORBIDDEN_NAME.search(line))), None)
+    if asked is not None:
+        return f"it asks for {asked.group(1)}, which no weights need"
+    return lines[-1] if lines else f"exit code {code}"
 
 
 def _refused(path: Path, why: str) -> IntegrityRefusal:

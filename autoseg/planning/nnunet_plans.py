@@ -272,6 +272,3 @@ def _channel_faults(configurations: Mapping[str, Configuration], file: _File, de
         for channel, kind in enumerate(configuration.normalization):
             if kind == "ct" and _intensities(file, channel) is None:
                 yield f"channel {channel} needs foreground intensities, and the file has none"
-        previous = configuration.cascade_from
-        if previous is not None and previous not in configurations:
-            yield f"{name} needs a prediction of {previous}"
