@@ -17,6 +17,7 @@ from autoseg.fingerprint.typical import Typical
 from autoseg.images.files import SUPPORTED_ENDINGS
 from autoseg.images.normalize import NORMALIZATIONS
 from autoseg.inference.postprocess import PostprocessingStep
+from autoseg.networks.build import NETWORKS
 from autoseg.planning.lateral import lateral_swap
 from autoseg.planning.plan import PLAN_VERSION, Configuration, NetworkSpec, Plan
 from autoseg.selection.record import CandidateScore, NestedScore
@@ -286,6 +287,7 @@ def _network_faults(network: NetworkSpec, patch: Sequence[int]) -> Iterator[str]
     kernels = [edge for kernel in network.kernel_sizes for edge in kernel]
     total = [math.prod(stride[axis] for stride in network.strides) for axis in range(dimensions)]
     checks = (
+        (network.kind not in NETWORKS, "a network of an unknown kind"),
         (not _are_within(network.features_per_stage, 1, _MOST_FEATURES), "impossible features"),
         (not _are_within(kernels, 1, _LARGEST_KERNEL) or any(edge % 2 == 0 for edge in kernels), "impossible kernels"),
         (not _are_within([edge for stride in network.strides for edge in stride], 1, 8), "impossible strides"),
