@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,7 @@ from autoseg.datasets.model import LabelSet
 from autoseg.evaluation.scores import overlaps
 from autoseg.evaluation.statistics import foreground_mean
 from autoseg.images.components import components
+from autoseg.images.crop import Box, nonzero_box, slices
 from autoseg.inference.postprocess import PostprocessingStep, class_mask, postprocess, voxel_volume
 from autoseg.selection.record import PostprocessingTrial
 
@@ -53,19 +54,43 @@ def pack(labels: LabelMap) -> PackedMap:
 
 @dataclass(frozen=True, slots=True)
 class PredictedCase:
-    """An out-of-fold prediction and its reference, training values (z, y, x).
+    """An out-of-fold prediction and its reference in training values, cut to the box that holds all foreground.
 
     Attributes:
         identifier: of the case.
         prediction: of the chosen ensemble, with the steps accepted so far.
         reference: the truth.
-        geometry: their grid.
+        geometry: grid of the whole label maps.
+        box: of the cut in it.
     """
 
     identifier: str
     prediction: PackedMap
     reference: PackedMap
     geometry: Geometry
+    box: Box
+
+    @property
+    def label_map(self) -> LabelMap:
+        """The prediction (z, y, x) on the whole grid."""
+        inside = self.prediction.open()
+        whole = np.zeros(self.geometry.shape, inside.dtype)
+        whole[slices(self.box)] = inside
+        return whole
+
+
+def predicted_case(identifier: str, prediction: LabelMap, reference: LabelMap, geometry: Geometry) -> PredictedCase:
+    """A case ready for the search.
+
+    Args:
+        identifier: of the case.
+        prediction: training values (z, y, x).
+        reference: training values on the same grid, the ignore value included.
+        geometry: the grid.
+    """
+    box = nonzero_box(np.stack([prediction, reference]))
+    cut = slices(box)
+    return PredictedCase(identifier, pack(prediction[cut]), pack(reference[cut]), geometry, box)
 
 
 @dataclass(slots=True)
@@ -230,7 +255,7 @@ def _dice_after(case: PredictedCase, step: PostprocessingStep, labels: LabelSet)
 
 def _with_step(case: PredictedCase, step: PostprocessingStep, labels: LabelSet) -> PredictedCase:
     after = postprocess(case.prediction.open(), [step], labels, case.geometry.spacing_mm)
-    return PredictedCase(case.identifier, pack(after), case.reference, case.geometry)
+    return replace(case, prediction=pack(after))
 
 
 def _class_dice(case: PredictedCase, steps: Sequence[PostprocessingStep], labels: LabelSet) -> list[float]:

@@ -98,14 +98,12 @@ def dice_of_blends(maps: CaseMaps, labels: LabelSet, blends: Sequence[Blend]) ->
         labels: classes of the plan.
         blends: ensembles.
     """
-    first = maps.predictions[0]
-    differs = _differs(maps)
     counts = labels.largest_value + 1
-    agreed = _pairs(maps.reference[~differs], first[~differs], counts)
-    voxels = np.flatnonzero(differs)
+    voxels = np.flatnonzero(_differs(maps))
     truth = maps.reference.reshape(-1)[voxels]
-    votes = _votes(maps, labels, voxels)
     own_labels = [prediction.reshape(-1)[voxels] for prediction in maps.predictions]
+    agreed = _pairs(maps.reference, maps.predictions[0], counts) - _pairs(truth, own_labels[0], counts)
+    votes = _votes(maps, labels, voxels)
     tables = []
     for blend in blends:
         decided = own_labels[blend.index(1)] if sum(blend) == 1 else _decided(votes, blend, labels)
@@ -173,8 +171,13 @@ def _decided(votes: Sequence[NDArray[np.uint8]], blend: Blend, labels: LabelSet)
 
 def _pairs(reference: LabelMap, prediction: LabelMap, counts: int) -> NDArray[np.int64]:
     """Voxels (reference value, predicted value) of a table with `counts` rows and columns."""
-    both = reference.astype(np.int64) * counts + prediction
-    return np.bincount(both.reshape(-1), minlength=counts**2).reshape(counts, counts)
+    table = np.zeros(counts**2, np.int64)
+    flat_reference, flat_prediction = reference.reshape(-1), prediction.reshape(-1)
+    for start in range(0, flat_reference.size, _VOXELS_AT_ONCE):
+        block = slice(start, start + _VOXELS_AT_ONCE)
+        both = flat_reference[block].astype(np.int64) * counts + flat_prediction[block]
+        table += np.bincount(both, minlength=counts**2)
+    return table.reshape(counts, counts)
 
 
 def _dice(pairs: NDArray[np.int64], labels: LabelSet) -> list[float]:

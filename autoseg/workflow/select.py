@@ -31,11 +31,14 @@ from autoseg.selection.choose import (
     nested_choice,
     nested_groups,
 )
-from autoseg.selection.postprocessing import PredictedCase, Search, pack
+from autoseg.selection.postprocessing import PredictedCase, Search, predicted_case
 from autoseg.selection.record import SELECTION_VERSION, NestedScore, Selection, plan_hash
 from autoseg.selection.votes import CaseFiles, CaseMaps, dice_of_blends, labels_of_blend, read_maps
 from autoseg.workflow.preprocess import load_planned
 from autoseg.workflow.trained_matrix import TrainedMatrix, common_cases, costs_of, trained_matrix
+
+MOST_THREADS = 8
+"""Cases worked on at once, each with the label maps of all configurations in memory (assumption)."""
 
 _log = logging.getLogger(__name__)
 
@@ -74,7 +77,7 @@ def select_model(
     matrix = trained_matrix(workspace, load_planned(workspace), configurations, allow_missing=allow_missing)
     files, folds, notes = common_cases(matrix)
     notes += [f"without {', '.join(matrix.missing)}, which are not trained"] if matrix.missing else []
-    work = _Work(matrix.plan.labels, jobs, progress, 2 * len(files))
+    work = _Work(matrix.plan.labels, min(jobs, MOST_THREADS), progress, 2 * len(files))
     table, costs = _score_table(matrix, files, folds, work), costs_of(matrix)
     choice = rule(table, np.arange(len(files)), costs, seed)
     nested = nested_choice(table, rule, costs, seed)
@@ -126,7 +129,7 @@ def _search(table: ScoreTable, files: Sequence[CaseFiles], blend: Blend, work: _
 
     def predicted(maps: CaseMaps) -> PredictedCase:
         labels = labels_of_blend(maps, work.labels, blend)
-        return PredictedCase(maps.files.identifier, pack(labels), pack(maps.reference), maps.geometry)
+        return predicted_case(maps.files.identifier, labels, maps.reference, maps.geometry)
 
     search = Search(work.each(predicted, files), nested_groups(table.groups), work.labels, work.threads)
     search.run(lambda title: _log.info("postprocessing: %s?", title))
@@ -194,5 +197,5 @@ def _write_label_maps(workspace: Workspace, matrix: TrainedMatrix, search: Searc
     labels, ending = matrix.plan.labels, matrix.plan.file_ending
     with atomic_folder(workspace.selected) as folder:
         for case in search.cases:
-            values = to_file_values(case.prediction.open(), labels)
+            values = to_file_values(case.label_map, labels)
             write_labels(folder / f"{case.identifier}{ending}", values, case.geometry)

@@ -10,9 +10,10 @@ from hypothesis.extra import numpy as hnp
 
 from autoseg.core.geometry import Geometry
 from autoseg.datasets.model import LabelSet
+from autoseg.evaluation.scores import overlaps
 from autoseg.evaluation.statistics import foreground_mean
 from autoseg.inference.postprocess import PostprocessingStep, postprocess
-from autoseg.selection.postprocessing import PredictedCase, Search, _class_dice, case_dice, pack
+from autoseg.selection.postprocessing import PredictedCase, Search, _class_dice, case_dice, pack, predicted_case
 from tests.selection.examples import IGNORE, REGIONS, THREE
 
 SHAPE = (3, 12, 12)
@@ -21,8 +22,7 @@ SPACING = (2.0, 1.0, 1.5)
 
 
 def case_of(prediction, reference, name="a") -> PredictedCase:
-    shape = prediction.shape
-    return PredictedCase(name, pack(prediction), pack(reference), Geometry(shape, SPACING))
+    return predicted_case(name, prediction, reference, Geometry(prediction.shape, SPACING))
 
 
 def searched(predictions, references, labels, folds=2) -> Search:
@@ -67,6 +67,16 @@ def test_packed_label_maps_open_unchanged(labels) -> None:
         opened = pack(own).open()
         assert (opened == own).all()
         assert opened.dtype == own.dtype
+
+
+@given(MAPS, MAPS)
+@settings(max_examples=30, deadline=None)
+def test_cutting_to_the_foreground_loses_nothing(prediction, reference) -> None:
+    case = case_of(prediction, reference)
+    assert (case.label_map == prediction).all()
+    scores = overlaps(prediction, reference, THREE)
+    expected = [np.nan if own.dice is None else own.dice for own in scores.values()]
+    assert np.allclose(case_dice(case, THREE), expected, equal_nan=True)
 
 
 def test_an_island_in_every_case_makes_the_largest_component_accepted() -> None:

@@ -265,3 +265,31 @@ def test_the_command_shows_the_table_and_one_json_document(workspace, monkeypatc
     assert document["name"] == "2d"
     assert document["objective"] == "cost"
     assert set(document["case_dice"]) == set(CASES)
+
+
+def keep_only(workspace: Workspace, names: set[str]) -> None:
+    for file in (workspace.root / "runs").glob("*/*/validation/scores.json"):
+        scores = load(FoldScores, file)
+        save(replace(scores, cases={name: own for name, own in scores.cases.items() if name in names}), file)
+
+
+def test_a_single_case_has_a_choice_but_no_nested_score(workspace) -> None:
+    keep_only(workspace, {"case_3"})
+    selection = select_model(workspace)
+    assert selection.nested is None
+    assert selection.candidates[0].interval is None
+    assert not any(trial.is_accepted for trial in selection.postprocessing)
+
+
+def test_where_no_score_is_defined_the_first_is_chosen(workspace, everything) -> None:
+    keep_only(workspace, {"case_3", "case_4"})
+    dataset = load(Dataset, workspace.dataset)
+    for case in dataset.cases:
+        write_labels(workspace.root / case.labels, np.zeros(SHAPE, np.uint8), Geometry(SHAPE))
+    for file in (workspace.root / "runs").glob("*/*/validation/case_*.nii.gz"):
+        write_labels(file, np.zeros(SHAPE, np.uint8), Geometry(SHAPE))
+    save(replace(dataset, root=str(workspace.root)), workspace.dataset)
+    selection = select_model(workspace)
+    assert (selection.nested, selection.postprocessing) == (None, ())
+    assert selection.candidates[0].dice is None
+    assert load(Selection, workspace.selection) == selection
