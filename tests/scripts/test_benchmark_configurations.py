@@ -96,7 +96,7 @@ def test_the_same_command_again_trains_nothing(script, made, tmp_path, capsys):
 def test_every_run_gets_the_whole_budget_for_itself(script, made, tmp_path, capsys):
     script.main(_command(made / "data", tmp_path / "out", "--budget", "1s", "--folds", "0"))
     assert "used up" not in "".join(capsys.readouterr())
-    states = [load(RunStatus, path).state for path in (tmp_path / "out" / "work").rglob("state.json")]
+    states = [load(RunStatus, path).state for path in (tmp_path / "out" / "work").glob("*/*/runs/*/fold_0/state.json")]
     assert states == ["done", "done"]
 
 
