@@ -175,6 +175,8 @@ def choose_sensibly(table: ScoreTable, cases: Indices, costs: Costs, seed: int) 
         mean, low, _ = paired_difference(table.values(best, cases), table.values(blend, cases), seed)
         if blend == best or (mean <= MOST_GIVEN_UP and low <= 0):
             break
+    if len(blends) == 1:
+        return Choice(best, f"{table.title(best)} is the only candidate")
     if blend == best:
         told = "has the highest mean Dice, and nothing cheaper is as good within noise"
         return Choice(best, f"{table.title(best)} {told}")

@@ -168,7 +168,8 @@ class Search:
         chosen = [_best_variant(own[others], variants[others]) for others in self._others()]
         gain = _mean(self._with_variants(own, variants, chosen)) - _mean(own)
         measured = (_mean(own), _mean(variants[:, tried]), gain)
-        if self._conclude(steps[tried], measured, best is not None and not harms, "; other classes lose" * harms):
+        told = "; other classes lose" if harms and best is not None else ""
+        if self._conclude(steps[tried], measured, best is not None and not harms, told):
             nested = self._nested(after, [variant == tried for variant in chosen], self.nested)
             nested[:, index] = self._with_variants(self.nested[:, index], variants, chosen)
             self._accept(steps[tried], nested)

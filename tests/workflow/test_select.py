@@ -144,6 +144,7 @@ def test_three_that_err_in_different_places_are_best_together_and_islands_are_re
 def test_one_configuration_alone_is_simply_chosen(workspace) -> None:
     selection = select_model(workspace, configurations=("3d_fullres",))
     assert (selection.name, len(selection.candidates)) == ("3d_fullres", 1)
+    assert "only candidate" in selection.because
     assert selection.nested.choices == ("3d_fullres",) * 5
     assert selection.folds == {"3d_fullres": (0, 1, 2, 3, 4)}
 
