@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -128,7 +128,7 @@ def _data(report: DatasetReport) -> dict[str, Any]:
 
 
 def _row(name: str, values: str, cases: int) -> dict[str, Any]:
-    return {"name": name, "values": values, "cases": cases}
+    return {"name": name, "file_values": values, "cases": cases}
 
 
 def _is_flat(cases: Sequence[CaseStatistics]) -> bool:
@@ -221,7 +221,7 @@ def _training(report: DatasetReport) -> dict[str, Any]:
                     "names": list(histories),
                 }
             )
-    return {"curve_groups": groups, "has_runs": any(run.status is not None for run in report.runs)}
+    return {"curve_groups": groups, "has_runs": any(run.status is not None or run.remark for run in report.runs)}
 
 
 def _results(report: DatasetReport) -> dict[str, Any]:
@@ -233,12 +233,18 @@ def _results(report: DatasetReport) -> dict[str, Any]:
     rows, columns, counted = _confusion(report)
     return {
         "candidate_chart": _candidate_chart(report),
-        "dice_strips": strip_chart(strips, "Dice", "Dice of every case, per class", (0.0, 1.0)),
+        "dice_strips": strip_chart(strips, "Dice", "Dice of every case, per class", (_floor(strips), 1.0)),
         "confusion_rows": rows,
         "confusion_names": columns,
         "confusion_cases": counted,
         "agreements": [found for index, name in enumerate(names) if (found := _agreement(report.cases, name, index))],
     }
+
+
+def _floor(strips: Mapping[str, Mapping[str, float]]) -> float:
+    """The tenth below every value."""
+    lowest = min((value for cases in strips.values() for value in cases.values()), default=0.0)
+    return math.floor(min(lowest, 0.9) * 10) / 10
 
 
 def _candidate_chart(report: DatasetReport) -> Markup:

@@ -19,13 +19,14 @@ CLASS_COLORS = ("#E69F00", "#56B4E9", "#CC79A7", "#009E73", "#F0E442", "#0072B2"
 DOTS_PER_INCH = 110
 
 SHOWN_CHANNELS = 3
+"""Of an image; more do not fit into a picture."""
+
 PLANES = ("axial", "coronal", "sagittal")
 """Names of the planes perpendicular to z, y and x."""
 
 _WINDOW_PERCENTILES = (0.5, 99.5)  # gray values drawn as black and white, of the voxels that are not zero
 _FIGURE_WIDTH_INCHES = 10.0
 _LARGEST_PANEL_INCHES = 5.0
-
 _DASHED = (0, (2.5, 2.5))
 _FEW_EPOCHS = 30  # every epoch gets a mark
 

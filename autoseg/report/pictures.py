@@ -29,9 +29,11 @@ GRAY_LEVELS = 64
 
 _MARGIN_SHARE = 0.4  # around the objects, of their extent along the axis
 _LEAST_MARGIN_MM = 12.0
-_DRAWN_EDGE = 360.0  # of the drawing, in its units
+_DRAWN_EDGE = 360.0  # longest edge of all planes of a case, in units of the drawing; one scale for all of them
 _SHRINK = 0.8
-_TOLERANCES = (0.2, 0.5, 1.0, 2.0)  # distance of a drawn contour from the true one, in units of the drawing
+_BYTES_PER_POINT = 12  # of a contour: two coordinates with one decimal
+_FEWEST_POINTS = 6  # of a contour that is made coarser
+_STRAIGHT = 1e-9
 
 Gray = NDArray[np.float32]
 
@@ -136,48 +138,57 @@ def _draw(scan: Scan, gray: Gray, plane: Plane, box: Box, title: str, most_bytes
     axis, index = plane
     kept = box[:axis] + box[axis + 1 :]
     rows, columns = (slice(first, behind) for first, behind in kept)
-    spacing_mm = scan.spacing_mm[:axis] + scan.spacing_mm[axis + 1 :]
-    extent = [(behind - first) * step for (first, behind), step in zip(kept, spacing_mm, strict=True)]
-    scale = _DRAWN_EDGE / max(extent)
-    height, width = (length * scale for length in extent)
+    height, width = _drawn_size(scan, axis, box)
     drawing = Drawing(width, height, title, "overlay")
-    is_upright = axis == 0  # the other planes have z upwards
-    picture = np.take(gray, index, axis)[rows, columns]
-    png = _png(picture if is_upright else picture[::-1], (height, width), most_bytes)
+    drawing.root.set("width", f"{width:.0f}")
+    drawing.root.set("height", f"{height:.0f}")
+    direction = 1 if axis == 0 else -1  # the other planes have z upwards
+    png = _png(np.take(gray, index, axis)[rows, columns][::direction], (height, width), most_bytes)
     drawing.add("image", width=width, height=height, preserveAspectRatio="none", href=png)
     for style, labels in (("predicted", scan.predicted), ("reference", scan.reference)):
         if labels is None:
             continue
-        cut = np.take(labels, index, axis)[rows, columns]
-        for number_of_class, (name, values) in enumerate(scan.classes.items()):
+        cut = np.take(labels, index, axis)[rows, columns][::direction]
+        for number, (name, values) in enumerate(scan.classes.items()):
             mask = np.isin(cut, values)
             if mask.any():
-                path = _outline(mask if is_upright else mask[::-1], (height, width), most_bytes // 2)
-                drawing.add("path", f"{style} k{number_of_class % PALETTE_SIZE}", f"{name}, {style}", d=path)
+                path = _outline(mask, (height, width), most_bytes // 2)
+                drawing.add("path", f"{style} k{number % PALETTE_SIZE}", f"{name}, {style}", d=path)
     return drawing.markup()
 
 
+def _drawn_size(scan: Scan, axis: int, box: Box) -> tuple[float, float]:
+    """Height and width of a plane perpendicular to `axis`, in units of the drawing."""
+    extent = [(behind - first) * step for (first, behind), step in zip(box, scan.spacing_mm, strict=True)]
+    seen = extent[1:] if scan.image.shape[1] == 1 else extent  # a picture has no thickness
+    scale = _DRAWN_EDGE / max(seen)
+    height, width = (length * scale for length in extent[:axis] + extent[axis + 1 :])
+    return height, width
+
+
 def _outline(mask: NDArray[np.bool_], size: tuple[float, float], most_bytes: int) -> str:
-    """Path data of the contours of a mask, with less detail or without the smallest pieces where it gets too long."""
+    """Path data of the contours of a mask; coarser, and without the smallest pieces, where it gets too long."""
     from skimage import measure
 
     find_contours: Any = measure.find_contours
     steps = [length / n for length, n in zip(size, mask.shape, strict=True)]
     # the center of the first voxel is half a voxel inside, and the mask has a border of one voxel
-    contours = [(contour - 0.5) * steps for contour in find_contours(np.pad(mask, 1).astype(np.float32), 0.5)]
-    for tolerance in _TOLERANCES:
-        pieces = sorted((_piece(contour, tolerance) for contour in contours), key=len, reverse=True)
-        if sum(map(len, pieces)) <= most_bytes:
-            break
+    found = [_corners((contour - 0.5) * steps) for contour in find_contours(np.pad(mask, 1).astype(np.float32), 0.5)]
+    thinning = max(1, -(-_BYTES_PER_POINT * sum(map(len, found)) // most_bytes))
+    pieces = []
+    for contour in sorted(found, key=len, reverse=True):
+        thinned = contour[:: min(thinning, max(1, len(contour) // _FEWEST_POINTS))]
+        pieces.append("M" + "L".join(f"{x:.1f} {y:.1f}" for y, x in thinned) + "Z")
     kept = np.searchsorted(np.cumsum([len(piece) for piece in pieces]), most_bytes, side="right")
     return "".join(pieces[:kept])
 
 
-def _piece(contour: NDArray[np.float64], tolerance: float) -> str:
-    from skimage import measure
-
-    approximate: Any = measure.approximate_polygon
-    return "M" + "L".join(f"{x:.1f} {y:.1f}" for y, x in approximate(contour, tolerance)) + "Z"
+def _corners(contour: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The points of a closed contour at which it turns."""
+    points = contour[:-1]
+    before, after = points - np.roll(points, 1, 0), np.roll(points, -1, 0) - points
+    turns = np.abs(before[:, 0] * after[:, 1] - before[:, 1] * after[:, 0]) > _STRAIGHT
+    return points[turns]
 
 
 def _png(picture: Gray, size: tuple[float, float], most_bytes: int) -> str:

@@ -131,7 +131,7 @@ def frame(drawing: Drawing, across: Scale, up: Scale, labels: tuple[str, str]) -
 
 def tick_label(value: float) -> str:
     """A value of an axis, with as many digits as it needs."""
-    return f"{value:.6g}".replace("-", "\N{MINUS SIGN}")
+    return f"{value:,.6g}".replace("-", "\N{MINUS SIGN}")
 
 
 def number(value: object) -> str:

@@ -18,7 +18,7 @@ from autoseg.core.workspace import RunFolder, Workspace
 from autoseg.datasets.model import Case, Dataset
 from autoseg.fingerprint.model import Fingerprint
 from autoseg.fingerprint.survey import Survey
-from autoseg.fingerprint.typical import Typical, properties, typical_of, unlike, unlike_the_others
+from autoseg.fingerprint.typical import Typical, properties, unlike, unlike_the_others
 from autoseg.planning.plan import Plan
 from autoseg.report.content import CaseEntry, ClassDice, DatasetReport, PredictionReport, RunEntry, worst_first
 from autoseg.report.dataset_page import dataset_page
@@ -118,7 +118,7 @@ def write_prediction_report(
     manifest: PredictionManifest,
     plan: Plan,
     cases: Sequence[Case],
-    typical: Mapping[str, Typical] | None = None,
+    typical: Mapping[str, Typical],
     *,
     pictures: int = PICTURES,
     jobs: int = 0,
@@ -131,29 +131,15 @@ def write_prediction_report(
         manifest: what became of each case.
         plan: of the model: channels and classes.
         cases: the images, as they were found.
-        typical: what the model's training cases were like (`typical_cases`); None if it does not say.
+        typical: what is usual for the model's training cases (`ModelFiles.typical`); empty if that is not known.
         pictures: cases that get pictures, those unlike the training data first.
         jobs: worker processes; 0 to do everything here.
         progress: told about finished cases.
     """
     files = {name: outcome.output for name, outcome in manifest.cases.items() if outcome.status == "done"}
     done = [case for case in cases if files.get(case.identifier)]
-    share = picture_bytes(min(pictures, len(done)))
-    tasks = [
-        CaseTask(
-            case=replace(case, labels=None),
-            root="",
-            prediction=str(output / str(files[case.identifier])),
-            labels=plan.labels,
-            channels=plan.channels,
-            four_d=plan.four_d,
-            picture_bytes=share if index < pictures else 0,
-            is_new=typical is not None,
-        )
-        for index, case in enumerate(done)
-    ]
-    seen = look_at(tasks, jobs, progress)
-    entries = [_with_evidence(CaseEntry(case.identifier), seen[case.identifier], typical) for case in done]
+    plain = [_new_task(case, output / str(files[case.identifier]), plan, is_new=bool(typical)) for case in done]
+    entries = _new_entries(plain, typical, min(pictures, len(done)), jobs, progress)
     report = PredictionReport(
         model=manifest.model,
         labels=plan.labels,
@@ -162,13 +148,13 @@ def write_prediction_report(
             "mirroring": "yes" if manifest.mirroring else "no",
             "tiles overlap by": f"{manifest.overlap:.0%}",
         },
-        cases=tuple(sorted(entries, key=lambda entry: (-len(entry.unlike), entry.identifier))),
+        cases=entries,
         failed={
             name: without_folders(outcome.error or "no reason is known")
             for name, outcome in manifest.cases.items()
             if outcome.status == "failed"
         },
-        is_compared=typical is not None,
+        is_compared=bool(typical),
         version=__version__,
         written=_now(),
     )
@@ -177,9 +163,39 @@ def write_prediction_report(
     return path
 
 
-def typical_cases(fingerprint: Fingerprint, plan: Plan) -> dict[str, Typical]:
-    """What the training cases of a plan are like; names no case, so that a model may carry it along."""
-    return typical_of(properties(case, plan.channels, plan.labels) for case in fingerprint.cases)
+def _new_task(case: Case, prediction: Path, plan: Plan, *, is_new: bool) -> CaseTask:
+    """A case without reference, and without pictures."""
+    return CaseTask(
+        case=replace(case, labels=None),
+        root="",
+        prediction=str(prediction),
+        labels=plan.labels,
+        channels=plan.channels,
+        four_d=plan.four_d,
+        picture_bytes=0,
+        is_new=is_new,
+    )
+
+
+def _new_entries(
+    tasks: Sequence[CaseTask], typical: Mapping[str, Typical], pictures: int, jobs: int, progress: Progress
+) -> tuple[CaseEntry, ...]:
+    """The cases, those most unlike the training cases first; these get the pictures if not all do."""
+    share = picture_bytes(pictures) if pictures else 0
+    are_all_drawn = pictures == len(tasks)
+    first = [replace(task, picture_bytes=share) for task in tasks] if are_all_drawn else tasks
+    seen = look_at(first, jobs, progress)
+    entries = [_with_evidence(CaseEntry(name), own, typical) for name, own in seen.items()]
+    entries.sort(key=lambda entry: (-len(entry.unlike), entry.identifier))
+    if are_all_drawn:
+        return tuple(entries)
+    chosen = {entry.identifier for entry in entries[:pictures]}
+    again = [replace(task, picture_bytes=share) for task in tasks if task.case.identifier in chosen]
+    drawn = look_at(again, jobs, silent)
+    return tuple(
+        replace(entry, picture=drawn[entry.identifier].picture) if entry.identifier in chosen else entry
+        for entry in entries
+    )
 
 
 def _now() -> str:
@@ -206,7 +222,7 @@ def _started(workspace: Workspace, configuration: str) -> list[int]:
 def _run(folder: RunFolder, plan: Plan, configuration: str, fold: int) -> RunEntry:
     status, record = _loaded(RunStatus, folder.state), _loaded(RunRecord, folder.recipe)
     if status is None or record is None:
-        return RunEntry(configuration, fold)
+        return RunEntry(configuration, fold, remark="its records are damaged" if folder.state.exists() else "")
     own = _loaded(Plan, folder.plan)
     is_current = own is not None and own.configurations.get(configuration) == plan.configurations[configuration]
     remark = "" if is_current else "trained with an earlier plan"
