@@ -30,8 +30,14 @@ SOME_FAILED = 4
 @click.option(
     "-o", "--output", "folder", required=True, type=click.Path(path_type=Path, file_okay=False), help="Output folder."
 )
-@click.option("--configuration", help="2d, 3d_fullres or 3d_lowres.  [default: 3d_fullres, else the best trained]")
-@click.option("--fold", "folds", multiple=True, type=click.IntRange(min=0), help="Fold, repeatable.  [default: all]")
+@click.option("--configuration", help="This one alone.  [default: what was selected, else 3d_fullres, else the best]")
+@click.option(
+    "--fold",
+    "folds",
+    multiple=True,
+    type=click.IntRange(min=0),
+    help="Fold, repeatable.  [default: those selected, else all]",
+)
 @click.option(
     "--overlap",
     type=click.FloatRange(0, 1, max_open=True),
@@ -47,6 +53,7 @@ SOME_FAILED = 4
     type=click.FloatRange(min=0, min_open=True),
     help="GiB; what does not fit is kept in a file.  [default: most of what is free]",
 )
+@click.option("--no-report", is_flag=True, help="Do not write report.html: pictures, volumes, unusual cases.")
 @device_option
 @dry_run_option
 @output_options
@@ -58,9 +65,10 @@ def predict(
     dry_run: bool,
     **options: object,
 ) -> int:
-    """Segment new images with MODEL: a dataset's folder, its work folder, or one run.
+    """Segment new images with MODEL: a dataset's folder or work folder, one run, a bundle, or an nnU-Net v2 model.
 
-    Label maps have the grid and the values of the dataset's label files; a case that fails does not stop the others.
+    What was selected predicts: configurations, cascades and postprocessing, with no further flags. Label maps have the
+    grid and the values of the dataset's label files; a case that fails does not stop the others.
     """
     from autoseg.workflow.predict import predict_files
     from autoseg.workflow.prediction_run import peak_memory_bytes
@@ -89,6 +97,7 @@ def _options(options: dict[str, object]) -> PredictionOptions:
         ),
         max_ram_gib=None if max_ram_gib is None else float(str(max_ram_gib)),
         probabilities=bool(options["probabilities"]),
+        report=not options["no_report"],
     )
 
 

@@ -64,7 +64,7 @@ def predict_files(
     """Segments every case found in `inputs` and writes the label maps and a manifest into `output`.
 
     Args:
-        model: a dataset's folder, its work folder, or one run.
+        model: a dataset's folder, its work folder, one run, a bundle, or a model of nnU-Net v2.
         inputs: image files or folders of them.
         output: folder; made if needed. Label maps of the same name are replaced.
         options: what the user chose.
@@ -104,7 +104,21 @@ def predict_files(
             raise _explained(stop, manifest) from stop
     manifest = replace(manifest, device=run.device, cases=dict(sorted(manifest.cases.items())))
     save(manifest, output / MANIFEST_NAME)
+    if options.report:
+        _report(output, manifest, files, cases)
     return manifest
+
+
+def _report(output: Path, manifest: PredictionManifest, files: ModelFiles, cases: Sequence[Case]) -> None:
+    """Writes report.html; label maps that are done are worth more than a report that cannot be written."""
+    from autoseg.workflow.report import write_prediction_report
+
+    try:
+        path = write_prediction_report(output, manifest, files.plan, cases, files.typical)
+    except (AutoSegError, OSError) as error:
+        _log.warning("the report could not be written: %s", error)
+    else:
+        _log.info("report: %s", path)
 
 
 def forecast_files(

@@ -49,7 +49,7 @@ class PredictionManifest:
     Attributes:
         version: of this record.
         autoseg: version of the program.
-        model: dataset, configuration, folds and a hash of plan and weights.
+        model: dataset, configurations, folds and a hash of plan and weights.
         device: that the last case was computed on.
         mirroring: whether logits were averaged over mirrored images.
         overlap: of neighboring tiles.
@@ -96,11 +96,12 @@ class PredictionOptions:
     """What the user chose.
 
     Attributes:
-        configuration: None for the model's best.
-        folds: empty for all.
+        configuration: None for what was selected, or else the model's best.
+        folds: empty for those selected, or all.
         predictor: device, overlap, mirroring.
         max_ram_gib: None for most of what is free.
         probabilities: whether to write them too.
+        report: whether to write report.html about what was predicted.
     """
 
     configuration: str | None = None
@@ -108,6 +109,7 @@ class PredictionOptions:
     predictor: PredictorOptions = field(default_factory=PredictorOptions)
     max_ram_gib: float | None = None
     probabilities: bool = False
+    report: bool = False
 
 
 def output_name(case: Case, planned: str) -> str:
