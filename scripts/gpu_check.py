@@ -66,6 +66,7 @@ class Case:
     labels: Any
     locations: dict[int, Any]
     placement: Placement
+    previous: Any = None
 
 
 @dataclass(frozen=True)
@@ -219,8 +220,8 @@ def check_learning(bench: Bench) -> Iterator[Row]:
 
 
 def check_augmentation(bench: Bench) -> Iterator[Row]:
-    """A batch augmented on the device against the CPU's; those with noise are left out, as it is the device's own."""
-    spec = augmentation_spec(bench.learning)
+    """A cascade's batch augmented on the device and the CPU; those with noise are left out, as it is the device's."""
+    spec = augmentation_spec(bench.learning, LABELS.foreground_values)
     worst, labels_equal, compared = 0.0, 1.0, 0
     for number in range(12 if bench.is_small else 60):
         generators = [torch.Generator().manual_seed(number) for _ in range(3)]
@@ -228,8 +229,8 @@ def check_augmentation(bench: Bench) -> Iterator[Row]:
         if any(one.noise is not None for one in drawn):
             continue
         image, labels = bench.batch(spec, number, 2)
-        here = augment(image, labels, spec, generators[1])
-        there = augment(image.to(bench.device), labels.to(bench.device), spec, generators[2])
+        here = augment(image, labels, spec, generators[1], labels)
+        there = augment(image.to(bench.device), labels.to(bench.device), spec, generators[2], labels.to(bench.device))
         worst = max(worst, float((here[0] - there[0].cpu()).abs().mean()))
         labels_equal = min(labels_equal, float((here[1] == there[1].cpu()).float().mean()))
         compared += 1
