@@ -98,7 +98,10 @@ def case_statistics(identifier: str, volume: Volume, labels: NDArray[np.integer]
 
 
 def left_right_axis(geometry: Geometry) -> int | None:
-    """The axis (0 = z) that runs along the patient's left and right, or None if the image lies too oblique."""
+    """The axis (0 = z) that runs along the patient's left and right, or None if the image lies too oblique.
+
+    Files without an orientation are read with x from right to left, as radiographs are stored.
+    """
     along = [abs(row[0]) for row in np.array(geometry.direction).reshape(3, 3).tolist()]
     nearest = int(np.argmax(along))
     return nearest if along[nearest] >= LEAST_ALONG else None

@@ -332,6 +332,10 @@ def mirror_axes(preset: Preset, dimensions: int, lateral: Lateral) -> Chosen[tup
     if not lateral.pairs:
         return Chosen(every, why)
     if lateral.axis is None:
-        return Chosen((), "mirroring might call left right, as the axis from left to right is not the same known one")
+        return Chosen(
+            (),
+            "mirroring might call left right, because no single axis is known to run from left to right in all cases; "
+            "pin lateral_axis if one does",
+        )
     exchanged = " and ".join(lateral.pairs[0]) + (" and the like" if len(lateral.pairs) > 1 else "")
     return Chosen(every, f"{why}; along the axis from left to right {exchanged} change places")
