@@ -30,7 +30,6 @@ from typing import Any
 
 import click
 
-from autoseg.cli.options import workspace_of
 from autoseg.cli.output import show_error
 from autoseg.cli.train import Duration
 from autoseg.core.choices import choose
@@ -38,7 +37,7 @@ from autoseg.core.configs import find_config
 from autoseg.core.errors import AutoSegError, Interrupted, MissingInput, UsageError
 from autoseg.core.files import sha256_of_file, write_atomic
 from autoseg.core.records import load, to_data
-from autoseg.core.workspace import RunFolder, Workspace
+from autoseg.core.workspace import RunFolder, Workspace, workspace_of
 from autoseg.evaluation.comparison import Comparison, compare
 from autoseg.launch.interrupts import stoppable
 from autoseg.planning.plan import Plan

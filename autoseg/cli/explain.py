@@ -6,9 +6,10 @@ from pathlib import Path
 
 import click
 
-from autoseg.cli.options import output_options, work_option, workspace_of
+from autoseg.cli.options import output_options, work_option
 from autoseg.cli.output import Output
 from autoseg.core.errors import UsageError
+from autoseg.core.workspace import workspace_of
 
 
 @click.command()

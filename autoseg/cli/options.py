@@ -10,8 +10,6 @@ from typing import Any, TypeVar
 import click
 
 from autoseg.cli.output import Output
-from autoseg.core.errors import MissingInput
-from autoseg.core.workspace import WORK_FOLDER_NAME, Workspace
 from autoseg.launch.machine import available_cores
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -66,19 +64,3 @@ def output_options(command: F) -> F:
         return command(*args, output=output, **options)
 
     return wrapped  # type: ignore[return-value]  # the wrapper takes over the command's parameters
-
-
-def workspace_of(dataset: Path, work: Path | None) -> Workspace:
-    """The work folder of a dataset: `--work`, or `autoseg` inside the dataset's folder.
-
-    Raises:
-        MissingInput: neither the dataset nor a work folder is there.
-    """
-    if work is not None:
-        return Workspace(work)
-    if not dataset.exists():
-        raise MissingInput(f"there is no folder {dataset}", where=str(dataset), do="check the path of the dataset")
-    folder = dataset if dataset.is_dir() else dataset.parent
-    if not (folder / WORK_FOLDER_NAME / "plan.json").exists() and (folder / "plan.json").exists():
-        return Workspace(folder)  # the work folder itself was named
-    return Workspace(folder / WORK_FOLDER_NAME)

@@ -14,10 +14,10 @@ from autoseg.cli.options import (
     jobs_option,
     output_options,
     work_option,
-    workspace_of,
 )
 from autoseg.cli.output import Output
 from autoseg.core.errors import UsageError
+from autoseg.core.workspace import workspace_of
 
 if TYPE_CHECKING:
     from autoseg.datasets.model import Problem

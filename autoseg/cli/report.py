@@ -6,8 +6,9 @@ from pathlib import Path
 
 import click
 
-from autoseg.cli.options import dataset_argument, jobs_option, output_options, work_option, workspace_of
+from autoseg.cli.options import dataset_argument, jobs_option, output_options, work_option
 from autoseg.cli.output import Output
+from autoseg.core.workspace import workspace_of
 
 _BYTES_PER_MB = 1e6
 

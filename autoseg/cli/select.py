@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from autoseg.cli.options import dataset_argument, jobs_option, output_options, seed_option, work_option, workspace_of
+from autoseg.cli.options import dataset_argument, jobs_option, output_options, seed_option, work_option
 from autoseg.cli.output import Output
+from autoseg.core.workspace import workspace_of
 
 if TYPE_CHECKING:
     from autoseg.selection.record import CandidateScore, Selection

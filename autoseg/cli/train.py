@@ -17,10 +17,10 @@ from autoseg.cli.options import (
     output_options,
     seed_option,
     work_option,
-    workspace_of,
 )
 from autoseg.cli.output import Output, show_error
 from autoseg.cli.train_board import show_queue, training_board
+from autoseg.core.workspace import workspace_of
 
 if TYPE_CHECKING:
     from autoseg.workflow.train import RunReport, TrainOptions, TrainReport

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from autoseg.core.errors import MissingInput
+
 WORK_FOLDER_NAME = "autoseg"
 
 
@@ -109,3 +111,19 @@ class Workspace:
     def run(self, configuration: str, fold: int) -> RunFolder:
         """The folder of one run."""
         return RunFolder(self.root / "runs" / configuration / f"fold_{fold}")
+
+
+def workspace_of(dataset: Path, work: Path | None) -> Workspace:
+    """The work folder of a dataset: `work` if given, else `autoseg` inside the dataset's folder, or that folder itself.
+
+    Raises:
+        MissingInput: neither the dataset nor a work folder is there.
+    """
+    if work is not None:
+        return Workspace(work)
+    if not dataset.exists():
+        raise MissingInput(f"there is no folder {dataset}", where=str(dataset), do="check the path of the dataset")
+    folder = dataset if dataset.is_dir() else dataset.parent
+    if not (folder / WORK_FOLDER_NAME / "plan.json").exists() and (folder / "plan.json").exists():
+        return Workspace(folder)  # the work folder itself was named
+    return Workspace(folder / WORK_FOLDER_NAME)
