@@ -134,6 +134,11 @@ class Selection:
         """The postprocessing that predictions get."""
         return tuple(trial.step for trial in self.postprocessing if trial.is_accepted)
 
+    def is_of(self, plan: Plan) -> bool:
+        """Whether the plan still is, for the configurations compared, the one that they were trained with."""
+        compared = {run.rsplit("/", 1)[0] for run in self.runs}
+        return self.plan == plan_hash(plan, compared)
+
 
 def plan_hash(plan: Plan, configurations: Iterable[str]) -> str:
     """Changes when a plan changes in what concerns the runs of these configurations, and not otherwise."""

@@ -9,7 +9,7 @@ from autoseg.core.records import load
 from autoseg.core.workspace import Workspace
 from autoseg.planning.plan import Plan
 from autoseg.report.content import CandidateEntry, ChoiceEntry, ClassDice, TrialEntry
-from autoseg.selection.record import Selection, plan_hash
+from autoseg.selection.record import Selection
 
 KINDS = {"single": "configuration", "pair": "pair", "greedy": "ensemble, greedy"}
 
@@ -23,7 +23,7 @@ def choice_of(workspace: Workspace, plan: Plan) -> tuple[ChoiceEntry | None, Map
     except MissingInput:
         return None, {}
     nested = selection.nested
-    is_stale = selection.plan != plan_hash(plan, selection.folds)
+    is_stale = not selection.is_of(plan)
     entry = ChoiceEntry(
         name=selection.name,
         because=selection.because,

@@ -204,8 +204,7 @@ def _with_stages(trained: Runs, names: Sequence[str]) -> list[str]:
 
 
 def _warn_about_plan(workspace: Workspace, selection: Selection) -> None:
-    compared = {run.rsplit("/", 1)[0] for run in selection.runs}
-    if workspace.plan.exists() and plan_hash(load(Plan, workspace.plan), compared) != selection.plan:
+    if workspace.plan.exists() and not selection.is_of(load(Plan, workspace.plan)):
         _log.warning("the plan changed after the selection; the networks selected go by the plan of their own training")
 
 

@@ -59,3 +59,12 @@ def test_the_plan_hash_heeds_what_matters_to_the_runs_only() -> None:
     assert plan_hash(plan, ["2d"]) != plan_hash(plan, ["2d", "3d_fullres"])
     changed = replace(plan, configurations={"2d": replace(plan.configurations["2d"], batch_size=99)})
     assert plan_hash(plan, ["2d"]) != plan_hash(changed, ["2d"])
+
+
+def test_a_selection_knows_the_plan_it_is_of() -> None:
+    plan = tiny_plan()
+    selection = replace(example(), plan=plan_hash(plan, ["2d"]))
+    assert selection.is_of(plan)
+    assert selection.is_of(replace(plan, memory_gib=1.0))
+    changed = replace(plan, configurations={"2d": replace(plan.configurations["2d"], batch_size=99)})
+    assert not selection.is_of(changed)

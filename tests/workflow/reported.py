@@ -111,7 +111,7 @@ def add_selection(workspace: Workspace, dice: dict[str, dict]) -> Selection:
         nested=NestedScore(0.811, (0.77, 0.85), 0.82, ("2d", "2d")),
         postprocessing=(PostprocessingTrial(step, 0.7, 0.71, 0.008, True, "small pieces are never true"),),
         case_dice=dice,
-        runs={},
+        runs={f"{name}/fold_{fold}": "0" * 16 for name in ("2d", "3d_fullres") for fold in (0, 1)},
         notes=("fold 4 is missing",),
     )
     save(selection, workspace.selection)
