@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from autoseg.core.errors import IntegrityRefusal, MissingInput, RecordFault, UsageError
+from autoseg.core.errors import IntegrityRefusal, MissingInput, PlanFault, RecordFault, UsageError
 from autoseg.core.files import sha256_of_file
 from autoseg.core.progress import Progress, silent
 from autoseg.core.records import load
@@ -30,6 +30,7 @@ from autoseg.preprocessing.fill import hold_store
 from autoseg.preprocessing.previous import network_input, prepare_previous
 from autoseg.preprocessing.previous_store import (
     PREVIOUS_VERSION,
+    RECIPE,
     PreviousRecipe,
     PreviousRecord,
     PreviousSource,
@@ -153,6 +154,35 @@ def assign_cases(
             do="use folds that keep every case back once, or leave the cascade out with --configuration",
         )
     return {name: assigned[name] for name in cases}
+
+
+def check_first_stage(folder: RunFolder) -> None:
+    """Refuses a run of a second stage whose first stage was trained again since: together they were never validated.
+
+    Args:
+        folder: of the run, in a work folder. Runs without a first stage pass, and so do those whose extra of the store
+            was deleted.
+
+    Raises:
+        PlanFault: weights of the first stage are not those that predicted the run's inputs.
+    """
+    workspace = Workspace(folder.root.parents[2])
+    record = load(RunRecord, folder.recipe)
+    path = workspace.store / str(record.previous) / RECIPE
+    if record.previous is None or not path.exists():
+        return
+    recipe = load(PreviousRecipe, path)
+    used = {source.fold: source.weights for source in recipe.sources.values()}
+    for fold, weights in sorted(used.items()):
+        run = workspace.run(recipe.configuration, fold)
+        if not _is_done(run) or weights_hash(run.checkpoint) != weights:
+            raise PlanFault(
+                f"{record.configuration} fold {record.fold} was trained with predictions of another "
+                f"{recipe.configuration}, whose fold {fold} was trained again since",
+                where=str(folder.root),
+                why="the two stages were never validated together",
+                do=f"run autoseg train with --fresh --configuration {record.configuration}",
+            )
 
 
 def _finished_runs(workspace: Workspace, plan: Plan, configuration: Configuration, folds: int) -> list[_FirstStage]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from autoseg.core.workspace import Workspace
 from autoseg.training.budget import fair_shares
 from autoseg.training.record import RunRecord, RunStatus, differing
 from autoseg.training.splits import Fold
+from autoseg.workflow.previous_stage import check_first_stage
 from autoseg.workflow.run_guards import Busy, lease, with_clear_errors
 from autoseg.workflow.run_queue import Queue, QueuedRun, TrainOptions, run_status
 from autoseg.workflow.run_setup import Job, check_same_plan, discard
@@ -111,11 +113,9 @@ def attempt(
             if options.is_fresh:
                 discard(run.folder)
             job = _job(assignment, queue, options, materials, device, progress)
-            if options.budget_seconds is None:
+            is_noted = options.budget_seconds is not None
+            with sitting(run.folder.root, assignment.begin) if is_noted else nullcontext():
                 with_clear_errors(run_job, replace(job, check_stop=check_stop))
-            else:
-                with sitting(run.folder.root, assignment.begin) as beat:
-                    with_clear_errors(run_job, replace(job, check_stop=_both(beat, check_stop)))
             return report_of(run, "done")
     except Busy as error:
         return report_of(run, "busy", error)
@@ -132,6 +132,7 @@ def look_at_done(run: QueuedRun, queue: Queue) -> RunReport:
         check_same_plan(queue.plan, run.configuration, run.folder)
         record = load(RunRecord, run.folder.recipe)
         _refuse_other_cases(run, record)
+        check_first_stage(run.folder)
     except AutoSegError as error:
         return report_of(run, "failed", error)
     if changes := differing(queue.recipe, record.asked):
@@ -157,6 +158,8 @@ def budget_deadline(workspace: Workspace, queue: Queue, options: TrainOptions) -
             where="--budget",
             do="give a larger --budget for the whole; what is done stays done",
         )
+    if spent:
+        _log.info("%.0f of the budget's %g s were spent on this queue before", spent, options.budget_seconds)
     return options.started + options.budget_seconds - spent
 
 
@@ -186,14 +189,6 @@ def _all_sittings(workspace: Workspace, runs: Sequence[QueuedRun]) -> Iterable[S
         yield from read_sittings(folder)
     for run in runs:
         yield from read_sittings(run.folder.root)
-
-
-def _both(first: Callable[[], None], second: Callable[[], None]) -> Callable[[], None]:
-    def check() -> None:
-        first()
-        second()
-
-    return check
 
 
 def _refuse_other_cases(run: QueuedRun, record: RunRecord) -> None:

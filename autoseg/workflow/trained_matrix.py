@@ -24,6 +24,7 @@ from autoseg.training.record import RunStatus
 from autoseg.training.splits import settle_folds
 from autoseg.workflow.fold_validation import SCORES_FILE, FoldScores
 from autoseg.workflow.prediction_run import network_bytes
+from autoseg.workflow.previous_stage import check_first_stage
 from autoseg.workflow.run_setup import check_same_plan
 
 _BYTES_PER_GIB = 1 << 30
@@ -98,7 +99,7 @@ def trained_matrix(
     Raises:
         UsageError: no such configuration, or runs are missing and that is not allowed.
         MissingInput: nothing is trained.
-        PlanFault: a run was trained with another plan.
+        PlanFault: a run was trained with another plan, or with another first stage than there is now.
     """
     dataset, fingerprint, plan = planned
     names = [name for name in plan.configurations if not configurations or name in configurations]
@@ -176,6 +177,7 @@ def _finished(workspace: Workspace, plan: Plan, name: str, fold: int) -> Finishe
     except (MissingInput, RecordFault):
         return None
     check_same_plan(plan, plan.configurations[name], folder)
+    check_first_stage(folder)
     return FinishedRun(name, fold, folder, scores)
 
 

@@ -22,6 +22,7 @@ from autoseg.preprocessing.previous_store import PreviousRecipe, open_with_previ
 from autoseg.training.record import RunRecord, RunStatus
 from autoseg.training.splits import Fold
 from autoseg.workflow.fold_validation import FoldScores, make_predictor
+from autoseg.workflow.previous_stage import check_first_stage
 from autoseg.workflow.run_setup import set_up
 from autoseg.workflow.training_run import training_batches
 from tests.workflow.cascade import CPU, FIRST, FOLDS, SECOND, Cascade, planned_cascade
@@ -185,6 +186,8 @@ def test_what_the_validation_had_no_time_for_is_predicted_now(cascade):
 def test_a_first_stage_trained_again_is_another_extra_and_stops_runs_of_the_old_one(cascade):
     extra = cascade.fill()
     cascade.train(SECOND, 0, extra)
+    check_first_stage(cascade.workspace.run(SECOND, 0))
+    check_first_stage(cascade.workspace.run(FIRST, 0))
     shutil.rmtree(cascade.workspace.run(FIRST, 0).root)
     cascade.train(FIRST, 0, seed=1)
     other = cascade.fill()
@@ -192,6 +195,11 @@ def test_a_first_stage_trained_again_is_another_extra_and_stops_runs_of_the_old_
     assert extra.is_dir()
     with pytest.raises(UsageError, match="3d_lowres was trained again since"):
         set_up(cascade.job(SECOND, 0, other))
+    with pytest.raises(PlanFault, match="predictions of another 3d_lowres, whose fold 0 was trained again") as caught:
+        check_first_stage(cascade.workspace.run(SECOND, 0))
+    assert "--fresh --configuration 3d_cascade_fullres" in str(caught.value)
+    shutil.rmtree(extra)  # nobody can tell any more
+    check_first_stage(cascade.workspace.run(SECOND, 0))
 
 
 def test_a_first_stage_of_another_plan_is_refused(cascade):
