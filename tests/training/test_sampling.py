@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -129,3 +130,35 @@ def test_the_first_stage_is_cut_where_its_case_is() -> None:
         plain = sampling(cases={"a": case}, patch=patch, initial_patch=patch)(3)
         assert plain.previous is None
         np.testing.assert_array_equal(plain.image, batch.image)
+
+
+def corner_of(patch: np.ndarray) -> tuple[int, ...]:
+    """Where a patch (3, *size) of coordinates, counted from 1 and 0 beyond the case, was cut."""
+    inside = np.argwhere(patch[0] > 0)[0]
+    return tuple((patch[(slice(None), *inside)].astype(int) - 1 - inside).tolist())
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("is_forced", [False, True])
+@pytest.mark.parametrize("has_foreground", [False, True])
+@pytest.mark.parametrize("has_ignore", [False, True])
+def test_patches_lie_where_nnunet_draws_them(is_forced: bool, has_foreground: bool, has_ignore: bool) -> None:
+    loader = pytest.importorskip("nnunetv2.training.dataloading.data_loader").nnUNetDataLoader
+    shape, size = (4, 5, 6), (3, 4, 3)
+    groups = {1: [[1, 1, 1], [3, 4, 5]] if has_foreground else [], 2: [[0, 0, 0]] if has_foreground else []}
+    locations = {key: np.array(found).reshape(-1, 3) for key, found in groups.items()}
+    if has_ignore:
+        locations[ANNOTATED] = np.array([[2, 2, 2], [2, 3, 4]])
+    theirs = SimpleNamespace(
+        patch_size=size, need_to_pad=np.zeros(3, int), has_ignore=has_ignore, annotated_classes_key=(-1, 0, 1, 2)
+    )
+    voxels = {key if key > 0 else (-1, 0, 1, 2): np.insert(found, 0, 0, axis=1) for key, found in locations.items()}
+    # coordinates as intensities show where a patch was cut; beyond the case they are 0
+    image = np.stack(np.meshgrid(*[np.arange(1, n + 1) for n in shape], indexing="ij")).astype(np.float32)
+    case = TinyCase("x", image, np.zeros(shape, np.int8), locations)
+    ours = sampling(initial_patch=size, patch=size)
+    generator = np.random.default_rng(0)
+    drawn = [draw_patch(case, ours, is_forced, generator)[0] for _ in range(400)]
+    corners = {corner_of(patch) for patch in drawn}
+    expected = {tuple(map(int, loader.get_bbox(theirs, np.array(shape), is_forced, voxels)[0])) for _ in range(400)}
+    assert corners == expected
