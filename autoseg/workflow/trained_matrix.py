@@ -153,6 +153,7 @@ def common_cases(matrix: TrainedMatrix) -> tuple[list[CaseFiles], list[int], lis
         votes += None in kept
         predictions = tuple(folder / f"{name}{ending}" for folder in folders)
         files.append(CaseFiles(name, root / str(references[name]), predictions, tuple(kept)))
+    notes += _less_mirrored(matrix)
     if votes and len(matrix.compared) > 1:
         notes.append(f"in {votes} cases label maps vote, as not all probabilities were kept (disk budget)")
     return files, [first[name].fold for name in names], notes
@@ -210,6 +211,21 @@ def _predicted_cases(runs: Sequence[FinishedRun]) -> dict[str, FinishedRun]:
         for name in run.scores.cases:
             found.setdefault(name, run)
     return found
+
+
+def _less_mirrored(matrix: TrainedMatrix) -> list[str]:
+    """A note for each configuration that was validated with less mirroring than it predicts with."""
+    own = matrix.plan.configurations
+    fewer = {
+        name: {len(run.scores.mirror_axes) for run in matrix.runs[name]} - {len(own[name].mirror_axes)}
+        for name in matrix.compared
+    }
+    return [
+        f"{name} was validated with mirroring along {min(counts)} of {len(own[name].mirror_axes)} axes only, "
+        "for lack of time; predictions get all"
+        for name, counts in fewer.items()
+        if counts
+    ]
 
 
 def _has(cases: Mapping[str, FinishedRun], name: str, fold: int) -> bool:

@@ -118,6 +118,7 @@ def test_the_choice_is_written_with_everything_behind_it(workspace) -> None:
     assert set(selection.runs) == {f"{name}/fold_{fold}" for name in MISTAKES for fold in range(5)}
     assert selection.plan == plan_hash(load(Plan, workspace.plan), MISTAKES)
     assert all(selection.folds[member.configuration] == (0, 1, 2, 3, 4) for member in selection.members)
+    assert any("2d was validated with mirroring along 0 of 2 axes only" in note for note in selection.notes)
     single = next(own for own in selection.candidates if own.name == "2d")
     assert single.seconds_per_case == pytest.approx(5 * 4.0)  # five folds, and two axes that validation did not mirror
     assert 0 < single.memory_gib < 1
