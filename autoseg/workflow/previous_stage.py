@@ -252,6 +252,12 @@ def _late_predictor(
     networks: dict[int, torch.nn.Module] = {}
 
     def predict(run: _FirstStage, name: str, file: Path) -> None:
+        if not (store / name / RECORD).exists():
+            raise MissingInput(
+                f"{name} is not prepared for {first.name}, whose validation left it out",
+                where=str(store),
+                do=f"run autoseg preprocess with --configuration {first.name}, then the same command again",
+            )
         _log.info("%s fold %d: predicts %s, which its validation left out", first.name, run.fold, name)
         if run.fold not in networks:
             networks.clear()

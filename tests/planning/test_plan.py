@@ -2,7 +2,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from autoseg.datasets.model import LabelSet
+from tests.planning.builders import fingerprint_of, plan_of
 from tests.workflow.trained import tiny_plan
 
 
@@ -14,3 +17,11 @@ def test_a_cascade_gets_the_image_and_one_channel_per_value_of_the_first_stage()
     assert plan.input_channels("3d_cascade_fullres") == 4
     regions = LabelSet({"background": (0,), "whole": (1, 2, 3), "core": (3,)}, ignore=4, regions_class_order=(1, 2, 3))
     assert replace(plan, labels=regions).input_channels("3d_cascade_fullres") == 5
+
+
+@pytest.mark.parametrize("preset", ["reference", "resenc-m", "cpu"])
+def test_every_preset_plans_cascades_whose_second_stage_sees_the_first(preset):
+    plan = plan_of(fingerprint_of([(1.0, 1.0, 1.0)] * 9, [(300, 400, 420)] * 9), preset, memory_gib=4.0)
+    assert plan.configurations["3d_cascade_fullres"].cascade_from == "3d_lowres"
+    assert plan.input_channels("3d_lowres") == len(plan.channels)
+    assert plan.input_channels("3d_cascade_fullres") == len(plan.channels) + 1

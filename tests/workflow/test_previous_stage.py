@@ -174,6 +174,12 @@ def test_what_the_validation_had_no_time_for_is_predicted_now(cascade):
     kept = {name: own for name, own in scores.cases.items() if name != "case_0"}
     save(replace(scores, cases=kept, left_out=("case_0",)), validation / "scores.json")
     before = read_labels(validation / "case_0.nii.gz").array
+    prepared = cascade.store(FIRST) / "case_0"
+    prepared.rename(prepared.with_name("elsewhere"))
+    with pytest.raises(MissingInput, match="case_0 is not prepared for 3d_lowres") as caught:
+        cascade.fill()
+    assert "autoseg preprocess" in str(caught.value)
+    prepared.with_name("elsewhere").rename(prepared)
     extra = cascade.fill()
     source = load(PreviousRecipe, extra / EXTRA_RECIPE).sources["case_0"]
     assert source.file.startswith(f"runs/{FIRST}/fold_1/out_of_fold/{source.weights}/")
