@@ -83,6 +83,7 @@ def trained_folders(path: Path) -> tuple[NnunetFolder, ...]:
     Args:
         path: a model's folder, one of its folds, a dataset's folder of models, or nnU-Net's results folder.
     """
+    path = path.resolve()
     if _FOLD.fullmatch(path.name) and (path.parent / PLANS).is_file():
         model = _as_model(path.parent, path)
         return () if model is None else (model,)
@@ -151,9 +152,9 @@ def unpack(archive: Path, folder: Path) -> None:
 def _check_members(members: list[zipfile.ZipInfo], archive: Path) -> None:
     seen: set[str] = set()
     for member in members:
-        parts = PurePosixPath(member.filename).parts
+        parts = member.filename.split("/")
         is_plain = all(part not in ("", ".", "..") and ":" not in part and "\\" not in part for part in parts)
-        if not is_plain or member.filename.startswith("/") or stat.S_ISLNK(member.external_attr >> 16):
+        if not is_plain or stat.S_ISLNK(member.external_attr >> 16):
             raise _refused(archive, f"{member.filename!r} leads out of the folder")
         if member.filename.casefold() in seen:
             raise _refused(archive, f"{member.filename!r} is there twice")
@@ -174,7 +175,7 @@ def _refused(archive: Path, why: str) -> IntegrityRefusal:
 
 def _folders_in(folder: Path) -> list[Path]:
     try:
-        return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.is_symlink())
+        return sorted(entry for entry in folder.iterdir() if entry.is_dir())
     except OSError:
         return []
 
