@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -112,10 +112,10 @@ def attempt(
         with lease(run.folder):
             if options.is_fresh:
                 discard(run.folder)
-            job = _job(assignment, queue, options, materials, device, progress)
+            job = _job(assignment, queue, options, materials, device, check_stop, progress)
             is_noted = options.budget_seconds is not None
             with sitting(run.folder.root, assignment.begin) if is_noted else nullcontext():
-                with_clear_errors(run_job, replace(job, check_stop=check_stop))
+                with_clear_errors(run_job, job)
             return report_of(run, "done")
     except Busy as error:
         return report_of(run, "busy", error)
@@ -208,6 +208,7 @@ def _job(
     options: TrainOptions,
     materials: Materials,
     device: torch.device,
+    check_stop: Callable[[], None],
     progress: Progress,
 ) -> Job:
     run, failures = assignment.run, materials.failures
@@ -228,12 +229,8 @@ def _job(
         budget_seconds=options.budget_seconds,
         deadline=assignment.deadline,
         readers=min(MOST_READERS, options.jobs),
-        check_stop=_never,
+        check_stop=check_stop,
         progress=progress,
         previous=materials.previous.get(run.configuration.name),
         probabilities_gib=options.probabilities_gib,
     )
-
-
-def _never() -> None:
-    """Nobody asks to stop yet."""

@@ -7,9 +7,10 @@ queue is the length of the union of all their sittings.
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,28 +57,31 @@ def wall_seconds(sittings: Iterable[Sitting], until: float) -> float:
 
 
 @contextmanager
-def sitting(folder: Path, begin: float, clock: Callable[[], float] = time.time) -> Iterator[Callable[[], None]]:
-    """Notes work on a run from `begin` to the end of the block; the function given notes now and then that it goes on.
+def sitting(folder: Path, begin: float, beat_seconds: float = BEAT_SECONDS) -> Iterator[None]:
+    """Notes work on a run from `begin` to the end of the block, and in between, now and then, that it goes on.
 
     Args:
         folder: where the note is kept.
         begin: of the work, which may have been prepared before; seconds since the epoch.
-        clock: gives the seconds since the epoch.
+        beat_seconds: between two notes.
     """
     before = read_sittings(folder)
-    noted_at = clock()
+    is_over = threading.Event()
 
     def note() -> None:
-        nonlocal noted_at
-        noted_at = clock()
-        save(Sittings((*before, Sitting(begin, noted_at))), folder / SITTINGS_FILE)
+        save(Sittings((*before, Sitting(begin, time.time()))), folder / SITTINGS_FILE)
 
     def beat() -> None:
-        if not 0.0 <= clock() - noted_at < BEAT_SECONDS:
-            note()
+        while not is_over.wait(beat_seconds):
+            with suppress(OSError):  # a note is not worth stopping for; the next one, or the work itself, will tell
+                note()
 
     note()
+    beater = threading.Thread(target=beat, name="sitting", daemon=True)
+    beater.start()
     try:
-        yield beat
+        yield
     finally:
+        is_over.set()
+        beater.join()
         note()

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -209,18 +208,14 @@ class _Trainer:
     @contextmanager
     def _noted(self, configuration: str) -> Iterator[Progress]:
         """Progress of work that all runs of a configuration share; it counts for the budget and can be stopped."""
+
+        def progress(done: int, total: int) -> None:
+            self.listeners[0](done, total)
+            self.check_stop()
+
         folder = self.workspace.run(configuration, 0).root.parent
-        with contextlib.ExitStack() as stack:
-            beat = None
-            if self.options.budget_seconds is not None:
-                beat = stack.enter_context(sitting(folder, self.idle_since))
-
-            def progress(done: int, total: int) -> None:
-                self.listeners[0](done, total)
-                self.check_stop()
-                if beat is not None:
-                    beat()
-
+        is_noted = self.options.budget_seconds is not None
+        with sitting(folder, self.idle_since) if is_noted else nullcontext():
             yield progress
         self.idle_since = time.time()
 

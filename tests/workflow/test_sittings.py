@@ -1,21 +1,16 @@
 from __future__ import annotations
 
+import threading
+import time
 from pathlib import Path
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoseg.workflow.sittings import BEAT_SECONDS, SITTINGS_FILE, Sitting, read_sittings, sitting, wall_seconds
+from autoseg.workflow import sittings
+from autoseg.workflow.sittings import SITTINGS_FILE, Sitting, read_sittings, sitting, wall_seconds
 
 spans = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60)), max_size=8)
-
-
-class FakeTime:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @settings(max_examples=60, deadline=None)
@@ -26,33 +21,42 @@ def test_wall_time_counts_every_second_once_however_many_worked_in_it(spans, unt
 
 
 def test_work_is_noted_from_its_begin_to_its_end(tmp_path: Path):
-    clock = FakeTime()
-    with sitting(tmp_path, 990.0, clock):
-        clock.now = 1010.0
-    assert read_sittings(tmp_path) == (Sitting(990.0, 1010.0),)
-    with sitting(tmp_path, 2000.0, clock):
-        clock.now = 2005.0
-    assert read_sittings(tmp_path) == (Sitting(990.0, 1010.0), Sitting(2000.0, 2005.0))
+    begin = time.time()
+    with sitting(tmp_path, begin - 10.0):
+        pass
+    with sitting(tmp_path, begin + 2000.0):
+        pass
+    first, second = read_sittings(tmp_path)
+    assert (first.begin, second.begin) == (begin - 10.0, begin + 2000.0)
+    assert begin <= first.end <= second.end <= time.time()
+    # the second begins after its end, as if the clock had been set back: it counts nothing
+    assert wall_seconds((first, second), float("inf")) == first.end - first.begin
 
 
-def test_a_kill_hides_less_than_a_beat(tmp_path: Path):
-    clock = FakeTime()
-    with sitting(tmp_path, 1000.0, clock) as beat:
-        for _ in range(20):
-            clock.now += BEAT_SECONDS / 4
-            beat()
-            killed_here = wall_seconds(read_sittings(tmp_path), float("inf"))
-            assert clock.now - 1000.0 - killed_here < BEAT_SECONDS
-    assert wall_seconds(read_sittings(tmp_path), float("inf")) == 5 * BEAT_SECONDS
+def test_work_is_noted_while_it_goes_on(tmp_path: Path):
+    with sitting(tmp_path, 1000.0, beat_seconds=0.001):
+        noted = read_sittings(tmp_path)
+        while read_sittings(tmp_path) == noted:  # would hang without a beat
+            pass
+        (tmp_path / SITTINGS_FILE).unlink()
+        while not read_sittings(tmp_path):
+            pass
 
 
-def test_a_clock_that_was_set_back_does_not_stop_the_notes(tmp_path: Path):
-    clock = FakeTime()
-    with sitting(tmp_path, 1000.0, clock) as beat:
-        clock.now = 500.0
-        beat()
-        assert read_sittings(tmp_path) == (Sitting(1000.0, 500.0),)
-    assert wall_seconds(read_sittings(tmp_path), 2000.0) == 0.0
+def test_a_note_that_cannot_be_written_does_not_end_the_work(tmp_path: Path, monkeypatch):
+    failed = threading.Event()
+
+    def fail(_record: object, _path: Path) -> None:
+        failed.set()
+        raise OSError(28, "no space left")
+
+    with sitting(tmp_path, 1000.0, beat_seconds=0.001):
+        monkeypatch.setattr(sittings, "save", fail)
+        failed.wait()
+        failed.clear()
+        failed.wait()
+        monkeypatch.undo()
+    assert len(read_sittings(tmp_path)) == 1
 
 
 def test_a_damaged_note_counts_nothing(tmp_path: Path):
