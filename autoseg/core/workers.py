@@ -11,6 +11,7 @@ import atexit
 import contextlib
 import logging
 import multiprocessing
+import multiprocessing.process
 import os
 import queue
 import signal
@@ -42,6 +43,27 @@ _TICK_S = 0.2
 _GRACE_S = 1.0
 
 logger = logging.getLogger(__name__)
+
+
+_hiding = threading.Lock()
+_SCRIPT_NAMES = ("__file__", "__spec__")  # by which a spawned process finds the script that it would run
+
+
+def start_without_script(process: multiprocessing.process.BaseProcess) -> None:
+    """Starts a spawned process that does not run the caller's script again.
+
+    Otherwise a script that plans or trains without `if __name__ == "__main__":` would start itself once more in every
+    process. What the process is given to do must be in an importable module, not in the script.
+    """
+    script = sys.modules["__main__"]
+    with _hiding:
+        kept: dict[str, Any] = {name: vars(script)[name] for name in _SCRIPT_NAMES if name in vars(script)}
+        try:
+            script.__spec__ = None
+            vars(script).pop("__file__", None)
+            process.start()
+        finally:
+            vars(script).update(kept)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +173,7 @@ class _Worker:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs,), daemon=True)
-        self.process.start()
+        start_without_script(self.process)
         theirs.close()
         self.index: int | None = None
         self.deadline = float("inf")

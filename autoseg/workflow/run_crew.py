@@ -17,6 +17,7 @@ from typing import Any, Protocol, Self
 import torch
 
 from autoseg.core.errors import Interrupted, TrainingStopped
+from autoseg.core.workers import start_without_script
 from autoseg.launch.devices import use_cores
 from autoseg.launch.interrupts import stoppable
 from autoseg.workflow.run_attempt import Assignment, Materials, RunReport, attempt, report_of
@@ -189,7 +190,7 @@ class Team:
         title = str(member.device)
         arguments = (theirs, self.queue, self._options, title, threads)
         member.process = context.Process(target=_serve, args=arguments, name=f"autoseg {title}", daemon=True)
-        member.process.start()
+        start_without_script(member.process)
         theirs.close()
 
     def _hear(self, member: _Member, connection: Connection) -> RunReport | None:

@@ -176,3 +176,19 @@ def test_an_interrupted_supervisor_leaves_quickly_and_alone(tmp_path):
     while is_group_alive(process.pid):
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+SCRIPT = """
+from operator import neg
+from autoseg.core.workers import map_supervised
+print([outcome.value for outcome in map_supervised(neg, [1, 2], 1)])
+import __main__
+print(__main__.__file__, __main__.__spec__)
+"""
+
+
+def test_a_script_without_a_guard_starts_itself_only_once(tmp_path, repository):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    ran = subprocess.run([sys.executable, script], cwd=repository, capture_output=True, text=True, check=False)
+    assert ran.stdout.splitlines() == ["[-1, -2]", f"{script} None"], ran.stderr
