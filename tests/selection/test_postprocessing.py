@@ -204,3 +204,22 @@ def test_without_a_defined_score_or_a_second_group_nothing_is_accepted() -> None
     assert accepted(alone) == []
     only_false = searched([wrong] * 4, [empty] * 4, ONE)
     assert accepted(only_false) == []
+
+
+@given(
+    st.lists(st.tuples(MAPS, MAPS), min_size=2, max_size=5),
+    st.sampled_from([THREE, REGIONS, IGNORE]),
+    st.integers(1, 3),
+)
+@settings(max_examples=30, deadline=None)
+def test_what_is_accepted_never_lowers_the_mean_and_is_what_the_steps_do(pairs, labels, folds) -> None:
+    predictions, references = zip(*pairs, strict=True)
+    before = [case_dice(case_of(*both), labels) for both in pairs]
+    search = searched(predictions, references, labels, folds)
+    assert not foreground_mean(search.dice) < foreground_mean(np.array(before)) - 1e-9
+    for case, prediction, reference in zip(search.cases, predictions, references, strict=True):
+        expected = postprocess(prediction, accepted(search), labels, SPACING)
+        assert (case.label_map == expected).all()
+        scores = overlaps(expected, reference, labels)
+        own = search.dice[search.cases.index(case)]
+        assert np.allclose(own, [np.nan if s.dice is None else s.dice for s in scores.values()], equal_nan=True)
