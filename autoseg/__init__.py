@@ -2,21 +2,39 @@
 
 The front door for scripts is small and lazy, so that `import autoseg` costs nothing:
 
-    model = autoseg.load_model("DATASET/autoseg")
+    plan = autoseg.plan("DATASET")
+    report = autoseg.train("DATASET")
+    selection = autoseg.select("DATASET")
+    model = autoseg.load_model("DATASET")
     labels = model.predict(array, spacing_mm=(3.0, 0.8, 0.8))
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from autoseg.workflow.api import plan, select, train
+    from autoseg.workflow.model import load_model
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load_model"]
+__all__ = ["__version__", "load_model", "plan", "select", "train"]
+
+_HOMES = {
+    "plan": "autoseg.workflow.api",
+    "train": "autoseg.workflow.api",
+    "select": "autoseg.workflow.api",
+    "load_model": "autoseg.workflow.model",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name == "load_model":
-        from autoseg.workflow.model import load_model
+    if name in _HOMES:
+        import importlib
 
-        return load_model
+        return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'autoseg' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
