@@ -9,7 +9,7 @@ import torch
 
 from autoseg.core.errors import Interrupted, UsageError
 from autoseg.launch import devices
-from autoseg.launch.devices import choose_device, physical_cores, use_cores
+from autoseg.launch.devices import choose_device, choose_devices, physical_cores, use_cores
 from autoseg.launch.interrupts import seconds_since_start, stoppable
 
 
@@ -34,6 +34,21 @@ def test_cuda_is_preferred_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     assert choose_device()[0] == torch.device("mps")
+
+
+def test_all_gpus_work_side_by_side_unless_some_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda number: f"GPU {number}")
+    devices, because = choose_devices()
+    assert devices == tuple(torch.device("cuda", number) for number in range(3))
+    assert because == "3 CUDA GPUs (GPU 0, GPU 1, GPU 2)"
+    assert choose_devices("cuda:0, cuda:2")[0] == (torch.device("cuda:0"), torch.device("cuda:2"))
+    assert choose_devices("cpu")[0] == (torch.device("cpu"),)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert choose_devices()[0] == (torch.device("cuda:0"),)
+    with pytest.raises(UsageError):
+        choose_devices("cpu,tpu")
 
 
 def test_threads_follow_the_cores_or_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
