@@ -50,6 +50,15 @@ def heart_pairs(names: Sequence[str]) -> tuple[tuple[str, str], ...]:
     return tuple(pair for pair in _all_pairs(names) if _is_of_heart(pair[0]))
 
 
+def without_counterpart(names: Sequence[str]) -> tuple[str, ...]:
+    """Class names with the word left or right that are in no pair; chambers of the heart do not count."""
+    paired = {name for pair in _all_pairs(names) for name in pair}
+    sides = {LEFT[0], RIGHT[0]}
+    return tuple(
+        name for name in names if name not in paired and sides & set(_plain_words(name)) and not _is_of_heart(name)
+    )
+
+
 def can_swap(labels: LabelSet, pairs: Sequence[tuple[str, str]]) -> bool:
     """Whether exchanging the classes of the pairs is an exchange of training values, as regions may prevent it."""
     return _value_swap(labels, pairs) is not None
@@ -117,10 +126,11 @@ def _all_pairs(names: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 def _words(name: str) -> tuple[str, ...]:
     """The words of a name in lower case, a side that is written together with another word split off."""
-    words: list[str] = []
-    for word in _WORD.findall(name):
-        words += _without_side(word.lower())
-    return tuple(words)
+    return tuple(part for word in _plain_words(name) for part in _without_side(word))
+
+
+def _plain_words(name: str) -> tuple[str, ...]:
+    return tuple(word.lower() for word in _WORD.findall(name))
 
 
 def _without_side(word: str) -> Iterator[str]:

@@ -14,7 +14,7 @@ from autoseg.core.records import to_data
 from autoseg.datasets.model import LabelSet
 from autoseg.fingerprint.model import Fingerprint, fingerprint_hash
 from autoseg.planning import rules
-from autoseg.planning.lateral import value_swap
+from autoseg.planning.lateral import value_swap, without_counterpart
 from autoseg.planning.memory import feature_map_elements
 from autoseg.planning.pins import Pins
 from autoseg.planning.plan import PLAN_VERSION, Configuration, Decision, NetworkSpec, Plan
@@ -161,13 +161,18 @@ def _arrays(fingerprint: Fingerprint) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _lateral(fingerprint: Fingerprint, labels: LabelSet, order: tuple[int, int, int], ledger: _Ledger) -> Lateral:
-    """What mirroring has to exchange; which axis runs from left to right matters only if there is something."""
+    """What mirroring has to exchange or spare; which axis runs from left to right matters only if there is something.
+
+    Whoever pins the pairs answers for all classes, those of one side included.
+    """
     pairs = ledger.decide("lateral_pairs", rules.lateral_pairs(labels))
-    if not pairs:
-        return Lateral(None, ())
+    is_pinned = ledger.pins.find("lateral_pairs", None, None) is not None
+    unpaired = () if is_pinned else without_counterpart(labels.foreground)
+    if not pairs and not unpaired:
+        return Lateral()
     value_swap(labels, pairs)  # pinned pairs may be impossible
     axis = ledger.decide("lateral_axis", rules.lateral_axis([case.left_right_axis for case in fingerprint.cases]))
-    return Lateral(None if axis is None else order.index(axis), pairs)
+    return Lateral(None if axis is None else order.index(axis), pairs, unpaired)
 
 
 def _check_channel_count(facts: DatasetFacts, schemes: Sequence[str], masks: Sequence[bool]) -> None:

@@ -71,10 +71,17 @@ class Chosen(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Lateral:
-    """What is known about left and right: pairs (left, right) of classes, and the plan's axis, if it is known."""
+    """What is known about left and right.
 
-    axis: int | None
-    pairs: tuple[tuple[str, str], ...]
+    Attributes:
+        axis: the plan's axis from left to right, None if it is not known or of no interest.
+        pairs: names (left, right) of classes that mirroring exchanges.
+        unpaired: classes that lie on one side and have no counterpart that mirroring could make of them.
+    """
+
+    axis: int | None = None
+    pairs: tuple[tuple[str, str], ...] = ()
+    unpaired: tuple[str, ...] = ()
 
 
 def edges(values: Sequence[float]) -> str:
@@ -320,6 +327,7 @@ def mirror_axes(preset: Preset, dimensions: int, lateral: Lateral) -> Chosen[tup
     """All axes, or none where the preset leaves no time to learn mirrored anatomy.
 
     With lateral classes the axis from left to right has to be known: their labels change places where it is mirrored.
+    A class of one side without a counterpart would change sides, so that this axis is left out.
     """
     if dimensions not in preset.mirrored_dimensions:
         return Chosen(
@@ -329,7 +337,7 @@ def mirror_axes(preset: Preset, dimensions: int, lateral: Lateral) -> Chosen[tup
         )
     every = tuple(range(dimensions))
     why = "mirroring along every axis multiplies the training data"
-    if not lateral.pairs:
+    if not lateral.pairs and not lateral.unpaired:
         return Chosen(every, why)
     if lateral.axis is None:
         return Chosen(
@@ -337,5 +345,10 @@ def mirror_axes(preset: Preset, dimensions: int, lateral: Lateral) -> Chosen[tup
             "mirroring might call left right, because no single axis is known to run from left to right in all cases; "
             "pin lateral_axis if one does",
         )
-    exchanged = " and ".join(lateral.pairs[0]) + (" and the like" if len(lateral.pairs) > 1 else "")
+    across = lateral.axis - (3 - dimensions)
+    if lateral.unpaired:
+        kept = tuple(axis for axis in every if axis != across)
+        named = f"{lateral.unpaired[0]} has no counterpart" + (", nor have others" if lateral.unpaired[1:] else "")
+        return Chosen(kept, f"mirroring multiplies the training data, but not from left to right: {named}")
+    exchanged = " and ".join(lateral.pairs[0]) + (" and the like" if lateral.pairs[1:] else "")
     return Chosen(every, f"{why}; along the axis from left to right {exchanged} change places")

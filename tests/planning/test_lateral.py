@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 from autoseg.core.errors import PlanFault
 from autoseg.core.records import from_json, to_json
 from autoseg.datasets.model import LabelSet
-from autoseg.planning.lateral import can_swap, find_pairs, head_swap, heart_pairs, lateral_swap, value_swap
+from autoseg.planning.lateral import (
+    can_swap,
+    find_pairs,
+    head_swap,
+    heart_pairs,
+    lateral_swap,
+    value_swap,
+    without_counterpart,
+)
 from autoseg.planning.pins import parse_pins
 from autoseg.planning.plan import Plan
 from autoseg.planning.planner import DatasetFacts, Request, make_plan
@@ -189,3 +197,24 @@ def test_the_first_stage_s_channels_of_a_cascade_change_places_too():
     plan = planned([2])
     cascade = replace(plan.configurations["3d_fullres"], cascade_from="3d_lowres")
     assert lateral_swap(plan, cascade).channels == (0, 3, 2, 1)
+
+
+def test_a_class_of_one_side_without_a_counterpart_is_not_mirrored_to_the_other():
+    labels = LabelSet({"background": (0,), "left_lung": (1,), "right_lung": (2,), "middle_lobe_right": (3,)})
+    assert without_counterpart(labels.foreground) == ("middle_lobe_right",)
+    plan = planned([2, 2], labels)
+    assert plan.configurations["2d"].mirror_axes == (0,)
+    assert plan.configurations["3d_fullres"].mirror_axes == (0, 1)
+    assert "middle_lobe_right has no counterpart" in decisions(plan, "mirror_axes")[0].because
+    assert plan.lateral_pairs == (("left_lung", "right_lung"),)
+    across_slices = planned([2, 2], labels, spacings=[(1, 1, 5)] * 2)
+    assert across_slices.configurations["2d"].mirror_axes == (0, 1)
+    assert across_slices.configurations["3d_fullres"].mirror_axes == (1, 2)
+    pinned = planned([2, 2], labels, pins={"lateral_pairs": []})
+    assert pinned.configurations["3d_fullres"].mirror_axes == (0, 1, 2)
+    assert planned([None, 2], LabelSet({"background": (0,), "left_eye": (1,)})).configurations["2d"].mirror_axes == ()
+
+
+@pytest.mark.parametrize("names", [["bright", "upright"], ["left_atrium"], ["L", "type_r"], ["left", "right"]])
+def test_names_that_only_look_like_a_side_or_have_their_counterpart_spare_nothing(names):
+    assert without_counterpart(names) == ()
