@@ -24,6 +24,11 @@ _BYTES_PER_MB = 1e6
     help="The file to write.  [default: report.html in the work folder]",
 )
 @click.option(
+    "--references",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of label maps to compare with instead of the dataset's own, e.g. complete ones for scribbles.",
+)
+@click.option(
     "--pictures",
     type=click.IntRange(min=0),
     default=50,
@@ -32,7 +37,15 @@ _BYTES_PER_MB = 1e6
 )
 @jobs_option
 @output_options
-def report(dataset: Path, work: Path | None, file: Path | None, pictures: int, jobs: int, output: Output) -> int:
+def report(
+    dataset: Path,
+    work: Path | None,
+    file: Path | None,
+    references: Path | None,
+    pictures: int,
+    jobs: int,
+    output: Output,
+) -> int:
     """Write one HTML file about DATASET: data, plan, learning curves, candidates, and every case with its picture.
 
     Works at any stage after `autoseg plan`. The file opens offline, runs no script and requests nothing.
@@ -41,7 +54,7 @@ def report(dataset: Path, work: Path | None, file: Path | None, pictures: int, j
 
     workspace = workspace_of(dataset, work)
     with output.progress("Drawing") as progress:
-        path = write_report(workspace, out=file, pictures=pictures, jobs=jobs, progress=progress)
+        path = write_report(workspace, out=file, references=references, pictures=pictures, jobs=jobs, progress=progress)
     size = path.stat().st_size
     output.say(f"wrote {path} ({size / _BYTES_PER_MB:.1f} MB)")
     output.emit({"report": str(path), "bytes": size})

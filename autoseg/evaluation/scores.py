@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from autoseg.core.geometry import SLICE_SPACING_OF_2D
 from autoseg.datasets.model import LabelSet
-from autoseg.evaluation.confusion import confusion
+from autoseg.evaluation.confusion import Counts, confusion
 from autoseg.evaluation.metrics import Mask, Overlap, surface_distances
 
 DEFAULT_TOLERANCE_MM = 1.0
@@ -103,7 +103,11 @@ def overlaps(prediction: NDArray[np.integer], reference: NDArray[np.integer], la
         reference: training values of the same shape; where it holds the ignore value nothing is compared.
         labels: classes, regions and the ignore value.
     """
-    pairs = confusion(prediction, reference, labels)
+    return overlaps_of(confusion(prediction, reference, labels), labels)
+
+
+def overlaps_of(pairs: Counts, labels: LabelSet) -> dict[str, Overlap]:
+    """Voxels that prediction and reference share, for each foreground class, from a table of `confusion`."""
     found = {}
     for name in labels.foreground:
         values = list(labels.classes[name])

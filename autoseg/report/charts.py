@@ -25,6 +25,7 @@ _WIDTH, _HEIGHT = 460.0, 240.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52.0, 12.0, 26.0, 42.0
 _ROW = 26.0
 _MOST_POINTS = 240  # of a curve; more are not to be told apart
+_FEW_EPOCHS = 30  # every epoch gets a mark
 _LABEL_LETTERS = 30
 
 
@@ -103,11 +104,14 @@ def _curves(
     drawing = Drawing(_WIDTH, _HEIGHT, title)
     across = Scale(0.0, float(max(last, 1)), _LEFT, _WIDTH - _RIGHT)
     up = Scale(*limits, _HEIGHT - _BOTTOM, _TOP)
-    frame(drawing, across, up, labels)
+    frame(drawing, across, up, labels, min(5, max(last, 1)))  # no tick between two epochs
     for classes, name, key in curves:
         lines = histories[name][:: math.ceil(len(histories[name]) / _MOST_POINTS) or 1]
         points = [None if (value := line.get(key)) is None else (across(line["epoch"]), up(value)) for line in lines]
         drawing.polyline(points, classes, name)
+        for point in points if len(lines) < _FEW_EPOCHS else ():
+            if point is not None:
+                drawing.dot(point, 2.2, f"{classes.split()[0]} point")
     return drawing.markup()
 
 

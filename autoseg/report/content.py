@@ -153,6 +153,8 @@ class DatasetReport:
         cases: worst first.
         version: of the program.
         written: date and time.
+        references: folder of other label maps that the cases are compared with; empty for the dataset's own.
+        own_dice: then the mean Dice of the cases on the dataset's own label maps.
     """
 
     plan: Plan
@@ -166,6 +168,8 @@ class DatasetReport:
     cases: tuple[CaseEntry, ...]
     version: str
     written: str
+    references: str = ""
+    own_dice: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +195,12 @@ class PredictionReport:
     is_compared: bool
     version: str
     written: str
+
+
+def mean_dice(cases: Sequence[CaseEntry]) -> float | None:
+    """Mean over the cases of their mean Dice; None where it is undefined for all."""
+    known = [case.mean_dice for case in cases if case.mean_dice is not None]
+    return sum(known) / len(known) if known else None
 
 
 def worst_first(cases: Sequence[CaseEntry]) -> tuple[CaseEntry, ...]:

@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from autoseg.datasets.model import Problem
 from autoseg.evaluation.confusion import shares, value_names
+from autoseg.evaluation.statistics import bootstrap_interval
 from autoseg.fingerprint.model import CaseStatistics
 from autoseg.planning.plan import Configuration, Decision
 from autoseg.report.charts import (
@@ -23,7 +24,7 @@ from autoseg.report.charts import (
     loss_chart,
     strip_chart,
 )
-from autoseg.report.content import CaseEntry, DatasetReport
+from autoseg.report.content import CaseEntry, DatasetReport, mean_dice
 from autoseg.report.page import MISSING, edges, interval, render, score
 
 MOST_CLASSES = 12
@@ -62,6 +63,8 @@ def dataset_page(report: DatasetReport) -> str:
         classes=foreground,
         table_classes=foreground[:MOST_CLASSES],
         left_out_classes=foreground[MOST_CLASSES:],
+        mean=mean_dice(report.cases),
+        annotated=_annotated_share(report),
         pictured=sum(case.picture is not None for case in report.cases),
         **_data(report),
         **_plan(report),
@@ -96,13 +99,23 @@ def _cards(report: DatasetReport) -> list[_Card]:
         _Card("configurations", str(len(names)), _few(tuple(names))),
         _Card("runs done", f"{done} of {len(report.runs)}"),
     ]
-    known = [case.mean_dice for case in report.cases if case.mean_dice is not None]
+    mean = mean_dice(report.cases)
     if report.choice is not None and report.choice.nested_dice is not None:
         ends = f"95 % interval {interval(report.choice.nested_interval)}"
         cards.append(_Card("Dice, cross-validated", score(report.choice.nested_dice), f"{report.choice.name}; {ends}"))
-    elif known:
-        cards.append(_Card("mean Dice of cases", score(sum(known) / len(known)), report.source))
+    if mean is not None and (report.choice is None or report.references):
+        cards.append(_Card("mean Dice of cases", score(mean), report.references or report.source))
     return cards
+
+
+def _annotated_share(report: DatasetReport) -> float | None:
+    """Share of the voxels that are annotated; None where all are by declaration."""
+    ignored = report.plan.labels.ignore
+    if ignored is None:
+        return None
+    counts = [case.class_voxels or {} for case in report.fingerprint.cases]
+    total = sum(sum(own.values()) for own in counts)
+    return 1 - sum(own.get(str(ignored), 0) for own in counts) / max(total, 1)
 
 
 def _few(names: Sequence[str]) -> str:
@@ -233,11 +246,28 @@ def _results(report: DatasetReport) -> dict[str, Any]:
     rows, columns, counted = _confusion(report)
     return {
         "candidate_chart": _candidate_chart(report),
+        "summaries": [_summary(report.cases, name) for name in report.plan.labels.foreground],
         "dice_strips": strip_chart(strips, "Dice", "Dice of every case, per class", (_floor(strips), 1.0)),
         "confusion_rows": rows,
         "confusion_names": columns,
         "confusion_cases": counted,
         "agreements": [found for index, name in enumerate(names) if (found := _agreement(report.cases, name, index))],
+    }
+
+
+def _summary(cases: Sequence[CaseEntry], name: str) -> dict[str, Any]:
+    """How good a class is over all cases: mean with interval, median, worst; where it was missed or made up."""
+    known = [value for case in cases if (value := case.dice.get(name)) is not None]
+    volumes = [case.volumes[name] for case in cases if name in case.volumes]
+    return {
+        "name": name,
+        "cases": len(known),
+        "mean": float(np.mean(known)) if known else None,
+        "interval": bootstrap_interval(np.array(known)) if len(known) > 1 else None,
+        "median": float(np.median(known)) if known else None,
+        "worst": min(known, default=None),
+        "missed": sum(bool(reference) and not predicted for predicted, reference in volumes),
+        "made_up": sum(bool(predicted) and not reference for predicted, reference in volumes),
     }
 
 

@@ -21,7 +21,10 @@ from autoseg.report.figures import PLANES, SHOWN_CHANNELS, Labels, Plane, riches
 from autoseg.report.svg import Drawing
 
 LARGEST_EDGE = 360
-"""Pixels of a plane's longer edge; more are not shown on a page with three planes side by side."""
+"""Pixels of the longest edge of a case's planes, of which three fit side by side on a page."""
+
+LARGEST_EDGE_OF_PICTURES = 720
+"""Pixels of the longer edge of an image of a single slice, which is shown alone."""
 
 SMALLEST_EDGE = 64
 GRAY_LEVELS = 64
@@ -29,7 +32,6 @@ GRAY_LEVELS = 64
 
 _MARGIN_SHARE = 0.4  # around the objects, of their extent along the axis
 _LEAST_MARGIN_MM = 12.0
-_DRAWN_EDGE = 360.0  # longest edge of all planes of a case, in units of the drawing; one scale for all of them
 _SHRINK = 0.8
 _BYTES_PER_POINT = 12  # of a contour: two coordinates with one decimal
 _FEWEST_POINTS = 6  # of a contour that is made coarser
@@ -49,6 +51,7 @@ class Scan:
         spacing_mm: along z, y, x.
         classes: name -> training values of the foreground classes.
         channels: names.
+        windows: for each channel the intensities drawn black and white; None for percentiles of the image.
     """
 
     image: NDArray[np.float32]
@@ -57,6 +60,7 @@ class Scan:
     spacing_mm: tuple[float, ...]
     classes: Mapping[str, tuple[int, ...]]
     channels: Sequence[str] = ()
+    windows: Sequence[tuple[float, float] | None] = ()
 
     @property
     def objects(self) -> Labels:
@@ -80,7 +84,7 @@ def overlay(scan: Scan, name: str, most_bytes: int) -> Markup:
     """
     planes = _planes(scan)
     is_color = len(scan.image) == 3 and scan.image.shape[1] == 1
-    grays = [windowed(channel) for channel in scan.image[:SHOWN_CHANNELS]]
+    grays = [_gray(scan, index) for index in range(len(scan.image[:SHOWN_CHANNELS]))]
     shown = [np.stack(grays, axis=-1)] if is_color else grays
     share = most_bytes // (len(planes) * len(shown))
     box = _box(scan)
@@ -90,6 +94,15 @@ def overlay(scan: Scan, name: str, most_bytes: int) -> Markup:
         for plane in planes
     ]
     return Markup("").join(drawn)
+
+
+def _gray(scan: Scan, channel: int) -> Gray:
+    window = scan.windows[channel] if channel < len(scan.windows) else None
+    if window is None:
+        return windowed(scan.image[channel])
+    low, high = window
+    gray: Gray = np.clip((np.nan_to_num(scan.image[channel]) - low) / max(high - low, 1e-6), 0, 1)
+    return gray
 
 
 def _channel(scan: Scan, index: int) -> str:
@@ -160,8 +173,8 @@ def _draw(scan: Scan, gray: Gray, plane: Plane, box: Box, title: str, most_bytes
 def _drawn_size(scan: Scan, axis: int, box: Box) -> tuple[float, float]:
     """Height and width of a plane perpendicular to `axis`, in units of the drawing."""
     extent = [(behind - first) * step for (first, behind), step in zip(box, scan.spacing_mm, strict=True)]
-    seen = extent[1:] if scan.image.shape[1] == 1 else extent  # a picture has no thickness
-    scale = _DRAWN_EDGE / max(seen)
+    is_flat = scan.image.shape[1] == 1  # and then has no thickness
+    scale = LARGEST_EDGE_OF_PICTURES / max(extent[1:]) if is_flat else LARGEST_EDGE / max(extent)
     height, width = (length * scale for length in extent[:axis] + extent[axis + 1 :])
     return height, width
 
@@ -197,7 +210,7 @@ def _png(picture: Gray, size: tuple[float, float], most_bytes: int) -> str:
 
     levels = np.round(picture * (GRAY_LEVELS - 1)) * (255 / (GRAY_LEVELS - 1))
     whole = Image.fromarray(levels.astype(np.uint8))
-    edge = float(LARGEST_EDGE)
+    edge = max(size)
     while True:
         factor = edge / max(size)
         width, height = (max(1, round(length * factor)) for length in (size[1], size[0]))
@@ -209,7 +222,10 @@ def _png(picture: Gray, size: tuple[float, float], most_bytes: int) -> str:
 
 
 def _encoded(picture: Any) -> str:
+    from PIL import Image
+
     stream = io.BytesIO()
-    small = picture.quantize(GRAY_LEVELS)
+    is_color = picture.mode == "RGB"
+    small = picture.quantize(256, method=Image.Quantize.FASTOCTREE) if is_color else picture.quantize(GRAY_LEVELS)
     small.save(stream, format="PNG", optimize=True)
     return base64.b64encode(stream.getvalue()).decode("ascii")

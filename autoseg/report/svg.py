@@ -117,9 +117,9 @@ class Drawing:
         return Markup(tostring(self.root, encoding="unicode"))
 
 
-def frame(drawing: Drawing, across: Scale, up: Scale, labels: tuple[str, str]) -> None:
-    """Draws grid lines with their values and the names of both axes."""
-    for value in across.ticks():
+def frame(drawing: Drawing, across: Scale, up: Scale, labels: tuple[str, str], most: int = 5) -> None:
+    """Draws grid lines with their values, about `most` of them across, and the names of both axes."""
+    for value in across.ticks(most):
         drawing.line((across(value), up.start), (across(value), up.end), "grid")
         drawing.text((across(value), up.start + 16), tick_label(value), "tick", "middle")
     for value in up.ticks(4):

@@ -16,11 +16,21 @@ from autoseg.core.progress import Progress, silent
 from autoseg.core.records import load
 from autoseg.core.workspace import RunFolder, Workspace
 from autoseg.datasets.model import Case, Dataset
+from autoseg.datasets.scan import image_files
 from autoseg.fingerprint.model import Fingerprint
 from autoseg.fingerprint.survey import Survey
 from autoseg.fingerprint.typical import Typical, properties, unlike, unlike_the_others
+from autoseg.images.files import stem
 from autoseg.planning.plan import Plan
-from autoseg.report.content import CaseEntry, ClassDice, DatasetReport, PredictionReport, RunEntry, worst_first
+from autoseg.report.content import (
+    CaseEntry,
+    ClassDice,
+    DatasetReport,
+    PredictionReport,
+    RunEntry,
+    mean_dice,
+    worst_first,
+)
 from autoseg.report.dataset_page import dataset_page
 from autoseg.report.prediction_page import prediction_page
 from autoseg.training.history import read_history
@@ -39,6 +49,9 @@ from autoseg.workflow.report_evidence import (
 )
 
 REPORT_NAME = "report.html"
+
+COMMON_SCALE = "ct"
+"""Normalization of channels whose intensities mean the same in every case."""
 
 T = TypeVar("T")
 
@@ -66,6 +79,7 @@ def write_report(
     workspace: Workspace,
     *,
     out: Path | None = None,
+    references: Path | None = None,
     pictures: int = PICTURES,
     jobs: int = 0,
     progress: Progress = silent,
@@ -77,6 +91,8 @@ def write_report(
     Args:
         workspace: work folder of the dataset.
         out: the file; None for report.html in the work folder.
+        references: folder of label maps named by case to compare with instead of the dataset's own: complete ones
+            where training used scribbles. Cases without one are compared with their own.
         pictures: cases that get pictures, worst first.
         jobs: worker processes; 0 to do everything here.
         progress: told about finished cases.
@@ -95,6 +111,9 @@ def write_report(
     odd = unlike_the_others(kinds)
     cases = worst_first([CaseEntry(name, dict(dice), unlike=odd.get(name, ())) for name, dice in results.dice.items()])
     tasks = _tasks(cases, dataset, plan, results, pictures)
+    if references is not None:
+        tasks = _compared_with(references, tasks)
+    seen = _completed(cases, look_at(tasks, jobs, progress), results.folds)
     report = DatasetReport(
         plan=plan,
         dataset=dataset,
@@ -104,9 +123,11 @@ def write_report(
         runs=runs,
         choice=choice,
         source=results.source,
-        cases=_completed(cases, look_at(tasks, jobs, progress), results.folds),
+        cases=seen if references is None else worst_first(seen),
         version=__version__,
         written=_now(),
+        references="" if references is None else references.resolve().name,
+        own_dice=mean_dice(cases),
     )
     path = out or workspace.report
     write_atomic(path, dataset_page(report))
@@ -173,6 +194,7 @@ def _new_task(case: Case, prediction: Path, plan: Plan, *, is_new: bool) -> Case
         channels=plan.channels,
         four_d=plan.four_d,
         picture_bytes=0,
+        windows=_windows(plan),
         is_new=is_new,
     )
 
@@ -195,6 +217,15 @@ def _new_entries(
     return tuple(
         replace(entry, picture=drawn[entry.identifier].picture) if entry.identifier in chosen else entry
         for entry in entries
+    )
+
+
+def _windows(plan: Plan) -> tuple[tuple[float, float] | None, ...]:
+    """Where intensities mean the same in every case, the range of the foreground; elsewhere each case has its own."""
+    schemes = next(iter(plan.configurations.values())).normalization
+    return tuple(
+        (own.percentile_00_5, own.percentile_99_5) if scheme == COMMON_SCALE else None
+        for scheme, own in zip(schemes, plan.intensities, strict=False)
     )
 
 
@@ -288,9 +319,28 @@ def _tasks(
             channels=plan.channels,
             four_d=plan.four_d,
             picture_bytes=share if index < pictures else 0,
+            windows=_windows(plan),
         )
         for index, entry in enumerate(cases)
         if entry.identifier in known
+    ]
+
+
+def _compared_with(folder: Path, tasks: Sequence[CaseTask]) -> list[CaseTask]:
+    """The tasks with the label maps of another folder where it has them.
+
+    Raises:
+        MissingInput: it has none.
+    """
+    files = {stem(path): path.resolve() for path in image_files(folder)} if folder.is_dir() else {}
+    if not any(task.case.identifier in files for task in tasks):
+        raise MissingInput(
+            f"{folder.name} holds no label map named like a validated case", where=str(folder), do="check --references"
+        )
+    changed = {name: str(path) for name, path in files.items()}
+    return [
+        replace(task, case=replace(task.case, labels=changed.get(task.case.identifier, task.case.labels)))
+        for task in tasks
     ]
 
 
@@ -308,6 +358,7 @@ def _with_evidence(case: CaseEntry, seen: Evidence, typical: Mapping[str, Typica
     differences = case.unlike if typical is None else unlike(seen.properties or {}, typical)
     return replace(
         case,
+        dice=seen.dice or case.dice,
         volumes=seen.volumes,
         unit=seen.unit,
         confusion=seen.confusion,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from autoseg.core.workers import map_supervised
 from autoseg.datasets.labels import to_training_values, value_counts
 from autoseg.datasets.model import Case, LabelSet
 from autoseg.evaluation.confusion import Counts, confusion
-from autoseg.evaluation.scores import voxel_ml
+from autoseg.evaluation.scores import overlaps_of, voxel_ml
 from autoseg.fingerprint.extract import case_statistics
 from autoseg.fingerprint.typical import properties
 from autoseg.images.readers import read_image, read_labels
@@ -52,6 +52,7 @@ class CaseTask:
         channels: their names.
         four_d: whether a fourth axis of the image files holds the channels.
         picture_bytes: that its pictures may take; 0 for none.
+        windows: for each channel the intensities drawn black and white, as `Scan` has it.
         is_new: whether its properties are wanted, to compare them with the training cases.
     """
 
@@ -62,6 +63,7 @@ class CaseTask:
     channels: tuple[str, ...]
     four_d: bool
     picture_bytes: int
+    windows: tuple[tuple[float, float] | None, ...] = ()
     is_new: bool = False
 
 
@@ -72,6 +74,7 @@ class Evidence:
     Attributes:
         volumes: class -> (predicted, reference) in `unit`.
         unit: "ml", or "pixels" in pictures.
+        dice: class -> Dice, None where undefined; empty without a reference.
         confusion: voxels of each pair of values.
         picture: overlay.
         properties: of a new case.
@@ -80,6 +83,7 @@ class Evidence:
 
     volumes: dict[str, tuple[float, float | None]]
     unit: str = "ml"
+    dice: dict[str, float | None] = field(default_factory=dict)
     confusion: Counts | None = None
     picture: Markup | None = None
     properties: dict[str, tuple[float, str]] | None = None
@@ -140,6 +144,7 @@ def _seen(task: CaseTask) -> Evidence:
     return Evidence(
         volumes=volumes,
         unit=unit,
+        dice={} if counts is None else {name: own.dice for name, own in overlaps_of(counts, task.labels).items()},
         confusion=counts,
         picture=None if volume is None else _picture(task, volume, predicted, reference),
         properties=_properties(task, volume, predicted) if task.is_new and volume is not None else None,
@@ -171,11 +176,8 @@ def _volumes(
         seen = value_counts(predicted)
         alone = {name: sum(seen.get(value, 0) for value in labels.classes[name]) for name in labels.foreground}
         return {name: (size * voxels, None) for name, voxels in alone.items()}, unit
-    both: dict[str, tuple[float, float | None]] = {}
-    for name in labels.foreground:
-        values = list(labels.classes[name])
-        both[name] = (size * float(counts[:, values].sum()), size * float(counts[values].sum()))
-    return both, unit
+    compared = overlaps_of(counts, labels).items()
+    return {name: (size * own.prediction, size * own.reference) for name, own in compared}, unit
 
 
 def _picture(task: CaseTask, volume: Volume, predicted: Labels, reference: Labels | None) -> Markup | None:
@@ -188,6 +190,7 @@ def _picture(task: CaseTask, volume: Volume, predicted: Labels, reference: Label
         spacing_mm=volume.geometry.spacing_mm,
         classes={name: task.labels.classes[name] for name in task.labels.foreground},
         channels=task.channels,
+        windows=task.windows,
     )
     return overlay(scan, task.case.identifier, task.picture_bytes)
 

@@ -120,6 +120,39 @@ def test_a_choice_made_with_another_plan_is_pointed_out(workspace):
     assert "have changed since this choice" in _text(_page(workspace))
 
 
+def test_cases_can_be_compared_with_other_label_maps(workspace, tmp_path):
+    dice = add_results(workspace, "2d", 0, shift=3)
+    name = min(dice)
+    volume = read_labels(workspace.run("2d", 0).validation / f"{name}.nii.gz")
+    write_labels(tmp_path / "dense" / f"{name}.nii.gz", volume.array, volume.geometry)
+    page = _page(workspace, references=tmp_path / "dense")
+    scores = {own.find("h3").text: own.find("p").text for own in parsed(page).iter("article")}
+    assert "mean Dice 1.000" in scores[name]
+    assert all("mean Dice 1.000" not in told for other, told in scores.items() if other != name)
+    assert next(iter(scores)) != name
+    assert "Compared with the label maps in dense" in _text(page)
+    assert str(tmp_path) not in page
+
+
+@pytest.mark.parametrize("folder", ["nowhere", "."])
+def test_a_folder_without_label_maps_of_the_cases_is_not_compared_with(workspace, tmp_path, folder):
+    add_results(workspace, "2d", 0)
+    with pytest.raises(MissingInput) as raised:
+        write_report(workspace, references=tmp_path / folder)
+    assert "no label map named like a validated case" in raised.value.what
+
+
+def test_scores_on_scribbles_are_said_to_be_optimistic(workspace):
+    plan, found = load(Plan, workspace.plan), load(Survey, workspace.check)
+    save(replace(plan, labels=replace(plan.labels, ignore=4, file_values=())), workspace.plan)
+    sparse = tuple(replace(case, class_voxels={"0": 30, "1": 10, "4": 960}) for case in found.fingerprint.cases)
+    save(replace(found, fingerprint=replace(found.fingerprint, cases=sparse)), workspace.check)
+    add_results(workspace, "2d", 0)
+    told = _text(_page(workspace))
+    assert "4 % of the voxels are annotated" in told
+    assert "--references FOLDER" in told
+
+
 def test_a_run_of_an_earlier_plan_is_pointed_out(workspace):
     add_results(workspace, "2d", 0)
     plan = load(Plan, workspace.plan)
