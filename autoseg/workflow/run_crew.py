@@ -215,12 +215,13 @@ class Team:
         assert member.process is not None, "it had a run"
         member.process.join(GRACE_SECONDS)
         code = member.process.exitcode
-        how = f"by signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"with exit code {code}"
+        name = signal.Signals(-code).name if code is not None and code < 0 else None
+        how = f"by signal {name}" if name else f"with exit code {code}"
         member.process = member.connection = None
         error = TrainingStopped(
             f"the process that trained {run.title} on {member.device} ended {how}",
             where=str(run.folder.root),
-            why="the system ends a process that takes too much memory" if code == -signal.SIGKILL else None,
+            why="the system ends a process that takes too much memory" if name == "SIGKILL" else None,
             do="run the same command again to go on from the last checkpoint",
         )
         _log.error("%s", error)

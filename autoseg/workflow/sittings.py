@@ -17,7 +17,7 @@ from pathlib import Path
 from autoseg.core.errors import MissingInput, RecordFault
 from autoseg.core.records import load, save
 
-BEAT_SECONDS = 2.0
+BEAT_SECONDS = 1.0
 """Between two notes that work goes on (assumption: far above the milliseconds that a note takes)."""
 
 SITTINGS_FILE = "sittings.json"
