@@ -147,13 +147,16 @@ def plan_validation(
 ) -> ValidationPlan:
     """Everything, mirrored along as many axes as time allows; if too little for none, only some cases, evenly spread.
 
+    Cases come in an order that is the same for every configuration: whatever time leaves out, the ones that have less
+    of it validate cases that the others validate as well, so that they can be compared.
+
     Args:
         sizes: of the validation cases.
         mirror_axes: of the configuration.
         pace: measured.
         seconds: that validation may take.
     """
-    names = tuple(sorted(sizes))
+    names = _spread(sizes)
     for count in range(len(mirror_axes), -1, -1):
         axes = mirror_axes[:count]
         expected = {name: pace.case_seconds(size, 2 ** len(axes)) for name, size in sizes.items()}
@@ -162,11 +165,10 @@ def plan_validation(
             notes = () if axes == mirror_axes else (told,)
             return ValidationPlan(names, (), axes, expected, notes)
     count = len(names)
-    while count > 1 and sum(expected[name] for name in _spread(names, count)) > seconds:
+    while count > 1 and sum(expected[name] for name in names[:count]) > seconds:
         count -= 1
-    kept = _spread(names, count)
+    kept, left_out = names[:count], names[count:]
     note = f"validated on {count} of {len(names)} cases and without mirroring, for lack of time"
-    left_out = tuple(name for name in names if name not in kept)
     return ValidationPlan(kept, left_out, (), {name: expected[name] for name in kept}, (note,))
 
 
@@ -358,6 +360,8 @@ def _mean(values: Iterable[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def _spread(names: Sequence[str], count: int) -> tuple[str, ...]:
-    """`count` of the names, evenly spread over the list."""
-    return tuple(names[(2 * i + 1) * len(names) // (2 * count)] for i in range(count))
+def _spread(names: Iterable[str]) -> tuple[str, ...]:
+    """The names in an order of which every beginning is evenly spread over the sorted list (van der Corput's)."""
+    ordered = sorted(names)
+    digits = len(ordered).bit_length()
+    return tuple(ordered[i] for i in sorted(range(len(ordered)), key=lambda i: f"{i:0{digits}b}"[::-1]))

@@ -63,6 +63,21 @@ def test_what_is_planned_fits_but_for_a_single_case(seconds: float) -> None:
     assert set(planned.expected_seconds) == set(planned.cases)
 
 
+@given(first=st.floats(0, 300), second=st.floats(0, 300), tile_seconds=st.floats(0.1, 3))
+def test_whoever_has_less_time_validates_cases_that_the_others_validate_too(first, second, tile_seconds) -> None:
+    one = plan_validation(SIZES, AXES, PACE, first)
+    other = plan_validation(SIZES, (), Pace(tile_seconds, 0.0), second)
+    few, many = sorted((one.cases, other.cases), key=len)
+    assert many[: len(few)] == few
+
+
+def test_the_cases_of_little_time_are_spread_over_the_list() -> None:
+    some = plan_validation(SIZES, AXES, PACE, 20.0)
+    numbers = sorted(int(name.removeprefix("case_")) for name in some.cases)
+    assert len(numbers) >= 3
+    assert numbers[-1] - numbers[0] >= 5
+
+
 def test_the_reserve_grows_with_the_seconds_of_a_step() -> None:
     forecast = Forecast(SIZES, AXES, PACE, step_seconds=1.0, most_seconds=1000.0)
     assert forecast.reserve(0.5) < forecast.reserve(1.0) < forecast.reserve(2.0)
