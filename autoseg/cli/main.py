@@ -61,13 +61,14 @@ class LazyVerbs(click.Group):
 @click.group(cls=LazyVerbs, context_settings={"auto_envvar_prefix": "AUTOSEG", "help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="autoseg")
 def cli() -> None:
-    r"""AutoSeg plans, trains, selects and runs U-Nets for your images by itself.
+    """AutoSeg plans, trains, selects and runs U-Nets for your images by itself.
 
     \b
     autoseg plan DATASET                          look at the data, decide, say why
     autoseg train DATASET                         train; the same command resumes
+    autoseg select DATASET                        choose configuration or ensemble
     autoseg predict DATASET -i IMAGES -o OUT      segment new images
-    """
+    """  # noqa: D301 - click knows a paragraph to be left as it is by a backspace
 
 
 def _show_usage(error: click.ClickException) -> None:

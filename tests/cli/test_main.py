@@ -35,6 +35,11 @@ def test_help_lists_every_verb(autoseg):
     assert all(verb in ran.stdout for verb in VERBS)
 
 
+def test_help_shows_one_command_a_line(autoseg):
+    lines = [line.split()[:2] for line in autoseg("--help").stdout.splitlines()]
+    assert all(["autoseg", verb] in lines for verb in ("plan", "train", "select", "predict"))
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_has_help(autoseg, verb):
     ran = autoseg(verb, "--help")
