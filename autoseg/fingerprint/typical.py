@@ -82,10 +82,15 @@ class Unlike:
         """The difference in words."""
         unit = f" {self.typical.unit}" if self.typical.unit else ""
         low, high = self.typical.lowest, self.typical.highest
-        known = f"{low:.3g}{unit}" if math.isclose(low, high) else f"{low:.3g} to {high:.3g}{unit}"
+        known = f"{_short(low)}{unit}" if math.isclose(low, high) else f"{_short(low)} to {_short(high)}{unit}"
         if not self.value and self.typical.unit == "ml":
             return f"{self.what} is 0; all {self.typical.cases} training cases have it ({known})"
-        return f"{self.what} is {self.value:.3g}{unit}; {self.typical.cases} training cases have {known}"
+        return f"{self.what} is {_short(self.value)}{unit}; {self.typical.cases} training cases have {known}"
+
+
+def _short(value: float) -> str:
+    """Three significant digits, or all before the point."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def properties(
