@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,7 @@ _LEAST_MARGIN_MM = 12.0
 _SHRINK = 0.8
 _BYTES_PER_POINT = 12  # of a contour: two coordinates with one decimal
 _FEWEST_POINTS = 6  # of a contour that is made coarser
+_LEAST_PATH_BYTES = 200  # so that one voxel is still outlined
 _STRAIGHT = 1e-9
 
 Gray = NDArray[np.float32]
@@ -156,17 +157,17 @@ def _draw(scan: Scan, gray: Gray, plane: Plane, box: Box, title: str, most_bytes
     drawing.root.set("width", f"{width:.0f}")
     drawing.root.set("height", f"{height:.0f}")
     direction = 1 if axis == 0 else -1  # the other planes have z upwards
-    png = _png(np.take(gray, index, axis)[rows, columns][::direction], (height, width), most_bytes)
+    png = _png(np.take(gray, index, axis)[rows, columns][::direction], (height, width), most_bytes // 2)
     drawing.add("image", width=width, height=height, preserveAspectRatio="none", href=png)
+    masks = {}
     for style, labels in (("predicted", scan.predicted), ("reference", scan.reference)):
-        if labels is None:
-            continue
-        cut = np.take(labels, index, axis)[rows, columns][::direction]
-        for number, (name, values) in enumerate(scan.classes.items()):
-            mask = np.isin(cut, values)
-            if mask.any():
-                path = _outline(mask, (height, width), most_bytes // 2)
-                drawing.add("path", f"{style} k{number % PALETTE_SIZE}", f"{name}, {style}", d=path)
+        if labels is not None:
+            cut = np.take(labels, index, axis)[rows, columns][::direction]
+            for number, (name, values) in enumerate(scan.classes.items()):
+                masks[f"{style} k{number % PALETTE_SIZE}", f"{name}, {style}"] = np.isin(cut, values)
+    for (style, hint), path in zip(masks, _outlines(masks.values(), (height, width), most_bytes // 2), strict=True):
+        if path:
+            drawing.add("path", style, hint, d=path)
     return drawing.markup()
 
 
@@ -179,21 +180,34 @@ def _drawn_size(scan: Scan, axis: int, box: Box) -> tuple[float, float]:
     return height, width
 
 
-def _outline(mask: NDArray[np.bool_], size: tuple[float, float], most_bytes: int) -> str:
-    """Path data of the contours of a mask; coarser, and without the smallest pieces, where it gets too long."""
+def _outlines(masks: Iterable[NDArray[np.bool_]], size: tuple[float, float], most_bytes: int) -> list[str]:
+    """Path data of the contours of each mask; all coarser, and without the smallest pieces, where it gets too long."""
+    found = [_contours(mask, size) for mask in masks]
+    points = sum(len(contour) for contours in found for contour in contours)
+    thinning = max(1, -(-_BYTES_PER_POINT * points // most_bytes))
+    paths = []
+    for contours in found:
+        share = most_bytes * sum(map(len, contours)) // max(points, 1)
+        pieces = [_piece(contour, thinning) for contour in sorted(contours, key=len, reverse=True)]
+        kept = np.searchsorted(np.cumsum([len(piece) for piece in pieces]), max(share, _LEAST_PATH_BYTES), side="right")
+        paths.append("".join(pieces[:kept]))
+    return paths
+
+
+def _contours(mask: NDArray[np.bool_], size: tuple[float, float]) -> list[NDArray[np.float64]]:
     from skimage import measure
 
+    if not mask.any():
+        return []
     find_contours: Any = measure.find_contours
     steps = [length / n for length, n in zip(size, mask.shape, strict=True)]
     # the center of the first voxel is half a voxel inside, and the mask has a border of one voxel
-    found = [_corners((contour - 0.5) * steps) for contour in find_contours(np.pad(mask, 1).astype(np.float32), 0.5)]
-    thinning = max(1, -(-_BYTES_PER_POINT * sum(map(len, found)) // most_bytes))
-    pieces = []
-    for contour in sorted(found, key=len, reverse=True):
-        thinned = contour[:: min(thinning, max(1, len(contour) // _FEWEST_POINTS))]
-        pieces.append("M" + "L".join(f"{x:.1f} {y:.1f}" for y, x in thinned) + "Z")
-    kept = np.searchsorted(np.cumsum([len(piece) for piece in pieces]), most_bytes, side="right")
-    return "".join(pieces[:kept])
+    return [_corners((contour - 0.5) * steps) for contour in find_contours(np.pad(mask, 1).astype(np.float32), 0.5)]
+
+
+def _piece(contour: NDArray[np.float64], thinning: int) -> str:
+    thinned = contour[:: min(thinning, max(1, len(contour) // _FEWEST_POINTS))]
+    return "M" + "L".join(f"{x:.1f} {y:.1f}" for y, x in thinned) + "Z"
 
 
 def _corners(contour: NDArray[np.float64]) -> NDArray[np.float64]:

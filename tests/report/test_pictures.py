@@ -104,12 +104,12 @@ def test_a_perfect_prediction_and_an_empty_case_are_drawn_too():
     assert len(_drawings(overlay(Scan(np.zeros((1, 5, 5, 5), np.float32), None, None, (1, 1, 1), {}), "a", 9000))) == 3
 
 
-@given(st.integers(4_000, 60_000))
+@given(st.integers(40_000, 120_000))
 @settings(max_examples=8, deadline=None)
 def test_pictures_of_noise_keep_to_their_bytes(most):
     noise = np.random.default_rng(1).integers(0, 3, (30, 60, 60)).astype(np.int8)
     drawn = overlay(_scan(noise, np.roll(noise, 1, 0)), "noise", most)
-    assert len(drawn) <= 4 * most + 3 * 6000  # image and at most three contours of half a share each; frames around
+    assert len(drawn) <= 1.1 * most + 4000  # what frames the pictures does not count
 
 
 def test_regions_are_outlined_whole():
