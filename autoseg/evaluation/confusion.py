@@ -39,14 +39,15 @@ def confusion(predicted: NDArray[np.integer], reference: NDArray[np.integer], la
 def value_names(labels: LabelSet) -> tuple[str, ...]:
     """What the rows and columns of a confusion table stand for, one name per training value.
 
-    A value is called after the class that it alone makes up; otherwise after all regions that it belongs to.
+    A value is called after the class that it alone makes up; otherwise after the regions that it belongs to, as what
+    is in these and in no other.
     """
     names = []
     for value in range(labels.largest_value + 1):
         owners = {name: values for name, values in labels.classes.items() if value in values}
         own = [name for name, values in owners.items() if len(values) == 1]
         fallback = "not annotated" if value == labels.ignore else f"value {value}"
-        names.append(own[0] if own else " + ".join(owners) or fallback)
+        names.append(own[0] if own else f"{' and '.join(owners)} only" if owners else fallback)
     return tuple(names)
 
 

@@ -46,6 +46,6 @@ def test_a_class_that_never_occurs_has_shares_of_zero():
 def test_values_are_named_after_their_own_class_or_all_their_regions():
     assert value_names(PLAIN) == ("background", "left", "right")
     assert value_names(SCRIBBLES)[3] == "not annotated"
-    assert value_names(REGIONS) == ("background", "whole", "core")
+    assert value_names(REGIONS) == ("background", "whole only", "core")
     unnamed = LabelSet({"background": (0,), "all": (1, 2, 4), "few": (2, 4)})
-    assert value_names(unnamed) == ("background", "all", "all + few", "value 3", "all + few")
+    assert value_names(unnamed) == ("background", "all only", "all and few only", "value 3", "all and few only")
