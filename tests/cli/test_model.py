@@ -14,6 +14,7 @@ from autoseg.images.readers import read_labels
 from autoseg.images.volume import Volume
 from autoseg.images.writers import write_image
 from autoseg.inference.postprocess import PostprocessingStep
+from tests.workflow.nnunet_models import REGIONS, TINY
 from tests.workflow.trained import add_run, add_selection, cascade_plan, trained_work_folder
 
 STEP = PostprocessingStep("minimum_volume", ("liver",), 12.0)
@@ -165,3 +166,24 @@ def test_a_file_that_is_no_model_is_an_integrity_refusal(autoseg, tmp_path):
     for words in (["show"], ["import"]):
         ran = autoseg("model", *words, tmp_path / "x.autoseg")
         assert (ran.code, "E0801" in ran.stderr) == (6, True)
+
+
+def test_a_model_of_nnunet_becomes_a_bundle_that_predicts_like_it(autoseg, tmp_path):
+    source = TINY / "nnUNetTrainer__nnUNetPlans__3d_cascade_fullres"
+    ran = autoseg("model", "import", source, "--to", tmp_path, "--json")
+    assert ran.code == 0, ran.stderr
+    words = ["-i", TINY / "images", "-o", tmp_path / "out", "--device", "cpu", "--no-mirroring"]
+    told = autoseg("predict", ran.document["file"], *words)
+    assert told.code == 0, told.stderr
+    expected = TINY / "predicted" / "3d_cascade_fullres_folds_0_mirroring_0" / "tiny_10.nii.gz"
+    own, reference = read_labels(tmp_path / "out" / "tiny_10.nii.gz").array, read_labels(expected).array
+    assert (own == reference).mean() >= 0.999
+    assert len(np.unique(own)) > 1
+    shown = autoseg("model", "show", ran.document["file"], "--json").document
+    assert (shown["provenance"]["origin"], list(shown["stages"])) == ("nnU-Net v2", ["3d_lowres"])
+
+
+def test_a_model_of_nnunet_is_shown_as_it_is(autoseg):
+    shown = autoseg("model", "show", REGIONS / "nnUNetTrainer__nnUNetResEncUNetMPlans__2d")
+    assert "nnU-Net v2" in shown.stdout
+    assert "residual_unet" in shown.stdout

@@ -58,7 +58,7 @@ def test_there_are_many_hostile_files_and_the_good_one_is_none_of_them(good, tmp
     read_everything(tmp_path / "again.autoseg")
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_any_changed_byte_is_noticed(good, tmp_path, data):
     """Everything but a few bytes that no reader looks at: times, versions and rights of members."""
@@ -79,7 +79,7 @@ def test_any_changed_byte_is_noticed(good, tmp_path, data):
 STRANGE = [None, -1, 0, 2, 1 << 70, 0.5, 1e300, "", "x", [], [-1], {}, {"a": 1}, True]
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_any_changed_record_is_refused_or_harmless(good, tmp_path, data):
     """A value anywhere in model.json becomes something else; the answer is a model or a refusal, never a crash."""
