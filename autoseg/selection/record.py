@@ -61,8 +61,9 @@ class NestedScore:
 
     Attributes:
         dice: over all cases, postprocessing included.
-        interval: 95 % bootstrap interval over cases. That other cases might have led to another choice is not in it: it
-            covered the truth in 84 to 94 % of simulated datasets whose candidates had nothing in common but the cases.
+        interval: 95 % bootstrap interval over cases. That other cases might have led to another choice is not in it.
+            With 40 simulated cases it covered the truth in 91 % of 200 datasets (that of a fixed candidate in 92 %);
+            in 84 % where candidates differed on their cases as much as if each had been drawn by itself.
         naive_dice: the chosen one's score on the very cases it was chosen by; optimistic.
         choices: what was chosen without each fold, in the order of the folds.
     """

@@ -144,7 +144,7 @@ def common_cases(matrix: TrainedMatrix) -> tuple[list[CaseFiles], list[int], lis
             do="train with more time, or compare fewer configurations with --configuration",
         )
     left_out = sorted({name for own in by_name.values() for name in own} - set(names))
-    notes = [f"{len(left_out)} cases are left out, as not every configuration predicted them"] if left_out else []
+    notes = [f"{_cases(len(left_out))} left out, as not every configuration predicted them"] if left_out else []
     references = {case.identifier: case.labels for case in matrix.dataset.cases}
     root, ending, files, votes = Path(matrix.dataset.root), matrix.plan.file_ending, [], 0
     for name in names:
@@ -155,7 +155,9 @@ def common_cases(matrix: TrainedMatrix) -> tuple[list[CaseFiles], list[int], lis
         files.append(CaseFiles(name, root / str(references[name]), predictions, tuple(kept)))
     notes += _less_mirrored(matrix)
     if votes and len(matrix.compared) > 1:
-        notes.append(f"in {votes} cases label maps vote, as not all probabilities were kept (disk budget)")
+        notes.append(
+            f"{_cases(votes)} decided by label maps that vote, as not all probabilities were kept (disk budget)"
+        )
     return files, [first[name].fold for name in names], notes
 
 
@@ -211,6 +213,10 @@ def _predicted_cases(runs: Sequence[FinishedRun]) -> dict[str, FinishedRun]:
         for name in run.scores.cases:
             found.setdefault(name, run)
     return found
+
+
+def _cases(count: int) -> str:
+    return f"{count} cases are" if count > 1 else "1 case is"
 
 
 def _less_mirrored(matrix: TrainedMatrix) -> list[str]:

@@ -138,7 +138,7 @@ def test_cases_that_no_time_was_left_for_are_left_out_for_all(workspace) -> None
     save(left, run.validation / "scores.json")
     selection = select_model(workspace)
     assert gone not in selection.case_dice
-    assert any("1 cases are left out" in note for note in selection.notes)
+    assert any("1 case is left out" in note for note in selection.notes)
 
 
 def test_no_case_in_common_is_said(workspace) -> None:
@@ -153,7 +153,7 @@ def test_label_maps_vote_where_probabilities_were_not_kept(workspace) -> None:
     for file in (workspace.root / "runs").glob("2d/*/validation/*.probabilities.npz"):
         file.unlink()
     selection = select_model(workspace)
-    assert any("in 10 cases label maps vote" in note for note in selection.notes)
+    assert any("10 cases are decided by label maps" in note for note in selection.notes)
 
 
 def test_damaged_probabilities_stop_the_selection(workspace) -> None:
