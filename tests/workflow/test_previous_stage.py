@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from autoseg.augmentation.kinds import AUGMENTATIONS
-from autoseg.core.errors import IntegrityRefusal, MissingInput, PlanFault, UsageError
+from autoseg.core.errors import IntegrityRefusal, Interrupted, MissingInput, PlanFault, UsageError
 from autoseg.core.records import load, save
 from autoseg.datasets.labels import to_training_values
 from autoseg.images.readers import read_labels
@@ -89,6 +89,22 @@ def test_a_filled_extra_is_left_as_it_is_and_a_damaged_case_is_prepared_again(ca
     assert cascade.fill() == extra
     assert damaged.read_bytes() == content
     assert all(path.stat().st_mtime_ns == time for path, time in before.items())
+
+
+def test_filling_may_be_stopped_and_goes_on(cascade):
+    def stop(done: int, _total: int) -> None:
+        if done == 6:
+            raise Interrupted("stopped")
+
+    with pytest.raises(Interrupted):
+        cascade.fill(progress=stop)
+    (extra,) = cascade.workspace.store.glob("*-previous-*/")
+    assert sorted(path.name for path in extra.iterdir() if path.is_dir()) == ["case_0", "case_1"]
+    done = (extra / "case_0" / "previous.npy").stat().st_mtime_ns
+    (extra / ".partial-0-case_3").mkdir()
+    assert cascade.fill() == extra
+    assert sorted(path.name for path in extra.iterdir() if path.is_dir()) == CASES
+    assert (extra / "case_0" / "previous.npy").stat().st_mtime_ns == done
 
 
 def test_a_cascade_trains_validates_and_is_found_done(cascade):
