@@ -34,6 +34,7 @@ from autoseg.workflow.prediction_records import (
     output_name,
     read_case,
 )
+from autoseg.workflow.prediction_resume import done_before
 from autoseg.workflow.prediction_run import PredictionRun, network_bytes
 
 _log = logging.getLogger(__name__)
@@ -66,7 +67,8 @@ def predict_files(
     Args:
         model: a dataset's folder, its work folder, one run, a bundle, or a model of nnU-Net v2.
         inputs: image files or folders of them.
-        output: folder; made if needed. Label maps of the same name are replaced.
+        output: folder; made if needed. Label maps that the same command made of the same images are kept, others of
+            the same name are replaced.
         options: what the user chose.
         progress: told about finished cases, or finished tiles if there is only one case.
 
@@ -93,10 +95,12 @@ def predict_files(
         labels=files.plan.labels,
         cases={name: CaseOutcome("failed", None, 0.0, reason, None) for name, reason in failures},
     )
-    run = PredictionRun(files.plan, ensemble, output, options, progress, len(cases))
+    manifest.cases.update(done_before(output, manifest, cases, has_probabilities=options.probabilities))
+    waiting = [case for case in cases if case.identifier not in manifest.cases]
+    run = PredictionRun(files.plan, ensemble, output, options, progress, len(waiting))
     with stoppable() as check:
         try:
-            for name, outcome in run.outcomes(cases, check):
+            for name, outcome in run.outcomes(waiting, check):
                 manifest.cases[name] = outcome
                 save(manifest, output / MANIFEST_NAME)
                 run.tell_finished()

@@ -33,6 +33,7 @@ class CaseOutcome:
         seconds: of reading, computing and writing.
         error: what went wrong, or None.
         input: hash of the bytes of its image files, or None if they could not be read.
+        written: SHA-256 of the label file, or None if there is none.
     """
 
     status: str
@@ -40,6 +41,7 @@ class CaseOutcome:
     seconds: float
     error: str | None
     input: str | None
+    written: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,6 @@ from autoseg.core.errors import AutoSegError, Interrupted, NotEnoughResources
 from autoseg.core.files import atomic_file, sha256_of_file
 from autoseg.core.geometry import Geometry
 from autoseg.core.progress import Progress
-from autoseg.core.records import content_hash
 from autoseg.datasets.labels import to_file_values
 from autoseg.datasets.model import Case
 from autoseg.images.writers import write_labels
@@ -30,6 +29,7 @@ from autoseg.inference.predictor import Predictor
 from autoseg.launch.machine import BYTES_PER_GIB, available_memory_bytes
 from autoseg.planning.plan import Plan
 from autoseg.workflow.prediction_records import CaseOutcome, PredictionOptions, output_name, read_case
+from autoseg.workflow.prediction_resume import hash_of_images
 
 _log = logging.getLogger(__name__)
 
@@ -136,7 +136,8 @@ class PredictionRun:
         error = future.exception()
         if error is None:
             name, seconds = future.result()
-            return case.identifier, CaseOutcome("done", name, round(seconds, 3), None, content)
+            written = sha256_of_file(self.output / name)
+            return case.identifier, CaseOutcome("done", name, round(seconds, 3), None, content, written)
         if isinstance(error, Interrupted):
             check()
         reason = str(error) if isinstance(error, AutoSegError) else f"{type(error).__name__}: {error}"
@@ -146,7 +147,7 @@ class PredictionRun:
 
     def _read(self, case: Case) -> _Read:
         begin = time.perf_counter()
-        self.hashes[case.identifier] = content_hash([sha256_of_file(Path(image)) for image in case.images])
+        self.hashes[case.identifier] = hash_of_images(case)
         volume = read_case(case, self.plan.four_d)
         return _Read(self.ensemble.prepare(volume), time.perf_counter() - begin)
 

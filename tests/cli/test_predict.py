@@ -20,6 +20,7 @@ from autoseg.images.readers import read_labels
 from autoseg.images.volume import Volume, plane_geometry
 from autoseg.images.writers import write_image
 from autoseg.inference.predictor import Predictor
+from autoseg.workflow import prediction_run
 from autoseg.workflow.model import load_model
 from autoseg.workflow.prediction_records import PredictionManifest, output_name
 from tests.workflow.trained import tiny_plan, trained_work_folder
@@ -253,3 +254,53 @@ def test_a_stop_keeps_what_is_done(repository, work, tmp_path, signal_number, af
         assert {case["status"] for case in cases.values()} == {"done"}
         assert 1 <= len(cases) < 4
         assert sorted(path.name for path in out.glob("*.nii.gz")) == sorted(case["output"] for case in cases.values())
+
+
+@pytest.fixture
+def computed(monkeypatch):
+    """Names of the cases that were computed, in order."""
+    names, read = [], prediction_run.read_case
+
+    def noted(case, four_d):
+        names.append(case.identifier)
+        return read(case, four_d)
+
+    monkeypatch.setattr(prediction_run, "read_case", noted)
+    return names
+
+
+def test_the_same_command_again_does_only_what_is_missing(autoseg, work, tmp_path, computed):
+    images, out = write_cases(tmp_path / "in", 4), tmp_path / "out"
+    words = ["predict", work, "-i", images, "-o", out, "--device", "cpu", "--no-report", "--json"]
+    first = autoseg(*words).document
+    assert computed == ["case0", "case1", "case2", "case3"]
+    before = {path.name: path.read_bytes() for path in out.glob("*.nii.gz")}
+    write_image(images / "case0_0000.nii.gz", Volume(noise((1, *TILTED.shape), 77), TILTED))
+    (out / "case1.nii.gz").unlink()
+    (out / "case2.nii.gz").write_bytes(b"edited by somebody")
+    computed.clear()
+    again = autoseg(*words).document
+    assert computed == ["case0", "case1", "case2"]
+    assert set(again["cases"]) == set(first["cases"])
+    after = {path.name: path.read_bytes() for path in out.glob("*.nii.gz")}
+    assert [after[f"case{index}.nii.gz"] == before[f"case{index}.nii.gz"] for index in (1, 2, 3)] == [True] * 3
+
+
+@pytest.mark.parametrize("change", [["--no-mirroring"], ["--overlap", "0.25"], ["--probabilities"], ["--fold", "1"]])
+def test_another_command_does_everything(autoseg, tmp_path, computed, change):
+    work = trained_work_folder(tmp_path)
+    images, out = write_cases(tmp_path / "in", 1), tmp_path / "out"
+    words = ["predict", work, "-i", images, "-o", out, "--device", "cpu", "--no-report"]
+    assert autoseg(*words).code == 0
+    assert autoseg(*words, *change).code == 0
+    assert autoseg(*words, *change).code == 0
+    assert computed == ["case0", "case0"]
+
+
+def test_a_damaged_manifest_is_no_obstacle(autoseg, work, tmp_path, computed):
+    images, out = write_cases(tmp_path / "in", 1), tmp_path / "out"
+    words = ["predict", work, "-i", images, "-o", out, "--device", "cpu", "--no-report"]
+    assert autoseg(*words).code == 0
+    (out / "manifest.json").write_text("{")
+    assert autoseg(*words).code == 0
+    assert computed == ["case0", "case0"]
