@@ -85,7 +85,7 @@ def show_queue(workspace: Workspace, options: TrainOptions, output: Output) -> i
 
     queue = make_queue(workspace, options)
     forecast = forecast_queue(workspace, queue, options)
-    runs = [
+    runs: list[dict[str, Any]] = [
         {
             "configuration": own.run.configuration.name,
             "fold": own.run.number,
@@ -98,12 +98,12 @@ def show_queue(workspace: Workspace, options: TrainOptions, output: Output) -> i
         }
         for own in forecast.runs
     ]
-    rows = [[_cell(value) for value in run.values()] for run in runs]
-    columns = ("configuration", "fold", "train", "validate", "state", "epochs left", "hours", "disk GiB")
+    rows = [[_cell(value) for value in {**run, "hours": _clock(run["hours"])}.values()] for run in runs]
+    columns = ("configuration", "fold", "train", "validate", "state", "epochs left", "h:mm", "disk GiB")
     output.table(columns, rows, title="Queue")
     recipe = queue.recipe
     side_by_side = f" on {forecast.devices} devices" if forecast.devices > 1 else ""
-    output.say(f"{forecast.hours:.2f} hours in all{side_by_side}: {forecast.because}")
+    output.say(f"{_clock(forecast.hours)} hours in all{side_by_side}: {forecast.because}")
     output.say(
         f"{forecast.disk_gib:.2f} GiB of disk, {forecast.store_gib:.2f} of them for prepared cases; besides at most "
         f"{forecast.probabilities_gib:g} GiB of out-of-fold probabilities; {forecast.free_gib:.1f} GiB are free"
@@ -123,6 +123,11 @@ def show_queue(workspace: Workspace, options: TrainOptions, output: Output) -> i
         }
     )
     return 0
+
+
+def _clock(hours: float) -> str:
+    minutes = round(60 * hours)
+    return f"{minutes // 60}:{minutes % 60:02d}"
 
 
 def _cell(value: Any) -> str:

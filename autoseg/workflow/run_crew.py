@@ -7,6 +7,7 @@ import multiprocessing
 import signal
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from logging.handlers import QueueHandler
 from multiprocessing.connection import Connection, wait
@@ -245,7 +246,7 @@ def _serve(connection: Connection, queue: Queue, options: TrainOptions, device: 
     lock = threading.Lock()
 
     def send(word: object) -> None:
-        with lock:
+        with lock, suppress(ConnectionError):  # if nobody hears, `check_stop` will tell
             connection.send(word)
 
     logger = logging.getLogger("autoseg")

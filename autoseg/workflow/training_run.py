@@ -331,7 +331,10 @@ def _plan_validation(run: Run, predictor: Predictor) -> ValidationPlan:
 
 
 class _CaseClock:
-    """Says before each case whether there is time for it, by the pace expected and the pace kept so far."""
+    """Says before each case whether there is time for it, by the pace expected and the pace kept so far.
+
+    The first case is predicted in any case: without a single score nothing can be chosen from cross-validation.
+    """
 
     def __init__(self, job: Job, planned: ValidationPlan) -> None:
         self._job = job
@@ -345,8 +348,9 @@ class _CaseClock:
             return True
         now = time.monotonic()
         expected = self._planned.expected_seconds[name]
-        slowness = (now - self._begin) / self._expected_so_far if self._expected_so_far else 1.0
-        if now + slowness * expected > self._job.deadline - ENDING_SECONDS:
-            return False
+        if self._expected_so_far:
+            slowness = (now - self._begin) / self._expected_so_far
+            if now + slowness * expected > self._job.deadline - ENDING_SECONDS:
+                return False
         self._expected_so_far += expected
         return True

@@ -274,10 +274,12 @@ def test_a_done_run_of_other_folds_is_not_taken_for_done(workspace, options):
     assert report.exit_code == 2
 
 
-def test_a_budget_that_is_over_ends_with_a_note(workspace, options):
-    report = train(workspace, replace(options, budget_seconds=1.0), never)
+def test_a_budget_that_is_over_validates_one_case_all_the_same(workspace, options):
+    halves = [{"train": ["case_0"], "val": ["case_1", "case_2", "case_3"]}]
+    workspace.splits.write_text(json.dumps(halves))
+    report = train(workspace, replace(options, budget_seconds=0.001, started=time.monotonic()), never)
     status = only_run(report).status
-    assert (status.epochs, status.validated_cases) == (1, 0)
+    assert (status.epochs, status.validated_cases) == (1, 1)
     assert "lack of time" in status.notes[-1]
 
 

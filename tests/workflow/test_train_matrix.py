@@ -252,6 +252,7 @@ def test_the_dry_run_prints_the_queue_for_people_and_programs(workspace, options
     shown = CliRunner().invoke(cli, [*common, "--dry-run", "--budget", "1000h"], standalone_mode=False)
     assert "shares of what is left of the budget" in shown.stdout
     assert "out-of-fold probabilities" in shown.stdout
+    assert "h:mm" in shown.stdout
 
 
 @pytest.mark.parametrize(
