@@ -25,7 +25,7 @@ def one_process(monkeypatch):
 
 
 def follow(page: Path, folder: Path, effort: list[str]) -> list[str]:
-    """Runs every block of a page that is not marked otherwise in `folder`, budgets replaced by `effort`; the verbs that were run."""
+    """Runs the blocks of a page in `folder`, budgets replaced by `effort`; gives the verbs that were run."""
     verbs = []
     with chdir(folder):
         for block in blocks(page):
