@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from autoseg.core.choices import choose
-from autoseg.core.errors import MissingInput, RecordFault, UsageError
+from autoseg.core.errors import IntegrityRefusal, MissingInput, RecordFault, UsageError
 from autoseg.core.records import load
 from autoseg.core.workspace import RunFolder, Workspace
 from autoseg.datasets.model import Dataset
@@ -20,7 +20,7 @@ from autoseg.networks.weights import WEIGHTS_FILE, generations
 from autoseg.planning.plan import Configuration, Plan
 from autoseg.selection.blends import Costs
 from autoseg.selection.votes import CaseFiles
-from autoseg.training.record import RunStatus
+from autoseg.training.record import RunRecord, RunStatus
 from autoseg.training.splits import settle_folds
 from autoseg.workflow.fold_validation import SCORES_FILE, FoldScores
 from autoseg.workflow.prediction_run import network_bytes
@@ -181,7 +181,19 @@ def _finished(workspace: Workspace, plan: Plan, name: str, fold: int) -> Finishe
         return None
     check_same_plan(plan, plan.configurations[name], folder)
     check_first_stage(folder)
+    _refuse_seen_cases(name, fold, folder, scores)
     return FinishedRun(name, fold, folder, scores)
+
+
+def _refuse_seen_cases(name: str, fold: int, folder: RunFolder, scores: FoldScores) -> None:
+    seen = sorted(set(load(RunRecord, folder.recipe).train) & set(scores.cases))
+    if seen:
+        raise IntegrityRefusal(
+            f"{name} fold {fold} was trained on {seen[0]}, which it was validated with",
+            where=str(folder.root),
+            why="its score would be too good",
+            do="train this fold again with --fresh",
+        )
 
 
 def _half_trained(workspace: Workspace, missing: Sequence[str], complete: Sequence[str]) -> UsageError:

@@ -19,7 +19,7 @@ from autoseg.images.readers import read_labels
 from autoseg.images.writers import write_labels
 from autoseg.planning.plan import Plan
 from autoseg.selection.record import Selection, plan_hash
-from autoseg.training.record import RunStatus
+from autoseg.training.record import RunRecord, RunStatus
 from autoseg.workflow.fold_validation import FoldScores
 from autoseg.workflow.select import select_model
 from tests.workflow.cross_validated import CASES, LABELS, MISTAKES, SHAPE, reference, write_cross_validated
@@ -128,6 +128,15 @@ def test_runs_of_another_plan_are_refused(workspace) -> None:
     save(replace(plan, configurations={**plan.configurations, "2d": replace(own, batch_size=99)}), workspace.plan)
     with pytest.raises(PlanFault, match="another plan"):
         select_model(workspace)
+
+
+def test_a_run_that_has_seen_what_it_is_scored_on_is_refused(workspace) -> None:
+    run = workspace.run("3d_lowres", 2)
+    seen = next(iter(load(FoldScores, run.validation / "scores.json").cases))
+    save(replace(load(RunRecord, run.recipe), train=(seen,)), run.recipe)
+    with pytest.raises(IntegrityRefusal, match=f"3d_lowres fold 2 was trained on {seen}") as stopped:
+        select_model(workspace)
+    assert stopped.value.exit_code == 6
 
 
 def test_cases_that_no_time_was_left_for_are_left_out_for_all(workspace) -> None:
