@@ -23,7 +23,7 @@ from autoseg.inference.predictor import Predictor
 from autoseg.workflow import prediction_run
 from autoseg.workflow.model import load_model
 from autoseg.workflow.prediction_records import PredictionManifest, output_name
-from tests.workflow.trained import tiny_plan, trained_work_folder
+from tests.workflow.trained import add_run, add_selection, cascade_plan, tiny_plan, trained_work_folder
 
 TILTED = Geometry(
     (7, 12, 15),
@@ -304,3 +304,35 @@ def test_a_damaged_manifest_is_no_obstacle(autoseg, work, tmp_path, computed):
     (out / "manifest.json").write_text("{")
     assert autoseg(*words).code == 0
     assert computed == ["case0", "case0"]
+
+
+def test_a_report_is_written_beside_the_label_maps(autoseg, work, tmp_path):
+    images, out = write_cases(tmp_path / "in", 2), tmp_path / "out"
+    assert autoseg("predict", work, "-i", images, "-o", out, "--device", "cpu").code == 0
+    text = (out / "report.html").read_text()
+    assert all(name in text for name in ("case0", "case1", "liver"))
+
+
+def test_a_report_that_cannot_be_written_costs_no_label_map(autoseg, work, tmp_path):
+    images, out = write_cases(tmp_path / "in", 1), tmp_path / "out"
+    (out / "report.html").mkdir(parents=True)
+    ran = autoseg("predict", work, "-i", images, "-o", out, "--device", "cpu")
+    assert (ran.code, "report could not be written" in ran.stderr) == (0, True)
+    assert (out / "case0.nii.gz").exists()
+
+
+def test_a_dry_run_counts_everything_that_predicts(autoseg, tmp_path):
+    plan = cascade_plan()
+    work = trained_work_folder(tmp_path, plan, "3d_lowres", (0,))
+    add_run(work, plan, "3d_cascade_fullres", 0)
+    images, out = write_cases(tmp_path / "in", 1), tmp_path / "out"
+    words = ["-i", images, "-o", out, "--dry-run", "--json"]
+    alone = [
+        autoseg("predict", work, *words, "--configuration", name).document["cases"]["case0"]
+        for name in ("3d_lowres", "3d_cascade_fullres")
+    ]
+    add_selection(work, plan, {"3d_lowres": 1, "3d_cascade_fullres": 1}, folds=(0,))
+    together = autoseg("predict", work, *words).document["cases"]["case0"]
+    assert together["windows"] == alone[1]["windows"] > alone[0]["windows"]
+    assert together["prepared_shape"] == alone[1]["prepared_shape"]
+    assert together["memory_gib"] > alone[1]["memory_gib"] > alone[0]["memory_gib"]
