@@ -26,7 +26,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 52.0, 12.0, 26.0, 42.0
 _ROW = 26.0
 _MOST_POINTS = 240  # of a curve; more are not to be told apart
 _FEW_EPOCHS = 30  # every epoch gets a mark
-_LABEL_LETTERS = 30
+_LABEL_LETTERS = 40
 
 
 @dataclass(frozen=True, slots=True)

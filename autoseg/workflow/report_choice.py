@@ -11,7 +11,7 @@ from autoseg.planning.plan import Plan
 from autoseg.report.content import CandidateEntry, ChoiceEntry, ClassDice, TrialEntry
 from autoseg.selection.record import Selection
 
-KINDS = {"single": "configuration", "pair": "pair", "greedy": "ensemble, greedy"}
+KINDS = {"single": "configuration", "pair": "pair", "greedy": "greedy"}
 
 STALE = "The plan or the classes have changed since this choice was made; run `autoseg select` again."
 
