@@ -176,20 +176,22 @@ def _finished(workspace: Workspace, plan: Plan, name: str, fold: int) -> Finishe
     try:
         if load(RunStatus, folder.state).state != "done":
             return None
-        scores = load(FoldScores, folder.validation / SCORES_FILE)
+        record, file = load(RunRecord, folder.recipe), folder.validation / SCORES_FILE
+        keeps_none_back = not record.val and not file.exists()
+        scores = FoldScores({}, {}, {}, (), ()) if keeps_none_back else load(FoldScores, file)
     except (MissingInput, RecordFault):
         return None
     check_same_plan(plan, plan.configurations[name], folder)
     check_first_stage(folder)
-    _refuse_seen_cases(name, fold, folder, scores)
+    _refuse_seen_cases(folder, record, scores)
     return FinishedRun(name, fold, folder, scores)
 
 
-def _refuse_seen_cases(name: str, fold: int, folder: RunFolder, scores: FoldScores) -> None:
-    seen = sorted(set(load(RunRecord, folder.recipe).train) & set(scores.cases))
+def _refuse_seen_cases(folder: RunFolder, record: RunRecord, scores: FoldScores) -> None:
+    seen = sorted(set(record.train) & set(scores.cases))
     if seen:
         raise IntegrityRefusal(
-            f"{name} fold {fold} was trained on {seen[0]}, which it was validated with",
+            f"{record.configuration} fold {record.fold} was trained on {seen[0]}, which it was validated with",
             where=str(folder.root),
             why="its score would be too good",
             do="train this fold again with --fresh",

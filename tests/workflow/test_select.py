@@ -158,6 +158,13 @@ def test_no_case_in_common_is_said(workspace) -> None:
         select_model(workspace)
 
 
+def test_folds_that_keep_no_case_back_are_nothing_to_select_by(workspace) -> None:
+    for file in (workspace.root / "runs").glob("*/*/validation/scores.json"):
+        file.unlink()
+    with pytest.raises(MissingInput, match="no case was predicted out of fold"):
+        select_model(workspace)
+
+
 def test_label_maps_vote_where_probabilities_were_not_kept(workspace) -> None:
     for file in (workspace.root / "runs").glob("2d/*/validation/*.probabilities.npz"):
         file.unlink()
