@@ -27,6 +27,7 @@ _ROW = 26.0
 _MOST_POINTS = 240  # of a curve; more are not to be told apart
 _FEW_EPOCHS = 30  # every epoch gets a mark
 _LABEL_LETTERS = 40
+_LETTER_WIDTH = 7.4  # on average, of the largest font that the style sheet gives to labels
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +129,7 @@ def interval_chart(rows: Sequence[Interval], label: str, title: str) -> Markup:
         title: what is shown, for those who cannot see it.
     """
     known = [value for row in rows for value in (row.value, row.low, row.high) if value is not None]
-    left = 16.0 + 6.6 * max(min(max((len(row.name) for row in rows), default=0), _LABEL_LETTERS), 6)
+    left = 16.0 + _LETTER_WIDTH * max(min(max((len(row.name) for row in rows), default=0), _LABEL_LETTERS), 6)
     drawing = Drawing(left + 420, _TOP + _ROW * len(rows) + _BOTTOM - 10, title)
     across = Scale(*padded(known, 0.08), left, drawing.width - 60)
     up = Scale(0.0, float(len(rows)), _TOP, _TOP + _ROW * len(rows))
@@ -156,7 +157,7 @@ def strip_chart(
         title: what is shown, for those who cannot see it.
         limits: of the axis; None for the range of the values.
     """
-    left = 16.0 + 6.6 * max(min(max((len(name) for name in rows), default=0), _LABEL_LETTERS), 6)
+    left = 16.0 + _LETTER_WIDTH * max(min(max((len(name) for name in rows), default=0), _LABEL_LETTERS), 6)
     drawing = Drawing(left + 420, _TOP + (_ROW + 8) * len(rows) + _BOTTOM - 10, title)
     values = [value for cases in rows.values() for value in cases.values()]
     across = Scale(*(limits or padded(values)), left, drawing.width - 14)
