@@ -6,8 +6,8 @@ import json
 import shutil
 import sys
 from dataclasses import replace
-from html.parser import HTMLParser
 
+import html5lib
 import pytest
 
 from autoseg.core.records import load, save
@@ -17,7 +17,6 @@ from autoseg.training.record import RunRecord, RunStatus
 from tests.preprocessing.tiny_dataset import planned_tiny_dataset
 
 CONTENDERS = {"2d, cpu", "3d_fullres, cpu"}
-VOID = {"meta", "img"}
 
 
 @pytest.fixture(scope="module")
@@ -72,11 +71,9 @@ def test_contenders_take_turns_on_equal_folds(script, made):
     assert {record.seed for record in records} == {0, 1}
 
 
-def test_the_page_is_well_formed_and_needs_no_network(made):
+def test_the_page_is_valid_html_and_needs_no_network(made):
     text = (made / "out" / "comparison.html").read_text()
-    parser = _Balance()
-    parser.feed(text)
-    assert parser.open == []
+    html5lib.HTMLParser(strict=True).parse(text)
     assert all(own in text for own in CONTENDERS)
     assert "http" not in text
     assert "data:image/png;base64," in text
@@ -161,21 +158,6 @@ def test_a_cascade_comes_after_the_stage_before_it(script, made, tmp_path):
     )
     order = [run.configuration for run in script.make_runs(asked, plan, source)]
     assert order == ["3d_lowres"] * 2 + ["3d_cascade_fullres"] * 2
-
-
-class _Balance(HTMLParser):
-    """Fails if an element is closed that is not the last one opened."""
-
-    def __init__(self):
-        super().__init__()
-        self.open = []
-
-    def handle_starttag(self, tag, _attrs):
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
 
 
 @pytest.mark.real
