@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from autoseg.core.errors import UsageError
-from autoseg.inference.postprocess import PostprocessingStep
 from autoseg.workflow.nnunet_folders import CHOICE, NnunetFolder, read_table
 from autoseg.workflow.run_models import PREFERRED_CONFIGURATION
+
+_CHOSEN = "chosen by nnU-Net's find_best_configuration, without its postprocessing (which nnU-Net keeps in a pickle)"
 
 _TRAINER, _PLANS = "nnUNetTrainer", "nnUNetPlans"
 
@@ -22,12 +23,10 @@ class Choice:
     Attributes:
         folders: models whose probabilities are averaged.
         because: why these.
-        postprocessing: done to every predicted label map.
     """
 
     folders: tuple[NnunetFolder, ...]
     because: str
-    postprocessing: tuple[PostprocessingStep, ...] = ()
 
 
 def choose_folders(found: Sequence[NnunetFolder], configuration: str | None, root: Path) -> Choice:
@@ -96,7 +95,7 @@ def _chosen_by_nnunet(found: Sequence[NnunetFolder], file: Path) -> Choice | Non
     by_name = {folder.path.name: folder for folder in found}
     if not names or any(name not in by_name for name in names):
         return None
-    return Choice(tuple(by_name[name] for name in names), "chosen by nnU-Net's find_best_configuration")
+    return Choice(tuple(by_name[name] for name in names), _CHOSEN)
 
 
 def _folder_name(entry: Mapping[str, Any]) -> str:

@@ -100,7 +100,7 @@ def find_nnunet_model(path: Path, configuration: str | None = None, folds: Seque
     members = tuple(replace(_member(folder, folds, scratch), share=share) for folder in choice.folders)
     _refuse_other_label_sets(members)
     stages = _first_stages(members, choice, found, folds, scratch)
-    return ModelFiles(_name(members, stages), _because(members, choice), members, stages, choice.postprocessing)
+    return ModelFiles(_name(members, stages), _because(members, choice), members, stages)
 
 
 def _member(folder: NnunetFolder, folds: Sequence[int], scratch: _Scratch) -> Member:

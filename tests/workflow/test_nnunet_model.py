@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import shutil
 import zipfile
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
 import pytest
 
-from autoseg.core.errors import IntegrityRefusal, MissingInput, UsageError
+from autoseg.core.errors import IntegrityRefusal, MissingInput, PlanFault, UsageError
 from autoseg.datasets.labels import to_file_values
 from autoseg.images.readers import read_image, read_labels
+from autoseg.workflow import nnunet_model
 from autoseg.workflow.model import Model, make_ensemble
 from autoseg.workflow.model_files import ModelFiles
 from autoseg.workflow.nnunet_model import TRAINING_ONLY, find_nnunet_model, looks_like_nnunet
@@ -88,6 +90,33 @@ def test_a_model_whose_files_do_not_belong_together_is_refused(tmp_path: Path) -
     (model / "plans.json").write_text(json.dumps(plans))
     with pytest.raises(IntegrityRefusal, match="another shape"):
         find_nnunet_model(model)
+
+
+def test_folds_of_two_configurations_are_not_averaged(tmp_path: Path) -> None:
+    model = tmp_path / CASCADE.name.replace("3d_cascade_fullres", "3d_fullres")
+    shutil.copytree(CASCADE.with_name(model.name), model)
+    shutil.rmtree(model / "fold_1")
+    shutil.copytree(
+        CASCADE.with_name(CASCADE.name.replace("3d_cascade_fullres", "3d_lowres")) / "fold_0", model / "fold_1"
+    )
+    with pytest.raises(PlanFault, match="of 3d_fullres and of 3d_lowres"):
+        find_nnunet_model(model)
+
+
+def test_models_of_other_classes_are_not_averaged() -> None:
+    member = found(FLAT, (0,)).members[0]
+    other = replace(member, plan=replace(member.plan, channels=("R", "G", "IR")))
+    nnunet_model._refuse_other_label_sets((member, member))
+    with pytest.raises(PlanFault, match="different channels"):
+        nnunet_model._refuse_other_label_sets((member, other))
+
+
+def test_an_unknown_trainer_is_pointed_out(caplog: pytest.LogCaptureFixture) -> None:
+    nnunet_model._warn_of_trainer("nnUNetTrainer_250epochs")
+    assert not caplog.records
+    nnunet_model._warn_of_trainer("nnUNetTrainerMine\x1b[2J")
+    assert len(caplog.records) == 1
+    assert "\x1b" not in caplog.records[0].getMessage()
 
 
 @pytest.mark.parametrize(
