@@ -37,7 +37,9 @@ def _environment() -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(score=score, quantity=quantity, duration=duration, interval=interval, heat=heat)
+    environment.filters.update(
+        score=score, quantity=quantity, duration=duration, interval=interval, heat=heat, signed=signed
+    )
     return environment
 
 
@@ -67,6 +69,11 @@ def quantity(value: float | None, unit: str = "") -> str:
         return MISSING
     digits = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
     return f"{digits} {unit}".rstrip()
+
+
+def signed(value: float, unit: str) -> str:
+    """A difference with its sign and unit."""
+    return f"+{quantity(value, unit)}" if value > 0 else quantity(value, unit)
 
 
 def duration(seconds: float | None) -> str:

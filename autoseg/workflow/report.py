@@ -126,7 +126,7 @@ def write_report(
         cases=seen if references is None else worst_first(seen),
         version=__version__,
         written=_now(),
-        references="" if references is None else references.resolve().name,
+        references="" if references is None else "/".join(references.resolve().parts[-2:]),
         own_dice=mean_dice(cases),
     )
     path = out or workspace.report

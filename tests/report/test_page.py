@@ -5,7 +5,7 @@ import re
 import pytest
 from jinja2 import UndefinedError
 
-from autoseg.report.page import MISSING, TEMPLATES, duration, edges, heat, interval, quantity, render, score
+from autoseg.report.page import MISSING, TEMPLATES, duration, edges, heat, interval, quantity, render, score, signed
 
 
 @pytest.mark.parametrize(
@@ -19,6 +19,8 @@ from autoseg.report.page import MISSING, TEMPLATES, duration, edges, heat, inter
         (quantity(None, "ml"), MISSING),
         (quantity(0.012345, "ml"), "0.0123 ml"),
         (quantity(1234567.0), "1,234,567"),
+        (signed(0.5, "ml"), "+0.5 ml"),
+        (signed(-3680.0, "ml"), "-3,680 ml"),
         (duration(None), MISSING),
         (duration(7.0), "7 s"),
         (duration(1200.0), "20.0 min"),

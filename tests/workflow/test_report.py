@@ -130,7 +130,7 @@ def test_cases_can_be_compared_with_other_label_maps(workspace, tmp_path):
     assert "mean Dice 1.000" in scores[name]
     assert all("mean Dice 1.000" not in told for other, told in scores.items() if other != name)
     assert next(iter(scores)) != name
-    assert "Compared with the label maps in dense" in _text(page)
+    assert f"{tmp_path.name}/dense: mean Dice" in _text(page)
     assert str(tmp_path) not in page
 
 
