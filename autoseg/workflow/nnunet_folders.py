@@ -70,10 +70,15 @@ def looks_like_nnunet(path: Path) -> bool:
     """Whether the path is a trained nnU-Net v2 model: its folder, one above it, one fold of it, or a zip of it."""
     if path.is_dir():
         return bool(trained_folders(path))
-    if not path.is_file() or not zipfile.is_zipfile(path):
+    if not path.is_file():
         return False
-    with zipfile.ZipFile(path) as archive:
-        names = {PurePosixPath(name).name for name in archive.namelist() if _WANTED.fullmatch(name)}
+    try:
+        if not zipfile.is_zipfile(path):
+            return False
+        with zipfile.ZipFile(path) as archive:
+            names = {PurePosixPath(name).name for name in archive.namelist() if _WANTED.fullmatch(name)}
+    except (zipfile.BadZipFile, NotImplementedError, ValueError):
+        return False
     return PLANS in names and bool(names & set(CHECKPOINTS))
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from autoseg.core.errors import IntegrityRefusal, MissingInput, UsageError
 from autoseg.networks.weights import read_tensors
 from autoseg.workflow.bundle import find_bundle_model, open_bundle
-from autoseg.workflow.model import find_model, load_model
+from autoseg.workflow.model import find_model, load_model, origin_of
 from autoseg.workflow.shared_models import export_model, install_model
 from tests.workflow.hostile import hashed, members_of, pack
 from tests.workflow.hostile_content import HOSTILE
@@ -48,7 +48,9 @@ def test_a_hostile_file_is_refused_and_leaves_nothing(good, tmp_path, name):
         load_model(bad, device="cpu")
     with pytest.raises(IntegrityRefusal):
         install_model(bad, home)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.autoseg", "home"]
+    renamed = bad.rename(tmp_path / "bad.zip")
+    assert origin_of(renamed) == "bundle"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.zip", "home"]
     assert list(home.iterdir()) == []
 
 
