@@ -7,6 +7,7 @@ import re
 import shutil
 import stat
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -134,24 +135,28 @@ def unpack(archive: Path, folder: Path) -> None:
         IntegrityRefusal: the zip is damaged, or holds names or sizes that no export has.
         NotEnoughResources: the disk has no room for it.
     """
-    with zipfile.ZipFile(archive) as opened:
-        wanted = [member for member in opened.infolist() if _WANTED.fullmatch(member.filename)]
-        _check_members(wanted, archive)
-        needed, free = sum(member.file_size for member in wanted), shutil.disk_usage(folder).free
-        if needed > free:
-            raise NotEnoughResources(
-                f"unpacking takes {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free",
-                where=str(folder),
-                do="free some space, or unpack the zip elsewhere and give the folder",
-            )
-        for member in wanted:
-            target = folder.joinpath(*PurePosixPath(member.filename).parts)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                with opened.open(member) as source, target.open("xb") as sink:
-                    shutil.copyfileobj(source, sink)
-            except (zipfile.BadZipFile, EOFError, OSError, RuntimeError, NotImplementedError) as error:
-                raise _refused(archive, f"{member.filename} cannot be unpacked: {error}") from error
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            _unpack(opened, archive, folder)
+    except (zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError, ValueError, zlib.error) as error:
+        raise _refused(archive, f"it cannot be unpacked: {error}") from error
+
+
+def _unpack(opened: zipfile.ZipFile, archive: Path, folder: Path) -> None:
+    wanted = [member for member in opened.infolist() if _WANTED.fullmatch(member.filename)]
+    _check_members(wanted, archive)
+    needed, free = sum(member.file_size for member in wanted), shutil.disk_usage(folder).free
+    if needed > free:
+        raise NotEnoughResources(
+            f"unpacking takes {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free",
+            where=str(folder),
+            do="free some space, or unpack the zip elsewhere and give the folder",
+        )
+    for member in wanted:
+        target = folder.joinpath(*PurePosixPath(member.filename).parts)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with opened.open(member) as source, target.open("xb") as sink:
+            shutil.copyfileobj(source, sink)
 
 
 def _check_members(members: list[zipfile.ZipInfo], archive: Path) -> None:

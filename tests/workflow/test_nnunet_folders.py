@@ -244,6 +244,16 @@ def test_a_damaged_export_is_refused(tmp_path: Path) -> None:
     assert "CRC" in (refusal.value.why or "")
 
 
+@pytest.mark.parametrize("cut", [0, 10, 200, -30])
+def test_a_file_that_is_no_zip_or_a_part_of_one_is_refused(tmp_path: Path, cut: int) -> None:
+    archive = zipped(tmp_path / "model.zip", MODEL)
+    archive.write_bytes(archive.read_bytes()[:cut])
+    (tmp_path / "out").mkdir()
+    assert not looks_like_nnunet(archive)
+    with pytest.raises(IntegrityRefusal):
+        unpack(archive, tmp_path / "out")
+
+
 def test_an_export_that_does_not_fit_the_disk_is_not_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nnunet_folders.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 3}))
     (tmp_path / "out").mkdir()
