@@ -27,7 +27,7 @@ from autoseg.workflow.model_files import Member, ModelFiles, Weights
 BUNDLE_ENDING = ".autoseg"
 RECORD, REPORT = "model.json", "report.html"
 
-_WEIGHTS = re.compile(r"weights/[A-Za-z0-9_]{1,64}-fold_[0-9]{1,3}\.safetensors")
+_WEIGHTS = re.compile(r"weights/[A-Za-z0-9_-]{1,64}-fold_[0-9]{1,3}\.safetensors")
 _MOST_BYTES = {RECORD: 16 << 20, REPORT: 256 << 20}
 _MOST_WEIGHTS_BYTES = 16 << 30
 

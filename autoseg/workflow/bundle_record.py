@@ -24,7 +24,7 @@ from autoseg.selection.record import CandidateScore, NestedScore
 
 BUNDLE_VERSION = 1
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_]{0,63}")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _LONGEST_TEXT = 20_000
 _MOST_CHANNELS = 256
 _MOST_CLASSES = 4096

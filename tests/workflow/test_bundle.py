@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import zipfile
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from autoseg.workflow.model import find_model, load_model, origin_of
 from autoseg.workflow.shared_models import export_model, install_model
 from tests.workflow.hostile import hashed, members_of, pack
 from tests.workflow.hostile_content import HOSTILE
-from tests.workflow.trained import add_run, add_selection, cascade_plan, trained_work_folder
+from tests.workflow.trained import add_run, add_selection, cascade_plan, tiny_plan, trained_work_folder
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +140,14 @@ def test_configurations_and_folds_of_a_bundle_can_be_chosen(tmp_path):
         find_bundle_model(path, "2d")
     with pytest.raises(UsageError, match="fold 4"):
         find_bundle_model(path, None, (4,))
+
+
+def test_configurations_that_users_of_nnunet_name_go_through_a_bundle(tmp_path):
+    plan = tiny_plan()
+    name = "3d_fullres_bs5-v2"
+    own = replace(plan.configurations["3d_fullres"], name=name)
+    work = trained_work_folder(tmp_path, replace(plan, configurations={name: own}), name)
+    assert find_model(export_model(work)).members[0].configuration == own
 
 
 def test_equal_models_give_equal_files(tmp_path):
