@@ -172,7 +172,7 @@ def _train(
 
 
 def _predict(workspace: Workspace, images: Path, predictions: Path, options: DemoOptions) -> None:
-    chosen = PredictionOptions(predictor=PredictorOptions(device=options.device))
+    chosen = PredictionOptions(predictor=PredictorOptions(device=options.device), report=True)
     manifest = predict_files(workspace.root, [images], predictions, chosen)
     failed = {name: case.error for name, case in manifest.cases.items() if case.status == "failed"}
     if failed:

@@ -34,6 +34,7 @@ def test_the_walk_leaves_dataset_plan_runs_selection_predictions_pictures_and_re
     assert [path.name for path in result.overlays] == ["phantom_ts000.png"]
     assert all(path.stat().st_size > 10_000 for path in result.overlays)
     assert (folder / "predictions" / "phantom_ts000.nii.gz").exists()
+    assert (folder / "predictions" / "report.html").exists()
     assert (folder / "synthetic/autoseg/plan.json").exists()
     runs = {f"{name}/fold_{fold}" for name in ("2d", "3d_fullres") for fold in range(3)}
     assert {path.parent.relative_to(folder / "synthetic/autoseg/runs").as_posix() for path in _curves(folder)} == runs
