@@ -59,13 +59,14 @@ def select(
             progress=progress,
         )
     output.log_to(workspace.logs, "select")
-    _show(selection, output)
+    show_selection(selection, output)
     output.say(f"\nwrote {workspace.selection}; autoseg predict {dataset} obeys it")
     output.emit(to_data(selection))
     return 0
 
 
-def _show(selection: Selection, output: Output) -> None:
+def show_selection(selection: Selection, output: Output) -> None:
+    """Candidates, the choice, what to expect of it, and its postprocessing."""
     columns = ("candidate", "kind", "mean Dice", "95 % interval", "worse than the best by", "s per case", "GiB")
     count = len(selection.case_dice)
     output.table(columns, [_row(own, selection) for own in selection.candidates], title=f"Candidates on {count} cases")

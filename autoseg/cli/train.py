@@ -19,10 +19,13 @@ from autoseg.cli.options import (
     work_option,
 )
 from autoseg.cli.output import Output, show_error
+from autoseg.cli.select import show_selection
 from autoseg.cli.train_board import show_queue, training_board
 from autoseg.core.workspace import workspace_of
 
 if TYPE_CHECKING:
+    from autoseg.core.workspace import Workspace
+    from autoseg.selection.record import Selection
     from autoseg.workflow.train import RunReport, TrainOptions, TrainReport
 
 _SECONDS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0}
@@ -72,6 +75,8 @@ def train(dataset: Path, work: Path | None, output: Output, **options: Any) -> i
     """Train what the plan holds: configurations x folds; the same command again resumes.
 
     With several GPUs one run is trained on each. A budget is shared out over all runs and holds over interruptions.
+    Once the last run of the plan is done, the configuration or ensemble that predicts is selected, and report.html
+    written.
     """
     started = time.monotonic()
     from autoseg.launch.interrupts import seconds_since_start, stoppable
@@ -84,7 +89,15 @@ def train(dataset: Path, work: Path | None, output: Output, **options: Any) -> i
     output.log_to(workspace.logs, "train")
     with stoppable() as check_stop, training_board(output) as (of_cases, tell):
         report = train_all(workspace, chosen, check_stop, store_progress=of_cases, tell=tell)
-    return _show(report, output)
+    selection = None if report.exit_code else _conclude(workspace, chosen, output)
+    return _show(report, selection, output)
+
+
+def _conclude(workspace: Workspace, chosen: TrainOptions, output: Output) -> Selection | None:
+    from autoseg.workflow.conclude import conclude
+
+    with output.progress("Comparing") as progress:
+        return conclude(workspace, seed=chosen.seed, jobs=chosen.jobs, progress=progress)
 
 
 def _train_options(options: dict[str, Any], started: float) -> TrainOptions:
@@ -109,7 +122,7 @@ def _train_options(options: dict[str, Any], started: float) -> TrainOptions:
     )
 
 
-def _show(report: TrainReport, output: Output) -> int:
+def _show(report: TrainReport, selection: Selection | None, output: Output) -> int:
     rows = []
     for run in report.runs:
         status = run.status
@@ -122,7 +135,9 @@ def _show(report: TrainReport, output: Output) -> int:
     output.table(columns, rows, title="Runs")
     for case, why in report.failures.items():
         output.say(f"not trained on: {case}: {why}")
-    output.emit(_document(report))
+    if selection is not None:
+        show_selection(selection, output)
+    output.emit({**_document(report), "selected": None if selection is None else selection.name})
     if report.stop is not None:
         show_error(report.stop)
     else:

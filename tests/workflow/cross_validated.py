@@ -22,6 +22,7 @@ from autoseg.fingerprint.model import (
     IntensityStatistics,
     fingerprint_hash,
 )
+from autoseg.fingerprint.survey import SURVEY_VERSION, Survey
 from autoseg.images.writers import write_labels
 from autoseg.inference.out_of_fold import probabilities_file
 from autoseg.planning.plan import Plan
@@ -86,6 +87,7 @@ def write_cross_validated(root: Path) -> Workspace:
     dataset = Dataset("tiny", str(root), "nnunet", "", ("channel_0",), LABELS, cases, ".nii.gz")
     plan = replace(tiny_plan(labels=LABELS), fingerprint=fingerprint_hash(fingerprint))
     save(dataset, workspace.dataset)
+    save(Survey(SURVEY_VERSION, "", (), (), fingerprint), workspace.check)
     save(fingerprint, workspace.fingerprint)
     save(plan, workspace.plan)
     for seed, name in enumerate(plan.configurations):
