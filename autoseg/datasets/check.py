@@ -97,7 +97,7 @@ def check_across(dataset: Dataset, contents: Mapping[str, str]) -> tuple[Problem
 
     Args:
         dataset: the dataset.
-        contents: `CheckedCase.content` of each case, by identifier.
+        contents: `CheckedCase.content` of each case, by identifier; empty for those that could not be examined.
     """
     return (*_duplicates(contents), *_announced(dataset), *unused_files(dataset), *_mapped_values(dataset))
 
@@ -238,6 +238,8 @@ def _hash_of(root: Path, files: Iterable[str]) -> str:
 def _duplicates(contents: Mapping[str, str]) -> Iterable[Problem]:
     owners: dict[str, list[str]] = {}
     for identifier, content in sorted(contents.items()):
+        if not content:  # it could not be examined at all
+            continue
         owners.setdefault(content[:_HASH_DIGITS], []).append(identifier)
     for same in (names for names in owners.values() if len(names) > 1):
         kinds = len({contents[identifier] for identifier in same})

@@ -411,3 +411,8 @@ def test_labels_without_a_declared_table_of_values_pass_unchanged(root):
     )
     assert len(CLASSES) == len(dataset.labels.classes)
     np.testing.assert_array_equal(check_case(dataset, dataset.cases[0]).labels, labels_of("case_a"))
+
+
+def test_cases_that_could_not_be_examined_are_no_duplicates(root):
+    dataset, contents = contents_of(root)
+    assert check_across(dataset, dict.fromkeys(contents, "")) == ()
