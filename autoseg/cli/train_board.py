@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from autoseg.core.workspace import Workspace
     from autoseg.workflow.train import Outlook, TrainOptions
+    from autoseg.workflow.train_forecast import RunForecast
 
 _REFRESHES_PER_SECOND = 2
 
@@ -85,19 +86,7 @@ def show_queue(workspace: Workspace, options: TrainOptions, output: Output) -> i
 
     queue = make_queue(workspace, options)
     forecast = forecast_queue(workspace, queue, options)
-    runs: list[dict[str, Any]] = [
-        {
-            "configuration": own.run.configuration.name,
-            "fold": own.run.number,
-            "train": len(own.run.fold.train),
-            "validate": len(own.run.fold.val),
-            "state": own.run.state,
-            "epochs": own.epochs,
-            "hours": round(own.hours, 4),
-            "disk_gib": round(own.disk_gib, 4),
-        }
-        for own in forecast.runs
-    ]
+    runs = [_run_document(own) for own in forecast.runs]
     rows = [[_cell(value) for value in {**run, "hours": _clock(run["hours"])}.values()] for run in runs]
     columns = ("configuration", "fold", "train", "validate", "state", "epochs left", "h:mm", "disk GiB")
     output.table(columns, rows, title="Queue")
@@ -123,6 +112,19 @@ def show_queue(workspace: Workspace, options: TrainOptions, output: Output) -> i
         }
     )
     return 0
+
+
+def _run_document(own: RunForecast) -> dict[str, Any]:
+    return {
+        "configuration": own.run.configuration.name,
+        "fold": own.run.number,
+        "train": len(own.run.fold.train),
+        "validate": len(own.run.fold.val),
+        "state": own.run.state,
+        "epochs": own.epochs,
+        "hours": round(own.hours, 4),
+        "disk_gib": round(own.disk_gib, 4),
+    }
 
 
 def _clock(hours: float) -> str:

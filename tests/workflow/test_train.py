@@ -15,7 +15,6 @@ from click.testing import CliRunner
 from filelock import FileLock
 
 from autoseg.cli.main import cli
-from autoseg.cli.train import Duration
 from autoseg.core.errors import AutoSegError, Interrupted, MissingInput, NotEnoughResources, PlanFault, UsageError
 from autoseg.core.records import load, save
 from autoseg.core.workspace import Workspace
@@ -346,12 +345,6 @@ def test_the_command_prints_one_document(workspace, options, planned):
     assert "3d_fullres" in table.stdout
 
 
-@pytest.mark.parametrize("text", ["soon", "20", "0m", "5x"])
-def test_a_wrong_budget_is_a_usage_error(tmp_path, text):
-    result = CliRunner().invoke(cli, ["train", str(tmp_path), "--budget", text])
-    assert result.exit_code == 2
-
-
 def test_kill_9_at_any_moment_changes_nothing(workspace, options, planned, tmp_path):
     train(workspace, replace(options, epochs=30), never)
     killed = Workspace(tmp_path / "killed")
@@ -405,8 +398,3 @@ def test_a_failed_run_is_shown_and_gives_its_exit_code(workspace, options, plann
     both = CliRunner().invoke(cli, [*arguments, "--fold", "1"], standalone_mode=False)
     assert both.return_value == 4
     assert "error E0103" in both.stderr
-
-
-@pytest.mark.parametrize(("text", "seconds"), [("20m", 1200.0), ("1h30m", 5400.0), ("1.5h", 5400.0), (90.0, 90.0)])
-def test_time_spans_are_read(text, seconds):
-    assert Duration().convert(text, None, None) == seconds
