@@ -101,7 +101,8 @@ def properties(
     Args:
         case: statistics; its axes in the order of the files.
         channels: their names.
-        labels: the classes to give volumes of, or None for none.
+        labels: the classes to give volumes of, or None for none. Where voxels may be unlabeled, what is labeled has
+            no volume that could be compared.
     """
     found: dict[str, tuple[float, str]] = {}
     for axis, length, step_mm in zip(_AXES, case.shape, case.spacing_mm, strict=True):
@@ -112,7 +113,7 @@ def properties(
         for level, value in zip(QUANTILE_LEVELS, quantiles, strict=True):
             if level in _COMPARED_LEVELS:
                 found[f"{level:.4g} quantile of {channel}"] = (value, "")
-    if labels is not None and case.class_voxels is not None:
+    if labels is not None and labels.ignore is None and case.class_voxels is not None:
         voxel_ml = math.prod(case.spacing_mm) / _MM3_PER_ML
         for name in labels.foreground:
             voxels = sum(case.class_voxels.get(str(value), 0) for value in labels.classes[name])

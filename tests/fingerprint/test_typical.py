@@ -100,3 +100,9 @@ def test_sentences_say_the_value_and_what_is_known():
     assert remark.sentence == "spacing along z is 6 mm; 40 training cases have 3 mm"
     absent = unlike(properties(_case(voxels=(0, 0)), ("CT",), LABELS), cohort)
     assert absent[0].sentence.startswith("volume of organ is 0; all 40 training cases have it")
+
+
+def test_sparse_labels_have_no_volumes_to_compare():
+    sparse = LabelSet(LABELS.classes, ignore=3)
+    assert any(name.startswith("volume") for name in properties(_case(), ("CT",), LABELS))
+    assert not any(name.startswith("volume") for name in properties(_case(), ("CT",), sparse))
