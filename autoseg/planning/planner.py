@@ -265,7 +265,10 @@ def _fitted_patch(common: _Common, target: _Target) -> tuple[Topology, NetworkSp
     elements = feature_map_elements(network, shape.patch_size, common.labels.declared_count)
     first = shape.patch_size
     while rules.is_too_large(elements, preset, dimensions, budget) and _can_shrink(shape):
-        shape = rules.shrink_patch(shape.patch_size, relative_to, shape, target.spacing_mm)
+        smaller = _shrunk(shape, relative_to, target.spacing_mm)
+        if smaller is None:
+            break
+        shape = smaller
         network = _network(preset, shape)
         elements = feature_map_elements(network, shape.patch_size, common.labels.declared_count)
     if shape.patch_size == first:
@@ -276,6 +279,17 @@ def _fitted_patch(common: _Common, target: _Target) -> tuple[Topology, NetworkSp
             f"so the relatively largest axis shrank until it did"
         )
     return shape, network, elements, because
+
+
+def _shrunk(shape: Topology, relative_to: Sequence[float], spacing_mm: Sequence[float]) -> Topology | None:
+    """One step smaller, but not along an axis without which nothing could be halved; None if every axis is such."""
+    relative_to = list(relative_to)
+    for _ in relative_to:
+        smaller = rules.shrink_patch(shape.patch_size, relative_to, shape, spacing_mm)
+        if len(smaller.strides) > 1:
+            return smaller
+        relative_to[rules.relatively_largest_axis(shape.patch_size, relative_to)] = math.inf
+    return None
 
 
 def _can_shrink(shape: Topology) -> bool:

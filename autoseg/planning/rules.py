@@ -175,9 +175,14 @@ def initial_patch_size(spacing_mm: Sequence[float], median: Sequence[float]) -> 
     return tuple(float(min(round(float(edge)), limit)) for edge, limit in zip(scaled, median, strict=True))
 
 
+def relatively_largest_axis(patch: Sequence[int], median: Sequence[float]) -> int:
+    """The axis along which the patch covers most of the median case; of equal ones the last."""
+    return max(range(len(patch)), key=lambda index: (patch[index] / median[index], index))
+
+
 def shrink_patch(patch: Sequence[int], median: Sequence[float], shape: Topology, spacing: Sequence[float]) -> Topology:
     """One step smaller along the axis that is largest relative to the median case, then the topology anew."""
-    axis = max(range(len(patch)), key=lambda index: (patch[index] / median[index], index))
+    axis = relatively_largest_axis(patch, median)
     trial = list(patch)
     trial[axis] -= shape.divisors[axis]
     # the smaller patch may be pooled less often: its own divisor is the step, or valid sizes would be skipped

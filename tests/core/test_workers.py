@@ -153,10 +153,13 @@ def test_an_interrupted_supervisor_leaves_quickly_and_alone(tmp_path):
     program = tmp_path / "interrupted.py"
     program.write_text(
         textwrap.dedent("""
+        import signal
         import time
         from autoseg.core.workers import map_supervised
 
         if __name__ == "__main__":
+            # what a shell has started in the background ignores interrupts, and so does all that it starts in turn
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             for outcome in map_supervised(time.sleep, [0.0, 60.0, 60.0], 2):
                 print("first", flush=True)
         """)

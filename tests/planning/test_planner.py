@@ -148,6 +148,14 @@ def test_a_lone_fine_axis_needs_twelve_voxels():
     assert rules.enlarged_tiny_patch((1.0, 1.0, 1.0), (30.0, 30.0, 30.0)) is None
 
 
+def test_an_axis_without_which_nothing_is_halved_does_not_shrink():
+    plan = plan_of(fingerprint_of([(2.0, 4.0, 1.0)], [(80, 112, 12)]), "cpu")
+    own = plan.configurations["3d_fullres"]
+    assert own.network.n_stages >= 2
+    assert own.patch_size[2] == 12  # the finest axis: with 11 voxels it could not be halved, and the others never are
+    assert own.patch_size[:2] != (112, 80)
+
+
 def test_huge_2d_batches_are_warned_about_under_reference_and_capped_under_cpu():
     fingerprint = fingerprint_of([(1, 1, 1)] * 200, [(36, 50, 35)] * 200)
     reference, cpu = plan_of(fingerprint), plan_of(fingerprint, "cpu")
