@@ -25,12 +25,12 @@ from autoseg.selection.record import (
     plan_hash,
 )
 from autoseg.training.history import append_history
-from autoseg.training.recipe import Recipe
-from autoseg.training.record import RECORD_VERSION, RunRecord, RunStatus
+from autoseg.training.record import RunStatus
 from autoseg.training.splits import make_folds, save_folds
 from autoseg.workflow.decide import PlanOptions
 from autoseg.workflow.fold_validation import FoldScores
 from autoseg.workflow.plan import plan_dataset
+from tests.workflow.trained import run_record
 
 CASES = 6
 
@@ -63,23 +63,7 @@ def add_results(workspace: Workspace, configuration: str, fold: int, shift: int 
         found = overlaps(predicted, volume.array, plan.labels)
         scores[name] = {label: {"dice": own.dice, "iou": own.iou} for label, own in found.items()}
     save(FoldScores(scores, {}, {"dice": 0.8}, (), ()), run.validation / "scores.json")
-    recipe = Recipe(epochs=3)
-    record = RunRecord(
-        version=RECORD_VERSION,
-        configuration=configuration,
-        fold=fold,
-        seed=0,
-        asked=recipe,
-        recipe=recipe,
-        budget_seconds=None,
-        device="cpu",
-        precision="fp32",
-        memory_format="contiguous",
-        threads=1,
-        train=(),
-        val=tuple(names),
-        decisions=(),
-    )
+    record = run_record(configuration, fold, 3, tuple(names))
     save(record, run.recipe)
     save(plan, run.plan)
     save(RunStatus("done", 3, 3, 75.0, 0.8, {"organ": 0.9}, 0.8, len(names)), run.state)

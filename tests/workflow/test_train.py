@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -30,6 +29,7 @@ from autoseg.workflow.run_attempt import budget_deadline, run_deadline
 from autoseg.workflow.sittings import SITTINGS_FILE, Sitting, Sittings, read_sittings, wall_seconds
 from autoseg.workflow.train import TrainOptions, TrainReport, make_queue, train
 from tests.preprocessing.tiny_dataset import write_tiny_dataset
+from tests.workflow.trained import never
 
 RECIPE = (
     "epochs: 3\nsteps_per_epoch: 2\nvalidation_steps: 1\nema_decay: 0.9\nprecision: fp32\nmemory_format: contiguous\n"
@@ -37,18 +37,7 @@ RECIPE = (
 OPTIONS = TrainOptions(configurations=("3d_fullres",), folds=(0,), device="cpu")
 
 
-def never() -> None:
-    """Nobody asks to stop."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = "1"
-    yield
-    torch.set_num_threads(before[0])
-    if before[1] is None:
-        del os.environ["OMP_NUM_THREADS"]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -35,22 +35,12 @@ from autoseg.workflow.train import Outlook, TrainOptions, train
 from autoseg.workflow.train_forecast import forecast_queue
 from autoseg.workflow.train_outlook import RunRow, clock_time, epoch_seconds, outlook
 from tests.preprocessing.tiny_dataset import write_tiny_dataset
+from tests.workflow.trained import never
 
 RECIPE = "epochs: 2\nsteps_per_epoch: 2\nvalidation_steps: 1\nprecision: fp32\nmemory_format: contiguous\n"
 
 
-def never() -> None:
-    """Nobody asks to stop."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = "1"
-    yield
-    torch.set_num_threads(before[0])
-    if before[1] is None:
-        del os.environ["OMP_NUM_THREADS"]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

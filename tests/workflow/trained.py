@@ -90,11 +90,13 @@ def add_selection(work: Path, plan: Plan, members: dict[str, int], folds=(0, 1),
     return selection
 
 
-def add_run(work: Path, plan: Plan, name: str, fold: int, dice: float | None = None, seed: int = 0) -> RunFolder:
-    run = Workspace(work).run(name, fold)
-    save(plan, run.plan)
-    recipe = Recipe(epochs=1)
-    record = RunRecord(
+def never() -> None:
+    """Nobody asks to stop."""
+
+
+def run_record(name: str, fold: int, epochs: int = 1, val: tuple[str, ...] = ()) -> RunRecord:
+    recipe = Recipe(epochs=epochs)
+    return RunRecord(
         version=RECORD_VERSION,
         configuration=name,
         fold=fold,
@@ -107,9 +109,15 @@ def add_run(work: Path, plan: Plan, name: str, fold: int, dice: float | None = N
         memory_format="contiguous",
         threads=1,
         train=(),
-        val=(),
+        val=val,
         decisions=(),
     )
+
+
+def add_run(work: Path, plan: Plan, name: str, fold: int, dice: float | None = None, seed: int = 0) -> RunFolder:
+    run = Workspace(work).run(name, fold)
+    save(plan, run.plan)
+    record = run_record(name, fold)
     save(record, run.recipe)
     save(RunStatus("done", 1, 1, 1.0, 0.1, None, dice), run.state)
     write_weights(run, plan, name, seed)
