@@ -14,17 +14,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from autoseg.workflow.api import plan, select, train
-    from autoseg.workflow.model import load_model
+    from autoseg.api.model import load_model
+    from autoseg.api.python import plan, select, train
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "load_model", "plan", "select", "train"]
 
 _HOMES = {
-    "plan": "autoseg.workflow.api",
-    "train": "autoseg.workflow.api",
-    "select": "autoseg.workflow.api",
-    "load_model": "autoseg.workflow.model",
+    "plan": "autoseg.api.python",
+    "train": "autoseg.api.python",
+    "select": "autoseg.api.python",
+    "load_model": "autoseg.api.model",
 }
 
 

@@ -30,23 +30,23 @@ from typing import Any
 
 import click
 
+from autoseg.api.preprocess import preprocess_dataset
 from autoseg.cli.output import show_error
 from autoseg.cli.train import Duration
-from autoseg.core.choices import choose
 from autoseg.core.configs import find_config
 from autoseg.core.errors import AutoSegError, Interrupted, MissingInput, UsageError
 from autoseg.core.files import sha256_of_file, write_atomic
 from autoseg.core.records import load, to_data
+from autoseg.core.registry import choose
 from autoseg.core.workspace import RunFolder, Workspace, workspace_of
 from autoseg.evaluation.comparison import Comparison, compare
 from autoseg.launch.interrupts import stoppable
 from autoseg.planning.plan import Plan
-from autoseg.training.history import read_history
-from autoseg.training.record import RunRecord, RunStatus
+from autoseg.runs.records import RunRecord, RunStatus
+from autoseg.runs.train import TrainOptions, make_queue, train
+from autoseg.runs.validation import SCORES_FILE, FoldScores
+from autoseg.training.callbacks.history import read_history
 from autoseg.training.splits import save_folds
-from autoseg.workflow.fold_validation import SCORES_FILE, FoldScores
-from autoseg.workflow.preprocess import preprocess_dataset
-from autoseg.workflow.train import TrainOptions, make_queue, train
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 

@@ -330,7 +330,7 @@ def peer_weights(bench: Bench) -> float:
 
 def machine() -> str:
     """One line on the machine and the versions."""
-    from autoseg.launch.machine import BYTES_PER_GIB, memory_bytes, processor
+    from autoseg.core.machine import BYTES_PER_GIB, memory_bytes, processor
 
     memory = (memory_bytes() or 0) / BYTES_PER_GIB
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("nnunetv2", "torch"))

@@ -185,7 +185,7 @@ def _presets() -> Iterator[str]:
 
 def errors_page() -> str:
     """Every error code, what it means, what helps, and the exit code of a command that ends with it."""
-    from autoseg.datasets.problems import PROBLEM_CODES
+    from autoseg.data.problems import PROBLEM_CODES
 
     classes = {kind.code: kind for kind in error_classes()}
     rows = []

@@ -32,8 +32,8 @@ from torch import Tensor, nn  # noqa: E402
 from autoseg.augmentation.pipeline import augment, draw  # noqa: E402
 from autoseg.augmentation.spec import AugmentationSpec, augmentation_spec  # noqa: E402
 from autoseg.core.geometry import Geometry  # noqa: E402
-from autoseg.datasets.model import LabelSet  # noqa: E402
-from autoseg.datasets.synthetic import CHANNELS, CLASSES, phantom  # noqa: E402
+from autoseg.data.model import LabelSet  # noqa: E402
+from autoseg.data.synthetic import CHANNELS, CLASSES, phantom  # noqa: E402
 from autoseg.images.volume import Volume  # noqa: E402
 from autoseg.inference.predictor import Predictor  # noqa: E402
 from autoseg.inference.restore import predict_case  # noqa: E402

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from autoseg.core.geometry import Geometry
-from autoseg.datasets.model import LabelSet
+from autoseg.data.model import LabelSet
 from autoseg.inference.predictor import Predictor
 from autoseg.inference.restore import predict_case
 from autoseg.networks.build import build_network

@@ -44,3 +44,16 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip("needs the folder `shared` beside the repository (real data), which is not here")
     return folder
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Training with one thread, in this process and in those that it starts; bit-exact and quick for tiny networks."""
+    import torch
+
+    before = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    yield
+    torch.set_num_threads(before[0])
+    if before[1] is None:
+        del os.environ["OMP_NUM_THREADS"]

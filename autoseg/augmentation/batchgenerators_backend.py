@@ -18,9 +18,9 @@ from torch import Tensor
 
 from autoseg.augmentation import intensity, sharpness, spatial
 from autoseg.augmentation.draws import seed
+from autoseg.augmentation.first_stage import append_previous, draw_previous
 from autoseg.augmentation.mirror import MIRROR_PROBABILITY, apply_mirror, mirror_labels
 from autoseg.augmentation.pipeline import apply_mask
-from autoseg.augmentation.previous_stage import append_previous, draw_previous
 from autoseg.augmentation.spec import AugmentationSpec
 from autoseg.core.errors import UsageError
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from autoseg.augmentation.first_stage import PreviousChanges, append_previous, draw_previous
 from autoseg.augmentation.intensity import (
     GAMMA_PROBABILITY,
     INVERTED_GAMMA_PROBABILITY,
@@ -25,7 +26,6 @@ from autoseg.augmentation.intensity import (
     draw_noise,
 )
 from autoseg.augmentation.mirror import apply_mirror, draw_mirror, mirror_labels
-from autoseg.augmentation.previous_stage import PreviousChanges, append_previous, draw_previous
 from autoseg.augmentation.sharpness import (
     Blur,
     Coarsening,

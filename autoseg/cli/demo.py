@@ -13,7 +13,7 @@ from autoseg.cli.train import Duration
 from autoseg.cli.train_board import training_board
 
 if TYPE_CHECKING:
-    from autoseg.workflow.demo import DemoResult
+    from autoseg.api.demo import DemoResult
 
 
 @click.command()
@@ -34,9 +34,9 @@ def demo(out: Path, budget: float, seed: int, device: str, jobs: int, output: Ou
 
     Two configurations are trained with three folds each. The same command again goes on where it was stopped.
     """
+    from autoseg.api.demo import DemoListeners, DemoOptions, run_demo
     from autoseg.core.records import to_data
     from autoseg.launch.interrupts import stoppable
-    from autoseg.workflow.demo import DemoListeners, DemoOptions, run_demo
 
     output.log_to(out / "logs", "demo")
     options = DemoOptions(budget_seconds=budget, jobs=jobs, seed=seed, device=device)

@@ -18,8 +18,8 @@ def doctor(folder: Path, output: Output) -> int:
 
     FOLDER is where data would be; its free disk space is reported.  Exit code 0 if AutoSeg works here, else 2.
     """
+    from autoseg.api.doctor import OPTIONAL, Checkup, examine
     from autoseg.core.records import to_data
-    from autoseg.workflow.doctor import OPTIONAL, Checkup, examine
 
     found: Checkup = examine(folder)
     output.emit({**to_data(found), "works": found.works})

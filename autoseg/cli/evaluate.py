@@ -11,7 +11,7 @@ from autoseg.cli.options import jobs_option, output_options
 from autoseg.cli.output import Output
 
 if TYPE_CHECKING:
-    from autoseg.workflow.evaluate import Evaluation
+    from autoseg.api.evaluate import Evaluation
 
 SOME_FAILED = 4
 
@@ -50,8 +50,8 @@ def evaluate(
     REFERENCES is a folder of label maps, or a dataset's folder. A missing prediction is listed as failed and gives no
     score.
     """
+    from autoseg.api.evaluate import evaluate_folders, write_evaluation
     from autoseg.core.records import to_data
-    from autoseg.workflow.evaluate import evaluate_folders, write_evaluation
 
     with output.progress("Evaluating") as progress:
         evaluation = evaluate_folders(

@@ -19,8 +19,8 @@ from autoseg.core.workspace import workspace_of
 @output_options
 def explain(subject: str, decision: str | None, work: Path | None, output: Output) -> int:
     """Why the plan is as it is (DATASET, or DATASET patch_size), or what an error code means (E0412)."""
+    from autoseg.api.explain import explain_code, explain_plan, is_code
     from autoseg.core.records import to_data
-    from autoseg.workflow.explain import explain_code, explain_plan, is_code
 
     if is_code(subject) and not Path(subject).exists():
         if decision is not None:

@@ -11,9 +11,9 @@ from autoseg.cli.options import output_options
 from autoseg.cli.output import Output
 
 if TYPE_CHECKING:
+    from autoseg.api.model import ModelCard
+    from autoseg.models.files import Member
     from autoseg.planning.plan import Plan
-    from autoseg.workflow.model_files import Member
-    from autoseg.workflow.shared_models import ModelCard
 
 
 @click.group()
@@ -36,7 +36,7 @@ def export(
     dataset: Path, out: Path | None, configuration: str | None, folds: tuple[int, ...], no_report: bool, output: Output
 ) -> int:
     """Write what was selected or trained into one file; DATASET: a dataset's folder, its work folder, or one run."""
-    from autoseg.workflow.shared_models import describe_model, export_model
+    from autoseg.api.model import describe_model, export_model
 
     path = export_model(dataset, out, configuration, folds, has_report=not no_report)
     card = describe_model(path)
@@ -60,7 +60,7 @@ def export(
 @output_options
 def import_model(source: Path, folder: Path, output: Output) -> int:
     """Verify a bundle, or convert a model of nnU-Net v2 (results folder or zip), and keep it as one file."""
-    from autoseg.workflow.shared_models import install_model
+    from autoseg.api.model import install_model
 
     path = install_model(source, folder)
     output.say(f"{path} ({_mebibytes(path)} MiB): autoseg predict {path} -i IMAGES -o OUT")
@@ -73,7 +73,7 @@ def import_model(source: Path, folder: Path, output: Output) -> int:
 @output_options
 def show(path: Path, output: Output) -> int:
     """What a model segments, what it was trained on, how good it is; a bundle is verified on the way."""
-    from autoseg.workflow.shared_models import describe_model
+    from autoseg.api.model import describe_model
 
     card = describe_model(path)
     output.emit(_document(card))

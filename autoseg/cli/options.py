@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from autoseg.cli.output import Output
-from autoseg.launch.machine import available_cores
+from autoseg.core.machine import available_cores
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -20,10 +20,10 @@ from autoseg.core.errors import UsageError
 from autoseg.core.workspace import workspace_of
 
 if TYPE_CHECKING:
-    from autoseg.datasets.model import Problem
+    from autoseg.api.plan import Planned
+    from autoseg.data.model import Problem
+    from autoseg.planning.decide import PlanOptions
     from autoseg.planning.plan import Plan
-    from autoseg.workflow.decide import PlanOptions
-    from autoseg.workflow.plan import Planned
 
 CONFIGURATION_NAMES = ("2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres")
 _PRESETS = ("reference", "resenc-m", "resenc-l", "resenc-xl", "cpu")
@@ -59,7 +59,7 @@ def plan(
     **options: object,
 ) -> int:
     """Check the data, fingerprint it, apply the rules, print the plan and its reasons."""
-    from autoseg.workflow.decide import PlanOptions
+    from autoseg.planning.decide import PlanOptions
 
     chosen = PlanOptions(preset or "reference", memory_gib, configurations, pins)
     if options["fingerprint"] or options["dataset_json"]:
@@ -70,7 +70,8 @@ def plan(
 
 
 def _plan_without_images(dataset: Path | None, chosen: PlanOptions, output: Output, options: dict[str, object]) -> int:
-    from autoseg.workflow.decide import plan_document, plan_from_fingerprint
+    from autoseg.api.plan import plan_from_fingerprint
+    from autoseg.planning.decide import plan_document
 
     fingerprint, dataset_json = options["fingerprint"], options["dataset_json"]
     if dataset is not None or not isinstance(fingerprint, Path) or not isinstance(dataset_json, Path):
@@ -87,9 +88,9 @@ def _plan_without_images(dataset: Path | None, chosen: PlanOptions, output: Outp
 def _plan_images(
     dataset: Path, work: Path | None, chosen: PlanOptions, output: Output, options: dict[str, object]
 ) -> int:
+    from autoseg.api.plan import CasesRefused, plan_dataset
     from autoseg.core.records import to_data
-    from autoseg.workflow.decide import plan_document, store_gib
-    from autoseg.workflow.plan import CasesRefused, plan_dataset
+    from autoseg.planning.decide import plan_document, store_gib
 
     workspace = workspace_of(dataset, work)
     dry_run = bool(options["dry_run"])
@@ -130,7 +131,7 @@ def _text(value: object) -> str | None:
 
 def _probe(planned: Planned, device: str) -> dict[str, float]:
     """Seconds per epoch of every configuration on the present device, from one short probe each."""
-    from autoseg.workflow.probe import seconds_per_epoch
+    from autoseg.runs.probe import seconds_per_epoch
 
     return {name: seconds_per_epoch(planned.plan, name, device) for name in planned.plan.configurations}
 
@@ -157,8 +158,8 @@ def _show_dataset(planned: Planned, output: Output) -> None:
 
 def show_plan(plan: Plan, output: Output, seconds: Mapping[str, float], disk: Mapping[str, float]) -> None:
     """The table of configurations, and every decision that is not one of theirs."""
+    from autoseg.planning.decide import estimated_memory_gib
     from autoseg.planning.rules import edges
-    from autoseg.workflow.decide import estimated_memory_gib
 
     rows = []
     for name, own in plan.configurations.items():

@@ -11,7 +11,7 @@ from autoseg.cli.options import device_option, dry_run_option, output_options
 from autoseg.cli.output import Output
 
 if TYPE_CHECKING:
-    from autoseg.workflow.prediction_records import PredictionManifest, PredictionOptions
+    from autoseg.inference.manifest import PredictionManifest, PredictionOptions
 
 SOME_FAILED = 4
 
@@ -70,8 +70,8 @@ def predict(
     What was selected predicts: configurations, cascades and postprocessing, with no further flags. Label maps have the
     grid and the values of the dataset's label files; a case that fails does not stop the others.
     """
-    from autoseg.workflow.predict import predict_files
-    from autoseg.workflow.prediction_run import peak_memory_bytes
+    from autoseg.api.predict import predict_files
+    from autoseg.inference.stream import peak_memory_bytes
 
     chosen = _options(options)
     if dry_run:
@@ -84,7 +84,7 @@ def predict(
 
 
 def _options(options: dict[str, object]) -> PredictionOptions:
-    from autoseg.workflow.prediction_records import PredictionOptions, PredictorOptions
+    from autoseg.inference.manifest import PredictionOptions, PredictorOptions
 
     configuration, folds, max_ram_gib = options["configuration"], options["folds"], options["max_ram_gib"]
     return PredictionOptions(
@@ -128,8 +128,8 @@ def _document(manifest: PredictionManifest, folder: Path, peak_ram_bytes: int) -
 
 
 def _show_forecast(model: Path, inputs: tuple[Path, ...], chosen: PredictionOptions, output: Output) -> int:
+    from autoseg.api.predict import Forecast, forecast_files
     from autoseg.core.records import to_data
-    from autoseg.workflow.predict import Forecast, forecast_files
 
     files, forecasts = forecast_files(model, inputs, chosen)
     rows = [

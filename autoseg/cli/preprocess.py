@@ -25,7 +25,7 @@ _SOME_CASES_FAILED = 4
 @output_options
 def preprocess(dataset: Path, work: Path | None, configurations: tuple[str, ...], jobs: int, output: Output) -> int:
     """Fill the store of preprocessed cases; train does it by itself when needed."""
-    from autoseg.workflow.preprocess import preprocess_dataset
+    from autoseg.api.preprocess import preprocess_dataset
 
     workspace = workspace_of(dataset, work)
     output.log_to(workspace.logs, "preprocess")

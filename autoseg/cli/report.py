@@ -50,7 +50,7 @@ def report(
 
     Works at any stage after `autoseg plan`. The file opens offline, runs no script and requests nothing.
     """
-    from autoseg.workflow.report import write_report
+    from autoseg.report.collect import write_report
 
     workspace = workspace_of(dataset, work)
     with output.progress("Drawing") as progress:

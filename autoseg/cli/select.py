@@ -45,7 +45,7 @@ def select(
     never saw. `autoseg predict DATASET` obeys the result.
     """
     from autoseg.core.records import to_data
-    from autoseg.workflow.select import select_model
+    from autoseg.selection.select import select_model
 
     workspace = workspace_of(dataset, work)
     with output.progress("Comparing") as progress:

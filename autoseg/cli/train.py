@@ -25,8 +25,8 @@ from autoseg.core.workspace import workspace_of
 
 if TYPE_CHECKING:
     from autoseg.core.workspace import Workspace
+    from autoseg.runs.train import RunReport, TrainOptions, TrainReport
     from autoseg.selection.record import Selection
-    from autoseg.workflow.train import RunReport, TrainOptions, TrainReport
 
 _SECONDS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0}
 
@@ -80,7 +80,7 @@ def train(dataset: Path, work: Path | None, output: Output, **options: Any) -> i
     """
     started = time.monotonic()
     from autoseg.launch.interrupts import seconds_since_start, stoppable
-    from autoseg.workflow.train import train as train_all
+    from autoseg.runs.train import train as train_all
 
     workspace = workspace_of(dataset, work)
     chosen = _train_options(options, min(started, time.monotonic() - seconds_since_start()))
@@ -94,14 +94,14 @@ def train(dataset: Path, work: Path | None, output: Output, **options: Any) -> i
 
 
 def _conclude(workspace: Workspace, chosen: TrainOptions, output: Output) -> Selection | None:
-    from autoseg.workflow.conclude import conclude
+    from autoseg.api.conclude import conclude
 
     with output.progress("Comparing") as progress:
         return conclude(workspace, seed=chosen.seed, jobs=chosen.jobs, progress=progress)
 
 
 def _train_options(options: dict[str, Any], started: float) -> TrainOptions:
-    from autoseg.workflow.train import TrainOptions
+    from autoseg.runs.train import TrainOptions
 
     named = {} if options["probabilities_disk"] is None else {"probabilities_gib": options["probabilities_disk"]}
     return TrainOptions(

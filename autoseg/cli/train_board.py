@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from autoseg.core.workspace import Workspace
-    from autoseg.workflow.train import Outlook, TrainOptions
-    from autoseg.workflow.train_forecast import RunForecast
+    from autoseg.runs.forecast import RunForecast
+    from autoseg.runs.train import Outlook, TrainOptions
 
 _REFRESHES_PER_SECOND = 2
 
@@ -64,7 +64,7 @@ def draw_board(outlook: Outlook) -> Table:
     from rich import box
     from rich.table import Table
 
-    from autoseg.workflow.train_outlook import clock_time
+    from autoseg.runs.progress import clock_time
 
     done = sum(row.state == "done" for row in outlook.rows)
     end = f", ends about {clock_time(outlook.ends_at)}" if outlook.ends_at is not None else ""
@@ -81,8 +81,8 @@ def draw_board(outlook: Outlook) -> Table:
 
 def show_queue(workspace: Workspace, options: TrainOptions, output: Output) -> int:
     """Prints the queue with its hours and disk; nothing is written."""
-    from autoseg.workflow.run_queue import make_queue
-    from autoseg.workflow.train_forecast import forecast_queue
+    from autoseg.runs.forecast import forecast_queue
+    from autoseg.runs.queue import make_queue
 
     queue = make_queue(workspace, options)
     forecast = forecast_queue(workspace, queue, options)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from autoseg.core.choices import choose
 from autoseg.core.errors import MissingInput, RecordFault
+from autoseg.core.registry import choose
 
 
 def configs_folder() -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.datasets.model import LabelSet
+from autoseg.data.model import LabelSet
 
 Counts = NDArray[np.int64]
 """Voxels (reference value, predicted value), training values 0 to n."""

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from autoseg.core.errors import AutoSegError, GeometryMismatch
 from autoseg.core.geometry import Geometry
-from autoseg.datasets.grids import compare_grids
-from autoseg.datasets.labels import to_training_values
-from autoseg.datasets.model import LabelSet
+from autoseg.data.grids import compare_grids
+from autoseg.data.labels import to_training_values
+from autoseg.data.model import LabelSet
 from autoseg.evaluation.scores import ClassScores, score_case
 from autoseg.images.readers import read_labels
 

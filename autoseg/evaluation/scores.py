@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoseg.core.geometry import SLICE_SPACING_OF_2D
-from autoseg.datasets.model import LabelSet
+from autoseg.data.model import LabelSet
 from autoseg.evaluation.confusion import Counts, confusion
 from autoseg.evaluation.metrics import Mask, Overlap, surface_distances
 

@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 from autoseg.core.errors import GeometryMismatch
 from autoseg.images.compare import compare_geometry
-from autoseg.images.files import RASTER_ENDINGS, TIFF_ENDINGS, supported_ending, verify_file
-from autoseg.images.itk import read_itk
-from autoseg.images.pixels import Pixels
-from autoseg.images.raster import read_raster, read_raster_values
-from autoseg.images.refusals import labels_refused, place, refused
-from autoseg.images.tiff import read_tiff
+from autoseg.images.formats.files import RASTER_ENDINGS, TIFF_ENDINGS, supported_ending, verify_file
+from autoseg.images.formats.itk import read_itk
+from autoseg.images.formats.pixels import Pixels
+from autoseg.images.formats.raster import read_raster, read_raster_values
+from autoseg.images.formats.tiff import read_tiff
+from autoseg.images.image_errors import labels_refused, place, refused
 from autoseg.images.volume import LabelVolume, Volume
 
 LABEL_TOLERANCE = 1e-4

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from autoseg.core.errors import GeometryMismatch, NotEnoughResources, UnreadableFile, UsageError
 from autoseg.core.files import atomic_file, sync, temporary_beside
 from autoseg.core.geometry import Geometry
-from autoseg.images.files import RASTER_ENDINGS, SUPPORTED_ENDINGS, TIFF_ENDINGS, file_ending, stem, verify_file
-from autoseg.images.itk import write_itk
-from autoseg.images.raster import write_raster
-from autoseg.images.refusals import first_line, place
-from autoseg.images.tiff import write_side_car, write_tiff
+from autoseg.images.formats.files import RASTER_ENDINGS, SUPPORTED_ENDINGS, TIFF_ENDINGS, file_ending, stem, verify_file
+from autoseg.images.formats.itk import write_itk
+from autoseg.images.formats.raster import write_raster
+from autoseg.images.formats.tiff import write_side_car, write_tiff
+from autoseg.images.image_errors import first_line, place
 from autoseg.images.volume import Volume
 
 _IDENTITY = Geometry(shape=(1, 1, 1)).direction

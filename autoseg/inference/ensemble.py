@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from autoseg.core.progress import Progress, silent
-from autoseg.datasets.model import LabelSet
+from autoseg.data.model import LabelSet
 from autoseg.images.crop import slices
 from autoseg.images.volume import Volume
 from autoseg.inference.accumulate import allocate
-from autoseg.inference.postprocess import PostprocessingStep, postprocess
+from autoseg.inference.postprocessing import PostprocessingStep, postprocess
 from autoseg.inference.predictor import Predictor
 from autoseg.inference.restore import (
     label_kind,
@@ -27,9 +27,9 @@ from autoseg.inference.restore import (
     predict_case_probabilities,
     predict_case_rows,
 )
+from autoseg.preprocessing.first_stage import one_hot, prepare_previous
 from autoseg.preprocessing.placement import Placement
 from autoseg.preprocessing.prepare import Preparation, Prepared, prepare
-from autoseg.preprocessing.previous import one_hot, prepare_previous
 
 _BYTES_PER_FLOAT = 4
 

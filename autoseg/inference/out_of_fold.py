@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from autoseg.core.errors import IntegrityRefusal, MissingInput
 from autoseg.core.files import sync, temporary_beside
-from autoseg.datasets.model import LabelSet
+from autoseg.data.model import LabelSet
 from autoseg.preprocessing.placement import Placement
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from autoseg.core.geometry import Shape, Spacing
 from autoseg.core.progress import Progress, silent
-from autoseg.datasets.model import LabelSet
+from autoseg.data.model import LabelSet
 from autoseg.images.crop import slices
 from autoseg.images.resample import axis_matrix, coarse_axis
 from autoseg.inference.accumulate import LogitRows, Tiling

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from torch import nn
 
-from autoseg.core.choices import choose
 from autoseg.core.errors import PlanFault
+from autoseg.core.registry import choose
 from autoseg.networks.blocks import NEGATIVE_SLOPE, ResidualBlock
 from autoseg.networks.unet import Decoder, PlainEncoder, ResidualEncoder, UNet
 from autoseg.planning.plan import NetworkSpec

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from autoseg.networks.blocks import CONVOLUTIONS, TRANSPOSED, StackedConvs, StackedResidualBlocks
-from autoseg.networks.formulations import Transposed, upsample, with_explicit_channels_last
+from autoseg.networks.channels_last_ops import Transposed, upsample, with_explicit_channels_last
 from autoseg.planning.plan import NetworkSpec
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from autoseg.core.errors import PlanFault
-from autoseg.datasets.model import LabelSet
+from autoseg.data.model import LabelSet
 from autoseg.planning.plan import Configuration, Plan
 
 LEFT, RIGHT = ("left", "lt", "lh", "l"), ("right", "rt", "rh", "r")

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from autoseg.core.choices import choose
 from autoseg.core.errors import PlanFault
+from autoseg.core.registry import choose
 from autoseg.images.normalize import NORMALIZATIONS
 
 _POSITIVE = "positive integers"

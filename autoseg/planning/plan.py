@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from autoseg.datasets.model import LabelSet
-from autoseg.fingerprint.model import IntensityStatistics
+from autoseg.data.fingerprint import IntensityStatistics
+from autoseg.data.model import LabelSet
 
 PLAN_VERSION = 1
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from autoseg.core.errors import PlanFault
 from autoseg.core.records import to_data
-from autoseg.datasets.model import LabelSet
-from autoseg.fingerprint.model import Fingerprint, fingerprint_hash
+from autoseg.data.fingerprint import Fingerprint, fingerprint_hash
+from autoseg.data.model import LabelSet
 from autoseg.planning import rules
 from autoseg.planning.lateral import value_swap, without_counterpart
 from autoseg.planning.memory import feature_map_elements

@@ -15,7 +15,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from autoseg.datasets.model import LabelSet
+from autoseg.data.model import LabelSet
 from autoseg.planning.lateral import can_swap, find_pairs, heart_pairs
 from autoseg.planning.presets import Preset
 from autoseg.planning.topology import SIMILAR_SPACING, SMALLEST_EDGE, Topology, topology

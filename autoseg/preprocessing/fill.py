@@ -18,9 +18,9 @@ from autoseg.core.progress import Progress, silent
 from autoseg.core.records import to_json
 from autoseg.core.workers import map_supervised
 from autoseg.core.workspace import Workspace
-from autoseg.datasets.check import check_case
-from autoseg.datasets.model import Case, Dataset
-from autoseg.fingerprint.model import CaseStatistics, Fingerprint
+from autoseg.data.check import check_case
+from autoseg.data.fingerprint import CaseStatistics, Fingerprint
+from autoseg.data.model import Case, Dataset
 from autoseg.images.resample import resampled_shape
 from autoseg.planning.plan import Configuration, Plan
 from autoseg.preprocessing.locations import MOST_KEPT, SHARE_KEPT, class_locations

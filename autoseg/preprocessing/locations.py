@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.datasets.model import LabelSet
+from autoseg.data.model import LabelSet
 
 MOST_KEPT = 10_000
 """Voxels kept of each class, or all if there are fewer. Source: nnU-Net v2 preprocessors/default_preprocessor.py."""

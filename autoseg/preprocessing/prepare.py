@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.core.choices import choose
 from autoseg.core.errors import PlanFault
-from autoseg.fingerprint.model import IntensityStatistics
+from autoseg.core.registry import choose
+from autoseg.data.fingerprint import IntensityStatistics
 from autoseg.images.crop import crop_to_nonzero
 from autoseg.images.normalize import NORMALIZATIONS
 from autoseg.images.resample import resample_image, resample_labels, resampled_shape

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from autoseg.core.errors import AutoSegError, IntegrityRefusal
 from autoseg.core.files import sha256_of_file, temporary_beside
 from autoseg.core.records import content_hash, load, to_json
-from autoseg.datasets.model import LabelSet
-from autoseg.fingerprint.model import Fingerprint
+from autoseg.data.fingerprint import Fingerprint
+from autoseg.data.model import LabelSet
 from autoseg.planning.plan import Configuration, Plan
 from autoseg.preprocessing.placement import Placement
 from autoseg.preprocessing.prepare import Preparation, Prepared, preparation_of

@@ -8,12 +8,12 @@ from typing import Any
 
 from markupsafe import Markup
 
-from autoseg.datasets.model import Dataset, LabelSet, Problem
+from autoseg.data.fingerprint import Fingerprint
+from autoseg.data.model import Dataset, LabelSet, Problem
+from autoseg.data.outliers import Unlike
 from autoseg.evaluation.confusion import Counts
-from autoseg.fingerprint.model import Fingerprint
-from autoseg.fingerprint.typical import Unlike
 from autoseg.planning.plan import Plan
-from autoseg.training.record import RunStatus
+from autoseg.runs.records import RunStatus
 
 ClassDice = dict[str, float | None]
 

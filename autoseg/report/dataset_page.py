@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from autoseg.datasets.model import Problem
+from autoseg.data.fingerprint import CaseStatistics
+from autoseg.data.model import Problem
 from autoseg.evaluation.confusion import shares, value_names
 from autoseg.evaluation.statistics import bootstrap_interval
-from autoseg.fingerprint.model import CaseStatistics
 from autoseg.planning.plan import Configuration, Decision
 from autoseg.report.charts import (
     Interval,

@@ -28,7 +28,6 @@ _WINDOW_PERCENTILES = (0.5, 99.5)  # gray values drawn as black and white, of th
 _FIGURE_WIDTH_INCHES = 10.0
 _LARGEST_PANEL_INCHES = 5.0
 _DASHED = (0, (2.5, 2.5))
-_FEW_EPOCHS = 30  # every epoch gets a mark
 
 Labels = NDArray[np.integer[Any]]
 Plane = tuple[int, int]  # axis it is perpendicular to, index along that axis
@@ -194,49 +193,6 @@ def _add_legend(figure: Any, scene: _Scene) -> None:
         entries.append((Line2D([], [], color="black"), Line2D([], [], color="white", linestyle=_DASHED)))
         names.append("reference")
     figure.legend(entries, names, loc="outside lower center", ncols=min(len(entries), 6), fontsize=9, frameon=False)
-
-
-def draw_curves(path: Path, history: Sequence[Mapping[str, Any]]) -> None:
-    """Draws the learning curves of a run, writes a PNG: losses left, Dice per class right.
-
-    Args:
-        path: the PNG to write.
-        history: lines of history.jsonl, one per epoch, with `epoch`, `loss`, `validation_loss`, `dice` (class -> value
-            or None), `ema_dice` and `lr`. Missing values leave gaps.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 4), dpi=DOTS_PER_INCH, layout="constrained")
-    FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2)
-    epochs = [entry["epoch"] for entry in history]
-    mark = "o" if len(epochs) < _FEW_EPOCHS else None
-
-    left.plot(epochs, _series(history, "loss"), color="#0072B2", marker=mark, markersize=3, label="training")
-    left.plot(
-        epochs, _series(history, "validation_loss"), color="#D55E00", marker=mark, markersize=3, label="validation"
-    )
-    left.set(xlabel="epoch", ylabel="loss")
-
-    names = list(history[-1].get("dice") or {}) if history else []
-    for color, name in zip(islice(cycle(CLASS_COLORS), len(names)), names, strict=True):
-        values = _series([entry.get("dice") or {} for entry in history], name)
-        right.plot(epochs, values, color=color, linewidth=1, marker=mark, markersize=3, label=name)
-    right.plot(epochs, _series(history, "ema_dice"), color="black", linewidth=2, label="mean, smoothed")
-    right.set(xlabel="epoch", ylabel="Dice of validation patches", ylim=(0, 1.02))
-
-    for panel in (left, right):
-        panel.grid(alpha=0.3)
-        panel.spines[["top", "right"]].set_visible(False)
-        panel.xaxis.get_major_locator().set_params(integer=True)
-        panel.legend(fontsize=8, frameon=False)
-    _save(figure, path)
-
-
-def _series(entries: Sequence[Mapping[str, Any]], key: str) -> list[float]:
-    """The values under `key`, not-a-number where there is none."""
-    return [float("nan") if (value := entry.get(key)) is None else float(value) for entry in entries]
 
 
 def _save(figure: Any, path: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoseg.evaluation.statistics import bootstrap_interval, foreground_mean, paired_difference
-from autoseg.selection.blends import (
+from autoseg.selection.candidates import (
     MOST_MEMBERS,
     Blend,
     Costs,

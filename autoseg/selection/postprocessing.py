@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoseg.core.geometry import Geometry
-from autoseg.datasets.model import LabelSet
+from autoseg.data.model import LabelSet
 from autoseg.evaluation.scores import overlaps
 from autoseg.evaluation.statistics import foreground_mean
 from autoseg.images.components import components
 from autoseg.images.crop import Box, nonzero_box, slices
-from autoseg.inference.postprocess import PostprocessingStep, class_mask, postprocess, voxel_volume
+from autoseg.inference.postprocessing import PostprocessingStep, class_mask, postprocess, voxel_volume
 from autoseg.selection.record import PostprocessingTrial
 
 LARGEST_MINIMUM_SHARE = 0.1

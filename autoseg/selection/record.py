@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from autoseg.core.records import content_hash
-from autoseg.inference.postprocess import PostprocessingStep
+from autoseg.inference.postprocessing import PostprocessingStep
 from autoseg.planning.plan import Plan
 
 SELECTION_VERSION = 1

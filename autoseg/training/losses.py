@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from autoseg.datasets.model import LabelSet
+from autoseg.data.model import LabelSet
 
 DICE_SMOOTH = 1e-5
 """Added to numerator and denominator of the Dice score (nnU-Net v2)."""

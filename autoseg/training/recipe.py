@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from autoseg.core.choices import choose
 from autoseg.core.configs import find_config, read_yaml
 from autoseg.core.errors import RecordFault
 from autoseg.core.records import from_data
+from autoseg.core.registry import choose
 from autoseg.training.schedule import SCHEDULES
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")

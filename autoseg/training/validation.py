@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from autoseg.datasets.model import LabelSet
+from autoseg.data.model import LabelSet
 from autoseg.training.step import Compute, Loss, TrainingState
 
 EMA_KEPT = 0.9

@@ -10,11 +10,11 @@ import pytest
 
 from autoseg.core.geometry import Geometry
 from autoseg.core.records import save
-from autoseg.datasets.model import LabelSet
+from autoseg.data.model import LabelSet
 from autoseg.evaluation.scores import SCORE_NAMES
 from autoseg.images.writers import write_labels
-from autoseg.workflow.prediction_records import PredictionManifest
-from tests.workflow.trained import tiny_plan
+from autoseg.inference.manifest import PredictionManifest
+from tests.runs.trained import tiny_plan
 
 GRID = Geometry((6, 9, 9), (2.0, 1.0, 0.5), (5.0, -7.0, 1.5))
 

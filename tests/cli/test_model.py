@@ -8,14 +8,14 @@ import pytest
 from autoseg.core.geometry import Geometry
 from autoseg.core.records import save
 from autoseg.core.workspace import Workspace
-from autoseg.datasets.model import Case, Dataset
-from autoseg.fingerprint.model import QUANTILE_LEVELS, CaseStatistics, Fingerprint
+from autoseg.data.fingerprint import QUANTILE_LEVELS, CaseStatistics, Fingerprint
+from autoseg.data.model import Case, Dataset
 from autoseg.images.readers import read_labels
 from autoseg.images.volume import Volume
 from autoseg.images.writers import write_image
-from autoseg.inference.postprocess import PostprocessingStep
-from tests.workflow.nnunet_models import REGIONS, TINY
-from tests.workflow.trained import add_run, add_selection, cascade_plan, trained_work_folder
+from autoseg.inference.postprocessing import PostprocessingStep
+from tests.nnunet.trained_models import REGIONS, TINY
+from tests.runs.trained import add_run, add_selection, cascade_plan, trained_work_folder
 
 STEP = PostprocessingStep("minimum_volume", ("liver",), 12.0)
 

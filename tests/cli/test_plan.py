@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from autoseg.datasets.synthetic import write_synthetic_dataset
+from autoseg.data.synthetic import write_synthetic_dataset
 
 
 @pytest.fixture(scope="module")

@@ -13,17 +13,17 @@ import numpy as np
 import pytest
 import torch
 
+from autoseg.api.model import load_model
 from autoseg.core.geometry import Geometry
 from autoseg.core.records import load
-from autoseg.datasets.model import Case
+from autoseg.data.model import Case
 from autoseg.images.readers import read_labels
 from autoseg.images.volume import Volume, plane_geometry
 from autoseg.images.writers import write_image
+from autoseg.inference import stream as prediction_run
+from autoseg.inference.manifest import PredictionManifest, output_name
 from autoseg.inference.predictor import Predictor
-from autoseg.workflow import prediction_run
-from autoseg.workflow.model import load_model
-from autoseg.workflow.prediction_records import PredictionManifest, output_name
-from tests.workflow.trained import add_run, add_selection, cascade_plan, tiny_plan, trained_work_folder
+from tests.runs.trained import add_run, add_selection, cascade_plan, tiny_plan, trained_work_folder
 
 TILTED = Geometry(
     (7, 12, 15),

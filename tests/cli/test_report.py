@@ -1,7 +1,7 @@
 """`autoseg report` as a user types it."""
 
 from autoseg.core.workspace import Workspace
-from tests.workflow.reported import planned
+from tests.report.reported import planned
 
 
 def test_a_report_is_written_and_told_about(autoseg, tmp_path):

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from tests.workflow.cross_validated import CASES, write_cross_validated
+from tests.selection.cross_validated import CASES, write_cross_validated
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import sys
 from autoseg.cli.output import Output
 from autoseg.cli.train_board import training_board
 from autoseg.core.progress import silent
-from autoseg.workflow.train_outlook import Outlook, RunRow
+from autoseg.runs.progress import Outlook, RunRow
 
 
 class Terminal(io.StringIO):

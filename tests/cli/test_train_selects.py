@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from autoseg.core.records import load
 from autoseg.selection.record import Selection
-from tests.workflow.cross_validated import write_cross_validated
+from tests.selection.cross_validated import write_cross_validated
 
 
 def test_training_ends_with_a_choice_and_a_report(autoseg, tmp_path) -> None:

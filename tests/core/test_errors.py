@@ -3,8 +3,8 @@
 import pytest
 
 from autoseg.core import errors
-from autoseg.core.choices import choose
 from autoseg.core.errors import AutoSegError, GeometryMismatch, UsageError
+from autoseg.core.registry import choose
 
 
 def kinds():

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from autoseg.core.errors import MissingInput, RecordFault
 from autoseg.core.records import content_hash, from_data, from_json, load, save, to_data, to_json
-from autoseg.datasets.model import Case, Dataset, LabelSet
-from autoseg.fingerprint.model import CaseStatistics
+from autoseg.data.fingerprint import CaseStatistics
+from autoseg.data.model import Case, Dataset, LabelSet
 
 words = st.text(min_size=1, max_size=8)
 finite = st.floats(allow_nan=False, allow_infinity=False)

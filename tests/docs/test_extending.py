@@ -42,8 +42,8 @@ def test_the_normalization_gives_zero_to_one_and_survives_a_constant_image(examp
 
 
 def test_a_new_normalization_can_be_pinned_and_is_planned(examples, monkeypatch, tmp_path):
-    from autoseg.workflow.decide import PlanOptions
-    from autoseg.workflow.plan import plan_dataset
+    from autoseg.api.plan import plan_dataset
+    from autoseg.planning.decide import PlanOptions
 
     monkeypatch.setitem(NORMALIZATIONS, "percentiles", examples["percentiles"])
     write_tiny_dataset(tmp_path / "data")

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from autoseg.api.explain import explain_code
 from autoseg.cli.main import cli
 from autoseg.core.errors import AutoSegError
-from autoseg.workflow.explain import explain_code
 from tests.docs.markdown import blocks
 
 REPOSITORY = Path(__file__).resolve().parents[2]

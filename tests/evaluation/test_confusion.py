@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from autoseg.datasets.model import LabelSet
+from autoseg.data.model import LabelSet
 from autoseg.evaluation.confusion import confusion, shares, value_names
 
 PLAIN = LabelSet({"background": (0,), "left": (1,), "right": (2,)})

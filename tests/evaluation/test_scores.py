@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from autoseg.datasets.model import LabelSet
+from autoseg.data.model import LabelSet
 from autoseg.evaluation.metrics import overlap, surface_distances
 from autoseg.evaluation.scores import ClassScores, overlaps, score_case, summarize
 

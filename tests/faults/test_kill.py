@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from autoseg.core.files import TEMPORARY_MARK
-from autoseg.datasets.synthetic import write_synthetic_dataset
+from autoseg.data.synthetic import write_synthetic_dataset
 
 RECIPE = """
 epochs: 4

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from autoseg.core.errors import AutoSegError, UnreadableFile
 from autoseg.core.geometry import Geometry
-from autoseg.images.files import SUPPORTED_ENDINGS, file_ending, stem, verify_file
+from autoseg.images.formats.files import SUPPORTED_ENDINGS, file_ending, stem, verify_file
 from autoseg.images.readers import read_image
 from autoseg.images.volume import Volume, plane_geometry
 from autoseg.images.writers import write_image

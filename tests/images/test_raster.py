@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from autoseg.core.errors import LabelFault, UnreadableFile
-from autoseg.images.files import verify_file
+from autoseg.images.formats.files import verify_file
 from autoseg.images.readers import read_image, read_labels
 
 GRAY = np.random.default_rng(0).integers(0, 255, (9, 11)).astype(np.uint8)

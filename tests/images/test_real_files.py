@@ -8,7 +8,7 @@ import pytest
 from scipy.ndimage import binary_fill_holes
 
 from autoseg.images.compare import compare_geometry
-from autoseg.images.files import file_ending, stem, verify_file
+from autoseg.images.formats.files import file_ending, stem, verify_file
 from autoseg.images.readers import read_image, read_labels
 from autoseg.images.writers import write_labels
 

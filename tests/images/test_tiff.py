@@ -10,7 +10,7 @@ import tifffile
 from PIL import Image
 
 from autoseg.core.errors import LabelFault, UnreadableFile
-from autoseg.images.files import verify_file
+from autoseg.images.formats.files import verify_file
 from autoseg.images.readers import read_image, read_labels
 from autoseg.images.volume import plane_geometry
 

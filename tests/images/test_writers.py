@@ -13,7 +13,7 @@ from autoseg.core.errors import GeometryMismatch, NotEnoughResources, UsageError
 from autoseg.core.files import TEMPORARY_MARK
 from autoseg.core.geometry import Geometry
 from autoseg.images.compare import compare_geometry
-from autoseg.images.files import verify_file
+from autoseg.images.formats.files import verify_file
 from autoseg.images.readers import read_image, read_labels
 from autoseg.images.volume import Volume, plane_geometry
 from autoseg.images.writers import write_image, write_labels

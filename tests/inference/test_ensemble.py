@@ -10,14 +10,14 @@ import pytest
 
 from autoseg.core.errors import NotEnoughResources
 from autoseg.core.geometry import Geometry
-from autoseg.datasets.model import LabelSet
+from autoseg.data.model import LabelSet
 from autoseg.images.volume import Volume
 from autoseg.inference.ensemble import Ensemble, EnsembleMember
-from autoseg.inference.postprocess import PostprocessingStep, postprocess
+from autoseg.inference.postprocessing import PostprocessingStep, postprocess
 from autoseg.inference.predictor import Predictor
 from autoseg.inference.restore import predict_case, predict_case_probabilities
+from autoseg.preprocessing.first_stage import one_hot, prepare_previous
 from autoseg.preprocessing.prepare import Preparation
-from autoseg.preprocessing.previous import one_hot, prepare_previous
 from tests.inference.examples import configuration, random_unet
 
 LABELS = LabelSet({"background": (0,), "liver": (1,), "tumor": (2,)})

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from autoseg.core.errors import IntegrityRefusal, MissingInput
 from autoseg.core.geometry import Geometry
-from autoseg.datasets.model import LabelSet
+from autoseg.data.model import LabelSet
 from autoseg.images.volume import Volume
 from autoseg.inference.out_of_fold import (
     keeping_probabilities,

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from autoseg.core.geometry import Geometry
-from autoseg.datasets.model import LabelSet
+from autoseg.data.model import LabelSet
 from autoseg.images.resample import coarse_axis, resample_image
 from autoseg.images.volume import Volume
 from autoseg.inference.accumulate import LogitRows, Tiling
@@ -185,7 +185,7 @@ import resource, sys
 import numpy as np, torch
 torch.set_num_threads(1)
 from autoseg.core.geometry import Geometry
-from autoseg.datasets.model import LabelSet
+from autoseg.data.model import LabelSet
 from autoseg.inference.predictor import Predictor
 from autoseg.inference.restore import predict_case
 from autoseg.preprocessing.placement import Placement

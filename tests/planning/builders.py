@@ -2,8 +2,8 @@
 
 from autoseg.core.configs import find_config, read_yaml
 from autoseg.core.records import from_data
-from autoseg.datasets.model import LabelSet
-from autoseg.fingerprint.model import CaseStatistics, Fingerprint, IntensityStatistics
+from autoseg.data.fingerprint import CaseStatistics, Fingerprint, IntensityStatistics
+from autoseg.data.model import LabelSet
 from autoseg.planning.pins import Pins
 from autoseg.planning.plan import Plan
 from autoseg.planning.planner import DatasetFacts, Request, make_plan

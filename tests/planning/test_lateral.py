@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from autoseg.core.errors import PlanFault
 from autoseg.core.records import from_json, to_json
-from autoseg.datasets.model import LabelSet
+from autoseg.data.model import LabelSet
 from autoseg.planning.lateral import (
     can_swap,
     find_pairs,

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from autoseg.datasets.model import LabelSet
+from autoseg.data.model import LabelSet
 from tests.planning.builders import fingerprint_of, plan_of
-from tests.workflow.trained import tiny_plan
+from tests.runs.trained import tiny_plan
 
 
 def test_a_cascade_gets_the_image_and_one_channel_per_value_of_the_first_stage():

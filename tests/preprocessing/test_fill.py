@@ -114,7 +114,7 @@ FILL = textwrap.dedent("""
     import sys
     from pathlib import Path
     from autoseg.core.workspace import Workspace
-    from autoseg.workflow.preprocess import preprocess_dataset
+    from autoseg.api.preprocess import preprocess_dataset
 
     if __name__ == "__main__":
         result = preprocess_dataset(Workspace(Path(sys.argv[1])), ["3d_fullres"], jobs=1)["3d_fullres"]

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoseg.datasets.model import LabelSet
+from autoseg.data.model import LabelSet
 from autoseg.preprocessing.locations import ANNOTATED, class_locations, location_groups
 
 PLAIN = LabelSet({"background": (0,), "b": (2,), "a": (1,)})

@@ -7,9 +7,9 @@ import pytest
 
 from autoseg.core.errors import PlanFault, UsageError
 from autoseg.core.geometry import Geometry
-from autoseg.fingerprint.nnunet import read_nnunet_fingerprint
 from autoseg.images.readers import read_image, read_labels
 from autoseg.images.volume import Volume
+from autoseg.nnunet.fingerprint import read_nnunet_fingerprint
 from autoseg.preprocessing.prepare import Preparation, prepare
 
 NORMALIZATIONS = {"ZScoreNormalization": "zscore", "CTNormalization": "ct"}

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from autoseg.core.workspace import Workspace
-from autoseg.datasets.model import Dataset
-from autoseg.fingerprint.model import Fingerprint
+from autoseg.data.fingerprint import Fingerprint
+from autoseg.data.model import Dataset
 from autoseg.planning.plan import Plan
 
 SHAPE = (6, 12, 10)
@@ -52,8 +52,8 @@ class Planned:
 
 
 def planned_tiny_dataset(folder: Path, **options: object) -> Planned:
-    from autoseg.workflow.decide import PlanOptions
-    from autoseg.workflow.plan import plan_dataset
+    from autoseg.api.plan import plan_dataset
+    from autoseg.planning.decide import PlanOptions
 
     write_tiny_dataset(folder, **options)  # type: ignore[arg-type]
     workspace = Workspace(folder / "autoseg")

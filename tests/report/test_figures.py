@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from skimage.io import imread
 
-from autoseg.report.figures import CLASS_COLORS, draw_curves, draw_overlay
+from autoseg.report.figures import CLASS_COLORS, draw_overlay
+from autoseg.training.callbacks.curves import draw_curves
 
 CLASSES = {"background": (0,), "ball": (1,), "core": (2,)}
 

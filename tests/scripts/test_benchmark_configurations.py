@@ -13,7 +13,7 @@ import pytest
 from autoseg.core.records import load, save
 from autoseg.core.workspace import Workspace
 from autoseg.planning.plan import Plan
-from autoseg.training.record import RunRecord, RunStatus
+from autoseg.runs.records import RunRecord, RunStatus
 from tests.preprocessing.tiny_dataset import planned_tiny_dataset
 
 CONTENDERS = {"2d, cpu", "3d_fullres, cpu"}
@@ -162,8 +162,8 @@ def test_a_cascade_comes_after_the_stage_before_it(script, made, tmp_path):
 
 @pytest.mark.real
 def test_hippocampus_configurations_are_compared(script, shared, tmp_path):
-    from autoseg.workflow.decide import PlanOptions
-    from autoseg.workflow.plan import plan_dataset
+    from autoseg.api.plan import plan_dataset
+    from autoseg.planning.decide import PlanOptions
 
     source = shared / "data" / "hippocampus"
     data = tmp_path / "hippocampus"

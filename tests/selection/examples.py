@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 
 from autoseg.core.geometry import Geometry
-from autoseg.datasets.labels import to_file_values
-from autoseg.datasets.model import LabelSet
+from autoseg.data.labels import to_file_values
+from autoseg.data.model import LabelSet
 from autoseg.images.writers import write_labels
 from autoseg.inference.out_of_fold import kept_heads, probabilities_file
-from autoseg.selection.blends import all_blends
+from autoseg.selection.candidates import all_blends
 from autoseg.selection.choose import ScoreTable
-from autoseg.selection.votes import CaseFiles
+from autoseg.selection.ensemble_dice import CaseFiles
 
 SHAPE = (3, 5, 6)
 THREE = LabelSet({"background": (0,), "one": (1,), "two": (2,)})

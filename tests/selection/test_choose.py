@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from autoseg.evaluation.statistics import foreground_mean
-from autoseg.selection.blends import Costs, all_blends
+from autoseg.selection.candidates import Costs, all_blends
 from autoseg.selection.choose import (
     MOST_GIVEN_UP,
     OBJECTIVES,

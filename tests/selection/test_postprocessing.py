@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from autoseg.core.geometry import Geometry
-from autoseg.datasets.model import LabelSet
+from autoseg.data.model import LabelSet
 from autoseg.evaluation.scores import overlaps
 from autoseg.evaluation.statistics import foreground_mean
-from autoseg.inference.postprocess import PostprocessingStep, postprocess
+from autoseg.inference.postprocessing import PostprocessingStep, postprocess
 from autoseg.selection.postprocessing import PredictedCase, Search, _class_dice, case_dice, pack, predicted_case
 from tests.selection.examples import IGNORE, REGIONS, THREE
 

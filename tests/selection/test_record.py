@@ -3,7 +3,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from autoseg.core.records import load, save
-from autoseg.inference.postprocess import PostprocessingStep
+from autoseg.inference.postprocessing import PostprocessingStep
 from autoseg.selection.record import (
     SELECTION_VERSION,
     CandidateScore,
@@ -13,7 +13,7 @@ from autoseg.selection.record import (
     Selection,
     plan_hash,
 )
-from tests.workflow.trained import tiny_plan
+from tests.runs.trained import tiny_plan
 
 MEMBERS = (SelectedMember("2d", 1), SelectedMember("3d_fullres", 2))
 STEP = PostprocessingStep("minimum_volume", ("liver",), 12.5)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from autoseg.training.history import append_history, last_history, read_history
+from autoseg.training.callbacks.history import append_history, last_history, read_history
 
 
 def test_the_newest_epoch_is_found_at_the_end_of_a_long_file(tmp_path: Path) -> None:

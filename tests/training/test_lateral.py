@@ -7,7 +7,7 @@ import torch
 
 from autoseg.augmentation.pipeline import augment
 from autoseg.augmentation.spec import AugmentationSpec
-from autoseg.datasets.model import LabelSet
+from autoseg.data.model import LabelSet
 from autoseg.evaluation.confusion import confusion
 from autoseg.inference.predictor import Predictor
 from autoseg.networks.build import build_network

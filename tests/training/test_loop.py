@@ -12,8 +12,8 @@ import torch
 from torch.nn import functional as F
 
 from autoseg.core.errors import TrainingStopped
-from autoseg.datasets.model import LabelSet
-from autoseg.training.history import append_history, read_history, truncate_history
+from autoseg.data.model import LabelSet
+from autoseg.training.callbacks.history import append_history, read_history, truncate_history
 from autoseg.training.loop import EpochResult
 from autoseg.training.schedule import Horizon
 from autoseg.training.step import MOST_SKIPPED_IN_A_ROW, Compute, TrainingState, train_step, update_average

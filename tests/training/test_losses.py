@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from autoseg.datasets.model import LabelSet
+from autoseg.data.model import LabelSet
 from autoseg.training.losses import (
     LOSSES,
     deep_supervision_targets,

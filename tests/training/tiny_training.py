@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from autoseg.datasets.model import LabelSet
+from autoseg.data.model import LabelSet
 from autoseg.networks.build import build_network
 from autoseg.planning.plan import NetworkSpec
 from autoseg.training.batches import Prefetcher

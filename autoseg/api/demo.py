@@ -1,0 +1,211 @@
+"""`autoseg demo`: the whole walk on a synthetic dataset, from nothing to scores and pictures."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from autoseg.api.evaluate import Evaluation, evaluate_folders, write_evaluation
+from autoseg.api.plan import plan_dataset
+from autoseg.api.predict import predict_files
+from autoseg.core.errors import AutoSegError, TrainingStopped
+from autoseg.core.progress import Progress, silent
+from autoseg.core.records import load
+from autoseg.core.workspace import WORK_FOLDER_NAME, Workspace
+from autoseg.data.labels import to_training_values
+from autoseg.data.synthetic import write_synthetic_dataset
+from autoseg.images.readers import read_image, read_labels
+from autoseg.inference.manifest import PredictionOptions, PredictorOptions
+from autoseg.planning.decide import PlanOptions
+from autoseg.planning.plan import Plan
+from autoseg.report.collect import write_report
+from autoseg.report.figures import draw_overlay
+from autoseg.runs.train import Outlook, TrainOptions, train
+from autoseg.selection.record import Selection
+from autoseg.selection.select import select_model
+from autoseg.training.splits import USER_FILES, make_folds, save_folds
+
+CONFIGURATIONS = ("2d", "3d_fullres")
+FOLDS = 3
+BUDGET_SECONDS = 270.0
+"""Of the training of all configurations and folds: 45 s for each of the six runs."""
+
+_INLINE = 0  # worker processes: four small cases are scored before one has started
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class DemoOptions:
+    """How large the demo is.
+
+    Attributes:
+        training_cases: phantoms to learn from.
+        test_cases: phantoms held out.
+        budget_seconds: wall time of the training, its validation included.
+        epochs: instead of what fits into the budget.
+        steps: per epoch, likewise.
+        jobs: worker processes.
+        seed: of the phantoms and the training.
+        device: as `--device` takes it.
+    """
+
+    training_cases: int = 16
+    test_cases: int = 4
+    budget_seconds: float | None = BUDGET_SECONDS
+    epochs: int | None = None
+    steps: int | None = None
+    jobs: int = 1
+    seed: int = 0
+    device: str = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class DemoListeners:
+    """Who is told how far the demo is.
+
+    Attributes:
+        preparing: told about prepared cases.
+        training: told now and then where every run stands, or None.
+    """
+
+    preparing: Progress = silent
+    training: Callable[[Outlook], None] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DemoResult:
+    """What came out.
+
+    Attributes:
+        dataset: folder of the synthetic dataset; its work folder is inside.
+        predictions: folder of the label maps of the held-out cases.
+        overlays: a picture of each held-out case.
+        scores: of the held-out cases.
+        selection: what was chosen from cross-validation.
+        report: HTML file about all of it.
+        seconds: of each stage.
+    """
+
+    dataset: Path
+    predictions: Path
+    overlays: tuple[Path, ...]
+    scores: Evaluation
+    selection: Selection
+    report: Path
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def run_demo(
+    folder: Path,
+    options: DemoOptions,
+    check_stop: Callable[[], None],
+    listeners: DemoListeners | None = None,
+) -> DemoResult:
+    """Draws phantoms, plans, trains two configurations with three folds each, chooses, segments, scores, reports.
+
+    A second call goes on where the first was stopped; what is done is not done again.
+
+    Args:
+        folder: everything goes there.
+        options: how large.
+        check_stop: raises Interrupted when the user wants to stop.
+        listeners: told how far it is.
+
+    Raises:
+        AutoSegError: what stopped the training, the choice or the prediction.
+    """
+    dataset, predictions = folder / "synthetic", folder / "predictions"
+    workspace = Workspace(dataset / WORK_FOLDER_NAME)
+    seconds: dict[str, float] = {}
+    with _stage("synthetic dataset", seconds):
+        write_synthetic_dataset(dataset, options.training_cases, options.test_cases, options.seed)
+    check_stop()
+    with _stage("plan", seconds):
+        planned = plan_dataset(dataset, workspace, PlanOptions("cpu", configurations=CONFIGURATIONS), jobs=options.jobs)
+        names = [case.identifier for case in planned.survey.fingerprint.cases]
+        save_folds(make_folds(names, FOLDS), dataset / USER_FILES[0])
+    with _stage("train", seconds):
+        _train(workspace, options, check_stop, listeners or DemoListeners())
+    with _stage("select", seconds):
+        selection = select_model(workspace, seed=options.seed, jobs=options.jobs)
+    check_stop()
+    with _stage("predict", seconds):
+        _predict(workspace, dataset / "imagesTs", predictions, options)
+    with _stage("evaluate", seconds):
+        scores = evaluate_folders(predictions, dataset / "labelsTs", jobs=_INLINE)
+        write_evaluation(scores, predictions)
+    with _stage("report", seconds):
+        overlays = _draw(load(Plan, workspace.plan), dataset, predictions, folder / "overlays", scores)
+        report = write_report(workspace)
+    return DemoResult(dataset, predictions, overlays, scores, selection, report, seconds)
+
+
+@contextmanager
+def _stage(name: str, seconds: dict[str, float]) -> Iterator[None]:
+    _log.info("--- %s", name)
+    begin = time.monotonic()
+    yield
+    seconds[name] = round(time.monotonic() - begin, 1)
+
+
+def _train(
+    workspace: Workspace, options: DemoOptions, check_stop: Callable[[], None], listeners: DemoListeners
+) -> None:
+    chosen = TrainOptions(
+        epochs=options.epochs,
+        steps=options.steps,
+        budget_seconds=options.budget_seconds if options.epochs is None else None,
+        seed=options.seed,
+        device=options.device,
+        jobs=options.jobs,
+    )
+    report = train(workspace, chosen, check_stop, store_progress=listeners.preparing, tell=listeners.training)
+    if report.stop is not None:
+        raise report.stop
+    if report.exit_code:
+        raise TrainingStopped("the training of the demo failed", where=str(workspace.logs), do="read the log")
+
+
+def _predict(workspace: Workspace, images: Path, predictions: Path, options: DemoOptions) -> None:
+    chosen = PredictionOptions(predictor=PredictorOptions(device=options.device), report=True)
+    manifest = predict_files(workspace.root, [images], predictions, chosen)
+    failed = {name: case.error for name, case in manifest.cases.items() if case.status == "failed"}
+    if failed:
+        name, why = next(iter(failed.items()))
+        raise AutoSegError(f"{len(failed)} of {len(manifest.cases)} cases failed", where=name, why=why)
+
+
+def _draw(plan: Plan, dataset: Path, predictions: Path, overlays: Path, scores: Evaluation) -> tuple[Path, ...]:
+    """A picture of every held-out case."""
+    drawn = []
+    for name, classes in scores.cases.items():
+        ending = plan.file_ending
+        volume = read_image(
+            [dataset / "imagesTs" / f"{name}_{index:04d}{ending}" for index in range(len(plan.channels))]
+        )
+        predicted, reference = (
+            to_training_values(read_labels(folder / f"{name}{ending}").array, plan.labels)
+            for folder in (predictions, dataset / "labelsTs")
+        )
+        dice = " · ".join(f"{label} {_two_digits(own.dice)}" for label, own in classes.items())
+        drawn.append(overlays / f"{name}.png")
+        draw_overlay(
+            drawn[-1],
+            volume.array,
+            predicted,
+            volume.geometry.spacing_mm,
+            plan.labels.classes,
+            reference,
+            plan.channels,
+            f"{name}: Dice {dice}",
+        )
+    return tuple(drawn)
+
+
+def _two_digits(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.2f}"

@@ -1,0 +1,213 @@
+"""Scoring a folder of predictions against a folder of references."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from autoseg.core.errors import DataRefused, MissingInput
+from autoseg.core.files import write_atomic
+from autoseg.core.progress import Progress, silent
+from autoseg.core.records import load, save
+from autoseg.core.workers import map_supervised
+from autoseg.core.workspace import WORK_FOLDER_NAME, RunFolder, Workspace
+from autoseg.data.labels import count_label_files, find_classes
+from autoseg.data.layouts.description import read_json
+from autoseg.data.layouts.detect import detect_dataset
+from autoseg.data.layouts.nnunet_description import describe_nnunet
+from autoseg.data.layouts.scan import image_files
+from autoseg.data.model import Dataset, LabelSet
+from autoseg.evaluation.metrics import DEFINITIONS
+from autoseg.evaluation.pairs import LabelPair, score_pair
+from autoseg.evaluation.scores import DEFAULT_TOLERANCE_MM, SCORE_NAMES, ClassScores, Scores, summarize
+from autoseg.images.formats.files import stem
+from autoseg.inference.manifest import MANIFEST_NAME, PredictionManifest
+from autoseg.planning.plan import Plan
+
+_log = logging.getLogger(__name__)
+
+DESCRIPTION_NAME = "dataset.json"
+LABEL_SUFFIXES = ("_masks", "_mask", "_labels", "_label", "_seg")
+"""A reference may be called `<case>_masks` where the folder holds the images `<case>` too; it is then preferred."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """evaluation.json: scores of a folder of predictions.
+
+    Attributes:
+        mean: class -> mean over the cases in which a score is defined.
+        foreground_mean: mean of `mean` over the classes.
+        cases: case -> class -> scores.
+        failures: case -> why it has no scores.
+        tolerance_mm: of the normalized surface Dice.
+        classes: where their names come from.
+        definitions: each score in words.
+    """
+
+    mean: dict[str, ClassScores]
+    foreground_mean: ClassScores
+    cases: dict[str, dict[str, ClassScores]]
+    failures: dict[str, str]
+    tolerance_mm: float
+    classes: str
+    definitions: dict[str, str]
+
+
+def evaluate_folders(
+    predictions: Path,
+    references: Path,
+    *,
+    dataset: Path | None = None,
+    tolerance_mm: float = DEFAULT_TOLERANCE_MM,
+    jobs: int = 1,
+    progress: Progress = silent,
+) -> Evaluation:
+    """Scores every reference case; a missing, unreadable or displaced prediction is a failure, not a zero.
+
+    Args:
+        predictions: folder of label maps named by case.
+        references: folder of label maps named by case (or `<case>_masks`), or a dataset's folder.
+        dataset: declares the classes: a dataset's folder or an nnU-Net dataset.json. By default they are looked for
+            beside the predictions and the references, and else taken from the values in the references.
+        tolerance_mm: of the normalized surface Dice.
+        jobs: worker processes.
+        progress: told about finished cases.
+
+    Raises:
+        MissingInput: a folder does not exist.
+        DataRefused: there is no reference, or no prediction of any of them.
+    """
+    for folder in (predictions, references):
+        if not folder.is_dir():
+            raise MissingInput(f"there is no folder {folder.name}", where=str(folder), do="check the path")
+    predicted = {stem(path): path for path in image_files(predictions)}
+    expected = _references(references, predicted)
+    pairs = [LabelPair(case, predicted[case], path) for case, path in sorted(expected.items()) if case in predicted]
+    if not pairs:
+        raise DataRefused(
+            f"no prediction has the name of a reference ({_some(predicted)}; {_some(expected)})",
+            where=f"{predictions}, {references}",
+            do="name predictions after the cases: <case> with the ending of an image format",
+        )
+    labels, source = find_labels(predictions, references, dataset, list(expected.values()))
+    _log.info("classes: %s", source)
+    scored, failures = _scored(pairs, labels, tolerance_mm, jobs, progress)
+    failures.update({case: "there is no prediction" for case in expected if case not in predicted})
+    for case in sorted(set(predicted) - set(expected)):
+        _log.info("%s has no reference and is left out", case)
+    return _evaluation(summarize(dict(sorted(scored.items()))), failures, tolerance_mm, source)
+
+
+def find_labels(
+    predictions: Path, references: Path, dataset: Path | None, reference_files: Sequence[Path]
+) -> tuple[LabelSet, str]:
+    """The classes to score, and a sentence that says where they were found."""
+    if dataset is not None:
+        return _labels_of_dataset(dataset), f"of {dataset.name}, as asked for"
+    if (predictions / MANIFEST_NAME).is_file():
+        return load(PredictionManifest, predictions / MANIFEST_NAME).labels, f"of {MANIFEST_NAME} of the predictions"
+    run = RunFolder(predictions.parent)
+    if predictions.name == run.validation.name and run.plan.is_file():
+        return load(Plan, run.plan).labels, "of the plan of the run"
+    for folder in (predictions, predictions.parent, references, references.parent):
+        if (folder / DESCRIPTION_NAME).is_file() or (folder / WORK_FOLDER_NAME / DESCRIPTION_NAME).is_file():
+            return _labels_of_dataset(folder), f"of the dataset {folder.name}"
+    found, sentence = find_classes(count_label_files(reference_files))
+    classes = {name.removeprefix("class_"): values for name, values in found.classes.items()}
+    return replace(found, classes=classes), f"named by value: {sentence}"
+
+
+def write_evaluation(evaluation: Evaluation, folder: Path) -> tuple[Path, Path]:
+    """Writes evaluation.json and evaluation.csv (one row per case and class) into the folder; returns their paths."""
+    as_json, as_csv = folder / "evaluation.json", folder / "evaluation.csv"
+    folder.mkdir(parents=True, exist_ok=True)
+    save(evaluation, as_json)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("case", "class", *SCORE_NAMES))
+    for case, classes in evaluation.cases.items():
+        for name, scores in classes.items():
+            writer.writerow((case, name, *scores.to_dict().values()))
+    write_atomic(as_csv, text.getvalue())
+    return as_json, as_csv
+
+
+def _evaluation(scores: Scores, failures: Mapping[str, str], tolerance_mm: float, source: str) -> Evaluation:
+    return Evaluation(
+        mean=scores.mean,
+        foreground_mean=scores.foreground_mean,
+        cases=scores.cases,
+        failures=dict(sorted(failures.items())),
+        tolerance_mm=tolerance_mm,
+        classes=source,
+        definitions={name: text.replace("the tolerance", f"{tolerance_mm:g} mm") for name, text in DEFINITIONS.items()},
+    )
+
+
+def _scored(
+    pairs: Sequence[LabelPair], labels: LabelSet, tolerance_mm: float, jobs: int, progress: Progress
+) -> tuple[dict[str, dict[str, ClassScores]], dict[str, str]]:
+    scored, failures = {}, {}
+    score = partial(score_pair, labels=labels, tolerance_mm=tolerance_mm)
+    for done, outcome in enumerate(map_supervised(score, pairs, jobs), start=1):
+        case = pairs[outcome.index].case
+        if outcome.value is None or isinstance(outcome.value, str):
+            failures[case] = outcome.value or outcome.failure or "no reason is known"
+            _log.warning("%s has no scores: %s", case, failures[case])
+        else:
+            scored[case] = outcome.value
+        progress(done, len(pairs))
+    return scored, failures
+
+
+def _references(folder: Path, predicted: Mapping[str, Any]) -> dict[str, Path]:
+    """Case -> reference file, of a folder of label maps or of a dataset."""
+    dataset = _dataset_of(folder)
+    if dataset is not None:
+        root = Path(dataset.root)
+        return {case.identifier: root / case.labels for case in dataset.cases if case.labels is not None}
+    files = {stem(path): path for path in image_files(folder)}
+    for case in predicted:
+        own = next((files[case + suffix] for suffix in LABEL_SUFFIXES if case + suffix in files), None)
+        if own is not None:
+            files[case] = own
+            del files[stem(own)]
+    if not files:
+        raise DataRefused("there is no reference", where=str(folder), do="give a folder of label maps, or a dataset")
+    return files
+
+
+def _dataset_of(folder: Path) -> Dataset | None:
+    """The dataset in a folder, if it is a dataset's folder and not one of label maps."""
+    described = Workspace(folder / WORK_FOLDER_NAME).dataset
+    if described.is_file():
+        return replace(load(Dataset, described), root=str(folder))
+    if (folder / DESCRIPTION_NAME).is_file() or not image_files(folder):
+        try:
+            return detect_dataset(folder)
+        except DataRefused:
+            return None
+    return None
+
+
+def _labels_of_dataset(path: Path) -> LabelSet:
+    if path.is_file():
+        return describe_nnunet(read_json(path), path.parent.name).labels
+    for work in (Workspace(path / WORK_FOLDER_NAME), Workspace(path)):
+        if work.plan.is_file():
+            return load(Plan, work.plan).labels
+    if (path / DESCRIPTION_NAME).is_file():
+        return describe_nnunet(read_json(path / DESCRIPTION_NAME), path.name).labels
+    return detect_dataset(path).labels
+
+
+def _some(names: Mapping[str, Any]) -> str:
+    shown = ", ".join(sorted(names)[:3])
+    return f"{shown}, ..." if len(names) > 3 else shown or "nothing"

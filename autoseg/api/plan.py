@@ -1,0 +1,167 @@
+"""From a dataset folder to its plan: detect, check, fingerprint, decide, write."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from autoseg.core.errors import DataRefused, Interrupted, MissingInput, RecordFault
+from autoseg.core.files import remove_leftovers
+from autoseg.core.progress import Progress, silent
+from autoseg.core.records import from_data, load, save
+from autoseg.core.workspace import Workspace
+from autoseg.data.fingerprint import Fingerprint
+from autoseg.data.layouts.detect import detect_dataset
+from autoseg.data.layouts.nnunet_description import describe_nnunet
+from autoseg.data.model import Dataset, Problem
+from autoseg.data.survey import Survey, survey
+from autoseg.nnunet.fingerprint import read_nnunet_fingerprint
+from autoseg.planning.decide import PlanOptions, decide, facts_of
+from autoseg.planning.plan import Plan
+from autoseg.planning.planner import DatasetFacts
+
+logger = logging.getLogger(__name__)
+
+
+class CasesRefused(DataRefused):
+    """Too much of the dataset is refused; carries every problem found, for the table."""
+
+    def __init__(self, what: str, problems: tuple[Problem, ...], *, where: str, do: str) -> None:
+        super().__init__(what, where=where, do=do)
+        self.problems = problems
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A plan with what it was made from."""
+
+    plan: Plan
+    dataset: Dataset
+    survey: Survey
+
+
+def plan_dataset(
+    folder: Path,
+    workspace: Workspace,
+    options: PlanOptions,
+    *,
+    layout: str | None = None,
+    strict: bool = False,
+    jobs: int = 1,
+    progress: Progress = silent,
+    dry_run: bool = False,
+) -> Planned:
+    """Plans a dataset and writes dataset.json, check.json, fingerprint.json and plan.json into the work folder.
+
+    Cases examined before are not read again unless their files changed.
+
+    Raises:
+        CasesRefused: no usable case is left, or `strict` and any case is refused. What was found is written all the
+            same, so that the table of problems can be read.
+    """
+    dataset = detect_dataset(folder.resolve(), layout)
+    logger.info("%s: %s", folder, dataset.layout_reason)
+    found = _survey(dataset, workspace, jobs, progress, dry_run)
+    if not dry_run:
+        remove_leftovers(workspace.root)
+        save(dataset, workspace.dataset)
+        save(found, workspace.check)
+    _refuse(dataset, found, strict)
+    plan = decide(found.fingerprint, facts_of(dataset, found.fingerprint), options)
+    if not dry_run:
+        save(found.fingerprint, workspace.fingerprint)
+        save(plan, workspace.plan)
+    return Planned(plan, dataset, found)
+
+
+def _survey(dataset: Dataset, workspace: Workspace, jobs: int, progress: Progress, dry_run: bool) -> Survey:
+    """The survey, going on from what an earlier or interrupted run found."""
+    kept: list[Survey] = []
+
+    def keep(partial: Survey) -> None:
+        save(partial, workspace.check)
+        kept.append(partial)
+
+    try:
+        return survey(dataset, _previous_survey(workspace), jobs, progress, None if dry_run else keep)
+    except KeyboardInterrupt as interruption:
+        if not kept:
+            raise
+        raise Interrupted(
+            f"stopped after {len(kept[-1].cases)} of {len(dataset.cases)} cases were examined and kept",
+            where=str(workspace.check),
+            do="run the same command again to go on from there",
+        ) from interruption
+
+
+def _previous_survey(workspace: Workspace) -> Survey | None:
+    """What an earlier run found; a damaged record only costs the time to examine the cases again."""
+    try:
+        return load(Survey, workspace.check)
+    except MissingInput:
+        return None
+    except RecordFault as fault:
+        logger.warning("%s is damaged, so every case is examined again: %s", workspace.check, fault.what)
+        return None
+
+
+def _refuse(dataset: Dataset, found: Survey, strict: bool) -> None:
+    refused = sorted({problem.case for problem in found.problems if problem.severity == "refused" and problem.case})
+    if not found.fingerprint.cases:
+        raise CasesRefused(
+            f"none of the {len(dataset.cases)} cases can be used",
+            found.problems,
+            where=dataset.root,
+            do="correct the problems listed above, then run the same command again",
+        )
+    if strict and refused:
+        raise CasesRefused(
+            f"--strict: {len(refused)} of {len(dataset.cases)} cases are refused: {', '.join(refused[:5])}",
+            found.problems,
+            where=dataset.root,
+            do="correct the problems listed above, or leave out --strict to go on with the rest",
+        )
+
+
+def plan_from_fingerprint(fingerprint_file: Path, dataset_file: Path, options: PlanOptions) -> Plan:
+    """A plan without images: from AutoSeg's or nnU-Net's fingerprint and dataset description.
+
+    Raises:
+        MissingInput: a file is not there.
+        RecordFault: a file is not what it should be.
+    """
+    data = _read_json(fingerprint_file)
+    is_own = "cases" in data
+    where = str(fingerprint_file)
+    fingerprint = from_data(Fingerprint, data, where) if is_own else read_nnunet_fingerprint(data, where)
+    return decide(fingerprint, _described_facts(dataset_file, fingerprint), options)
+
+
+def _described_facts(dataset_file: Path, fingerprint: Fingerprint) -> DatasetFacts:
+    data = _read_json(dataset_file)
+    if "layout" in data:
+        return facts_of(from_data(Dataset, data, str(dataset_file)), fingerprint)
+    described = describe_nnunet(data, str(dataset_file))
+    announced = described.announced_cases
+    return DatasetFacts(
+        name=str(data.get("name", dataset_file.parent.name)),
+        channels=described.channels,
+        labels=described.labels,
+        file_ending=described.file_ending,
+        training_cases=len(fingerprint.cases) if announced is None else announced,
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise MissingInput(f"there is no file {path}", where=str(path), do="check the path") from error
+    except (ValueError, IsADirectoryError) as error:
+        raise RecordFault(f"not valid JSON: {error}", where=str(path), do="restore the file") from error
+    if not isinstance(data, dict):
+        raise RecordFault("expected a JSON object", where=str(path), do="restore the file")
+    return data

@@ -1,0 +1,200 @@
+"""Segmenting image files with a trained model, or saying beforehand what that would take."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from autoseg import __version__
+from autoseg.api.model import find_model
+from autoseg.core.errors import AutoSegError, DataRefused, Interrupted, InterruptedEarly, UsageError
+from autoseg.core.files import remove_leftovers
+from autoseg.core.machine import BYTES_PER_GIB
+from autoseg.core.progress import Progress, silent
+from autoseg.core.records import save
+from autoseg.data.inputs import find_inputs
+from autoseg.data.model import Case
+from autoseg.images.crop import nonzero_box
+from autoseg.images.resample import resampled_shape
+from autoseg.inference.ensemble import Ensemble, EnsembleMember
+from autoseg.inference.manifest import (
+    MANIFEST_NAME,
+    MANIFEST_VERSION,
+    CaseOutcome,
+    PredictionManifest,
+    PredictionOptions,
+    output_name,
+    read_case,
+)
+from autoseg.inference.resume import done_before
+from autoseg.inference.stream import PredictionRun, network_bytes
+from autoseg.launch.devices import use_cores
+from autoseg.launch.interrupts import stoppable
+from autoseg.models.files import ModelFiles
+from autoseg.models.model import make_ensemble
+from autoseg.planning.plan import Plan
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What predicting a case would take, for `--dry-run`.
+
+    Attributes:
+        shape: voxels of the file (z, y, x).
+        prepared_shape: voxels after cropping and resampling, in the plan's order; of an ensemble its largest.
+        windows: tiles of the sliding window, of all configurations that predict.
+        memory_gib: estimate: images, accumulated logits and probabilities, and a network's feature maps.
+        output: name of the file that would be written.
+    """
+
+    shape: tuple[int, ...]
+    prepared_shape: tuple[int, ...]
+    windows: int
+    memory_gib: float
+    output: str
+
+
+def predict_files(
+    model: Path, inputs: Sequence[Path], output: Path, options: PredictionOptions, progress: Progress = silent
+) -> PredictionManifest:
+    """Segments every case found in `inputs` and writes the label maps and a manifest into `output`.
+
+    Args:
+        model: a dataset's folder, its work folder, one run, a bundle, or a model of nnU-Net v2.
+        inputs: image files or folders of them.
+        output: folder; made if needed. Label maps that the same command made of the same images are kept, others of
+            the same name are replaced.
+        options: what the user chose.
+        progress: told about finished cases, or finished tiles if there is only one case.
+
+    Raises:
+        MissingInput: there is no trained model or no image.
+        UsageError: a label map would replace an image.
+        InterruptedEarly: stopped before a case was done.
+        Interrupted: stopped later; what is done stays.
+    """
+    files = find_model(model, options.configuration, options.folds)
+    _log.info("model: %s", files.because)
+    use_cores()
+    cases, failures = _cases(inputs, files.plan)
+    _spare_inputs(cases, output, files.plan)
+    ensemble = make_ensemble(files, replace(options.predictor, scratch=_made(output)))
+    remove_leftovers(output)
+    manifest = PredictionManifest(
+        version=MANIFEST_VERSION,
+        autoseg=__version__,
+        model=files.name,
+        device=str(ensemble.members[0].predictor.device),
+        mirroring=options.predictor.mirroring,
+        overlap=options.predictor.overlap,
+        labels=files.plan.labels,
+        cases={name: CaseOutcome("failed", None, 0.0, reason, None) for name, reason in failures},
+    )
+    manifest.cases.update(done_before(output, manifest, cases, has_probabilities=options.probabilities))
+    waiting = [case for case in cases if case.identifier not in manifest.cases]
+    run = PredictionRun(files.plan, ensemble, output, options, progress, len(waiting))
+    with stoppable() as check:
+        try:
+            for name, outcome in run.outcomes(waiting, check):
+                manifest.cases[name] = outcome
+                save(manifest, output / MANIFEST_NAME)
+                run.tell_finished()
+        except Interrupted as stop:
+            raise _explained(stop, manifest) from stop
+    manifest = replace(manifest, device=run.device, cases=dict(sorted(manifest.cases.items())))
+    save(manifest, output / MANIFEST_NAME)
+    if options.report:
+        _report(output, manifest, files, cases)
+    return manifest
+
+
+def _report(output: Path, manifest: PredictionManifest, files: ModelFiles, cases: Sequence[Case]) -> None:
+    """Writes report.html; label maps that are done are worth more than a report that cannot be written."""
+    from autoseg.report.collect import write_prediction_report
+
+    try:
+        path = write_prediction_report(output, manifest, files.plan, cases, files.typical)
+    except (AutoSegError, OSError) as error:
+        _log.warning("the report could not be written: %s", error)
+    else:
+        _log.info("report: %s", path)
+
+
+def forecast_files(
+    model: Path, inputs: Sequence[Path], options: PredictionOptions
+) -> tuple[ModelFiles, dict[str, Forecast | str]]:
+    """The model, and for each case what predicting it would take, or why it cannot be predicted."""
+    files = find_model(model, options.configuration, options.folds)
+    cases, failures = _cases(inputs, files.plan)
+    forecasts: dict[str, Forecast | str] = dict(failures)
+    network = replace(options.predictor, device="cpu") if options.predictor.device == "auto" else options.predictor
+    ensemble = make_ensemble(files, network)
+    for case in cases:
+        try:
+            forecasts[case.identifier] = _forecast(case, files.plan, ensemble)
+        except AutoSegError as error:
+            forecasts[case.identifier] = str(error)
+    return files, dict(sorted(forecasts.items()))
+
+
+def _cases(inputs: Sequence[Path], plan: Plan) -> tuple[tuple[Case, ...], tuple[tuple[str, str], ...]]:
+    cases, failures = find_inputs(inputs, len(plan.channels), plan.four_d)
+    for name, reason in failures:
+        _log.warning("%s cannot be used: %s", name, reason)
+    if not cases:
+        raise DataRefused(
+            "none of the images can be used: " + "; ".join(f"{name}: {reason}" for name, reason in failures),
+            where=", ".join(map(str, inputs)),
+            do=f"give the channels {', '.join(plan.channels)} of each case as <case>_0000, <case>_0001, ...",
+        )
+    return cases, failures
+
+
+def _spare_inputs(cases: Sequence[Case], output: Path, plan: Plan) -> None:
+    """Refuses an output folder in which a label map would replace an image."""
+    images = {Path(image).resolve() for case in cases for image in case.images}
+    for case in cases:
+        if (output / output_name(case, plan.file_ending)).resolve() in images:
+            raise UsageError(
+                f"the label map of {case.identifier} would replace its image", where=str(output), do="choose another -o"
+            )
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _explained(stop: Interrupted, manifest: PredictionManifest) -> Interrupted:
+    done = sum(case.status == "done" for case in manifest.cases.values())
+    if not done:
+        return InterruptedEarly(stop.what, do="run the same command again")
+    return Interrupted(stop.what, why=f"{done} cases are done and stay", do="run the same command again for the others")
+
+
+def _forecast(case: Case, plan: Plan, ensemble: Ensemble) -> Forecast:
+    volume = read_case(case, plan.four_d)
+    order = plan.axis_order
+    image = volume.array.transpose(0, *(axis + 1 for axis in order))
+    cropped = [behind - first for first, behind in nonzero_box(image)]
+    spacing = [volume.geometry.spacing_mm[axis] for axis in order]
+
+    def shape_for(member: EnsembleMember) -> tuple[int, ...]:
+        return tuple(resampled_shape(cropped, spacing, member.preparation.target_mm(spacing)))
+
+    shapes = {member.preparation: shape_for(member) for member in ensemble.every}
+    tilings = [(member.predictor, member.predictor.tiling(shapes[member.preparation])) for member in ensemble.every]
+    needed = image.nbytes + 2 * 4 * len(volume.array) * sum(int(np.prod(shape)) for shape in shapes.values())
+    needed += max(predictor.slab_bytes(tiling) + network_bytes(predictor) for predictor, tiling in tilings)
+    if len(ensemble.members) > 1:
+        needed += 4 * plan.labels.head_count * int(np.prod(cropped))
+    largest = max(shapes.values(), key=lambda shape: int(np.prod(shape)))
+    windows = sum(len(tiling.windows) for _, tiling in tilings)
+    name = output_name(case, plan.file_ending)
+    return Forecast(volume.geometry.shape, largest, windows, needed / BYTES_PER_GIB, name)

@@ -1,0 +1,159 @@
+"""Trained models: found, loaded, and applied to arrays without any files."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from autoseg.core.errors import IntegrityRefusal, PlanFault, UsageError
+from autoseg.core.geometry import Geometry
+from autoseg.core.progress import Progress, silent
+from autoseg.data.labels import to_file_values
+from autoseg.images.volume import Volume
+from autoseg.inference.ensemble import Ensemble, EnsembleMember
+from autoseg.inference.manifest import PredictorOptions
+from autoseg.inference.predictor import Predictor
+from autoseg.launch.devices import choose_device
+from autoseg.launch.precision import native_types
+from autoseg.models.files import Member, ModelFiles, Weights
+from autoseg.networks.build import build_network
+from autoseg.planning.lateral import lateral_swap
+from autoseg.planning.plan import Plan
+from autoseg.preprocessing.prepare import preparation_of
+
+_log = logging.getLogger(__name__)
+
+_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def make_ensemble(files: ModelFiles, options: PredictorOptions) -> Ensemble:
+    """The model's networks, ready to predict on the device asked for.
+
+    Raises:
+        UsageError: there is no such device.
+        IntegrityRefusal: stored weights do not match their hash, or are of another network.
+    """
+    _refuse_other_axes(files)
+    device, why = choose_device(options.device)
+    _log.info(why)
+    members = tuple(_ensemble_member(member, options, device) for member in files.members)
+    made = {(member.configuration.name, member.folds): own for member, own in zip(files.members, members, strict=True)}
+    stages = {
+        name: made.get((name, stage.folds)) or _ensemble_member(stage, options, device)
+        for name, stage in files.stages.items()
+    }
+    return Ensemble(members, files.plan.labels, stages, files.postprocessing, options.scratch)
+
+
+def _refuse_other_axes(files: ModelFiles) -> None:
+    """Raises PlanFault if members turn images differently, as probabilities could not be added up."""
+    orders = {member.plan.axis_order for member in files.members}
+    if len(orders) > 1:
+        raise PlanFault(
+            "the configurations of this model turn images differently", do="choose one of them with --configuration"
+        )
+
+
+def _ensemble_member(member: Member, options: PredictorOptions, device: torch.device) -> EnsembleMember:
+    predictor = Predictor(
+        networks=tuple(_load_network(member, weights) for weights in member.weights),
+        configuration=member.configuration,
+        heads=member.plan.labels.head_count,
+        mirror_axes=member.configuration.mirror_axes if options.mirroring else (),
+        swap=lateral_swap(member.plan, member.configuration),
+        overlap=options.overlap,
+        device=device,
+        dtype=_TYPES[_precision(member, device)],
+        channels_last=_is_channels_last(member, device),
+        max_slab_bytes=options.max_ram_bytes,
+        scratch=options.scratch,
+    )
+    return EnsembleMember(predictor, preparation_of(member.plan, member.configuration), member.share)
+
+
+class Model:
+    """A trained model that segments arrays; `autoseg.load_model` makes one.
+
+    Args:
+        files: what it was loaded from.
+        ensemble: its networks.
+    """
+
+    def __init__(self, files: ModelFiles, ensemble: Ensemble) -> None:
+        self.files = files
+        self.ensemble = ensemble
+
+    @property
+    def plan(self) -> Plan:
+        """The plan it was trained with: channels, classes, spacing."""
+        return self.files.plan
+
+    @property
+    def classes(self) -> dict[str, tuple[int, ...]]:
+        """The values in predicted label maps that stand for each class."""
+        labels = self.plan.labels
+        values = labels.file_values or range(labels.largest_value + 1)
+        return {name: tuple(values[value] for value in own) for name, own in labels.classes.items()}
+
+    def predict(self, array: NDArray[Any], spacing_mm: Sequence[float]) -> NDArray[np.integer[Any]]:
+        """The label map (z, y, x) of an image, with the values that the dataset's label files use.
+
+        Args:
+            array: intensities (c, z, y, x), or (z, y, x) for one channel; not normalized, not changed. A picture is
+                a single slice.
+            spacing_mm: distance of neighboring voxels along z, y, x.
+
+        Raises:
+            UsageError: the array has another number of axes or channels than the model expects.
+        """
+        image = np.asarray(array, dtype=np.float32)
+        image = image[None] if image.ndim == 3 else image
+        channels = len(self.plan.channels)
+        if image.ndim != 4 or len(image) != channels or len(spacing_mm) != 3:
+            raise UsageError(
+                f"the array has the shape {np.shape(array)} and {len(spacing_mm)} spacings",
+                do=f"give ({channels}, z, y, x) intensities of {', '.join(self.plan.channels)} and spacings of z, y, x",
+            )
+        z, y, x = image.shape[1:]
+        step_z, step_y, step_x = map(float, spacing_mm)
+        labels = self.predict_volume(Volume(image, Geometry((z, y, x), (step_z, step_y, step_x))))
+        return to_file_values(labels, self.plan.labels)
+
+    def predict_volume(self, volume: Volume, progress: Progress = silent) -> NDArray[np.integer[Any]]:
+        """Training values (z, y, x) on the grid of a volume."""
+        return self.ensemble.predict(self.ensemble.prepare(volume), progress=progress).labels
+
+
+def _load_network(member: Member, weights: Weights) -> torch.nn.Module:
+    plan, configuration = member.plan, member.configuration
+    network = build_network(configuration.network, plan.input_channels(configuration.name), plan.labels.head_count)
+    tensors = weights.read()
+    expected = {name: tensor.shape for name, tensor in network.state_dict().items()}
+    found = {name: tensor.shape for name, tensor in tensors.items()}
+    if expected != found:
+        different = min(set(expected.items()) ^ set(found.items()))[0]
+        raise IntegrityRefusal(
+            f"the weights do not belong to the planned network: {different} differs", where=weights.where
+        )
+    network.load_state_dict(tensors)
+    return network
+
+
+def _precision(member: Member, device: torch.device) -> str:
+    """The training's own precision where the device computes it natively, else the device's fastest."""
+    native = native_types(device)
+    if member.device == device.type and member.precision in ("fp32", *native):
+        return member.precision
+    return native[0] if native else "fp32"
+
+
+def _is_channels_last(member: Member, device: torch.device) -> bool:
+    """The training's own memory format on the same kind of device; elsewhere CPUs gain from it (measured)."""
+    if member.device == device.type:
+        return member.memory_format == "channels_last"
+    return device.type == "cpu"

@@ -1,0 +1,167 @@
+"""Weights out of nnU-Net v2 checkpoints: read by another process, handed back as safetensors, never unpickled here."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from autoseg.core.errors import IntegrityRefusal, MissingInput
+from autoseg.core.records import from_json
+from autoseg.networks.build import build_network
+from autoseg.nnunet.checkpoint_child import ENDED_BY_GUARD
+from autoseg.planning.plan import Plan
+
+READ_TIMEOUT_S = 300.0
+"""Seconds that reading one checkpoint may take. Assumption: gigabytes from a slow network drive stay below it."""
+
+_START = (
+    "import sys, json; task = json.loads(sys.argv[1]); sys.path[:] = task['path']; "
+    "from autoseg.nnunet.checkpoint_child import serve; serve(task['tasks'])"
+)
+
+_LONGEST_REASON = 300
+
+_FORBIDDEN_NAME = re.compile(r"nsupported (?:global: )?GLOBAL (\S+)")
+"""How torch names what a pickle wants and does not get."""
+
+
+@dataclass(frozen=True, slots=True)
+class NnunetCheckpoint:
+    """What predictions need of a checkpoint.
+
+    Attributes:
+        weights: safetensors file of the network's parameters.
+        trainer: class that trained it.
+        configuration: trained, as nnU-Net names it.
+        mirror_axes: spatial axes that predictions may be averaged over.
+    """
+
+    weights: Path
+    trainer: str
+    configuration: str
+    mirror_axes: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    trainer: str
+    configuration: str
+    mirror_axes: tuple[int, ...]
+
+
+def read_checkpoints(paths: Sequence[Path], folder: Path) -> tuple[NnunetCheckpoint, ...]:
+    """What the checkpoints hold, their weights written as safetensors into `folder`.
+
+    A process of its own opens them, without network and without rights to change anything else (`nnunet_child`).
+
+    Args:
+        paths: nnU-Net v2 checkpoints (.pth).
+        folder: to write into; it exists.
+
+    Raises:
+        MissingInput: a checkpoint is not there.
+        IntegrityRefusal: one is damaged, is no checkpoint of nnU-Net v2, or holds anything but weights and settings.
+    """
+    missing = next((path for path in paths if not path.is_file()), None)
+    if missing is not None:
+        raise MissingInput(f"{missing.name} is missing", where=str(missing.parent), do="copy the whole model folder")
+    files = [folder / f"{index}.safetensors" for index in range(len(paths))]
+    answers = _asked(paths, files)
+    return tuple(
+        NnunetCheckpoint(weights, answer.trainer, answer.configuration, answer.mirror_axes)
+        for weights, answer in zip(files, answers, strict=True)
+    )
+
+
+def parameter_shapes(plan: Plan, configuration: str) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every parameter of a configuration's network, which takes no memory to find out."""
+    import torch
+
+    with torch.device("meta"):
+        network = build_network(
+            plan.configurations[configuration].network, plan.input_channels(configuration), plan.labels.head_count
+        )
+    return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+
+
+def refuse_other_weights(checkpoint: NnunetCheckpoint, expected: Mapping[str, tuple[int, ...]], where: str) -> None:
+    """Raises unless the weights have the names and shapes that the plans' network has, which only its own have.
+
+    Args:
+        checkpoint: as read.
+        expected: see `parameter_shapes`.
+        where: the checkpoint, for the error message.
+
+    Raises:
+        IntegrityRefusal: naming what differs.
+    """
+    from safetensors import safe_open
+
+    with safe_open(str(checkpoint.weights), framework="numpy") as tensors:
+        found = {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+    absent, surplus = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
+    other = [name for name in expected if name in found and found[name] != expected[name]]
+    parts = []
+    if absent:
+        parts.append(f"{len(absent)} parameters are absent ({absent[0]})")
+    if surplus:
+        parts.append(f"{len(surplus)} are unknown ({_printable(surplus[0])})")
+    if other:
+        name = other[0]
+        parts.append(f"{len(other)} have another shape ({name}: {list(found[name])})")
+    if parts:
+        raise IntegrityRefusal(
+            f"the weights do not belong to the network that the plans describe: {', '.join(parts)}",
+            where=where,
+            why=f"its trainer {_printable(checkpoint.trainer)} changed the network, or files of two models were mixed",
+            do="predict with the program that trained it",
+        )
+
+
+def _asked(paths: Sequence[Path], files: Sequence[Path]) -> list[_Answer]:
+    """What the process says of each checkpoint; it has written the weights when it says so."""
+    tasks = [[str(path.resolve()), str(file)] for path, file in zip(paths, files, strict=True)]
+    task = {"path": [entry or str(Path.cwd()) for entry in sys.path], "tasks": tasks}
+    command = [sys.executable, "-I", "-c", _START, json.dumps(task)]
+    limit_s = READ_TIMEOUT_S * len(paths)
+    try:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=limit_s, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise _refused(paths[0], f"it could not be read within {limit_s:g} s") from error
+    lines = done.stdout.splitlines()[: len(paths)]
+    answers = [from_json(_Answer, line, str(path)) for line, path in zip(lines, paths, strict=False)]
+    if done.returncode != 0 or len(answers) < len(paths):
+        raise _refused(paths[min(len(answers), len(paths) - 1)], _reason(done.returncode, done.stderr))
+    return answers
+
+
+def _reason(code: int, stderr: bytes) -> str:
+    """The last line that the process wrote, which names what is wrong."""
+    if code < 0:
+        return f"the process that read it was ended by signal {-code}"
+    lines = [_printable(line) for line in stderr.decode(errors="replace").splitlines() if line.strip()]
+    if code == ENDED_BY_GUARD:
+        return f"reading it attempted what reading weights never needs ({lines[-1] if lines else 'forbidden'})"
+    asked = next((found for line in lines if (found := _FORBIDDEN_NAME.search(line))), None)
+    if asked is not None:
+        return f"it asks for {asked.group(1)}, which no weights need"
+    return lines[-1] if lines else f"exit code {code}"
+
+
+def _refused(path: Path, why: str) -> IntegrityRefusal:
+    return IntegrityRefusal(
+        f"{path.name} is not a checkpoint of nnU-Net v2 that is safe to read",
+        where=str(path.parent),
+        why=why,
+        do="copy it again from where it was trained; never open one of unknown origin with torch.load",
+    )
+
+
+def _printable(text: str) -> str:
+    """The text without control characters, which could steer a terminal."""
+    return "".join(letter for letter in text if letter.isprintable())[:_LONGEST_REASON]

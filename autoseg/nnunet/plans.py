@@ -1,0 +1,274 @@
+"""Plans that nnU-Net v2 made, as ours: its `plans.json` and `dataset.json`, from the first version of v2 to today's.
+
+Only what AutoSeg computes exactly as nnU-Net does is taken over; anything else is refused with a reason, because a
+prediction that is nearly right looks like one that is.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from autoseg.core import records
+from autoseg.core.errors import PlanFault, RecordFault
+from autoseg.data.fingerprint import IntensityStatistics
+from autoseg.data.layouts.nnunet_description import Description, describe_nnunet
+from autoseg.data.model import LabelSet
+from autoseg.nnunet.networks import network_spec
+from autoseg.planning.memory import feature_map_elements
+from autoseg.planning.plan import PLAN_VERSION, Configuration, Decision, NetworkSpec, Plan
+
+NORMALIZATIONS = {
+    "ZScoreNormalization": "zscore",
+    "CTNormalization": "ct",
+    "NoNormalization": "none",
+    "RescaleTo01Normalization": "rescale_0_1",
+    "RGBTo01Normalization": "rgb_0_1",
+}
+"""nnU-Net's normalization classes and ours that compute the same."""
+
+PRESETS = {
+    "nnUNetResEncUNetPlans": "resenc-m",
+    "nnUNetResEncUNetMPlans": "resenc-m",
+    "nnUNetResEncUNetLPlans": "resenc-l",
+    "nnUNetResEncUNetXLPlans": "resenc-xl",
+}
+"""Presets of the plans that nnU-Net's planners name; every other name stands for the plain planner."""
+
+READERS = ("SimpleITKIO", "NibabelIO", "NaturalImage2DIO", "Tiff3DIO")
+"""Readers that hand out voxels in the order and spacing that ours do."""
+
+_RESAMPLING = "resample_data_or_seg_to_shape"
+_ORDERS = {"data": (False, 3), "seg": (True, 1), "probabilities": (False, 1)}
+_UNKNOWN_MEMORY_GIB = 0.0
+_NO_STATISTICS = IntensityStatistics(0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0)
+_REMEDY = "predict with nnU-Net itself, or train the dataset with autoseg train"
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """The fields of a configuration in nnU-Net's file that predictions depend on, inheritance resolved."""
+
+    patch_size: tuple[int, ...]
+    spacing: tuple[float, ...]
+    normalization_schemes: tuple[str, ...]
+    use_mask_for_norm: tuple[bool, ...]
+    preprocessor_name: str = "DefaultPreprocessor"
+    batch_size: int = 2
+    batch_dice: bool = True
+    median_image_size_in_voxels: tuple[float, ...] = ()
+    previous_stage: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """The fields of the file itself."""
+
+    plans_name: str
+    image_reader_writer: str
+    transpose_forward: tuple[int, int, int]
+    configurations: dict[str, dict[str, Any]]
+    dataset_name: str = ""
+    label_manager: str = "LabelManager"
+    experiment_planner_used: str = "an unknown planner"
+    foreground_intensity_properties_per_channel: dict[str, IntensityStatistics] = field(default_factory=dict)
+
+
+def read_nnunet_plans(
+    plans: Mapping[str, Any], dataset: Mapping[str, Any], names: tuple[str, ...], where: str = "plans.json"
+) -> Plan:
+    """The plan in nnU-Net's files, with the configurations asked for and the first stages of cascades among them.
+
+    Inheritance between configurations is resolved. nnU-Net keeps the mirror axes in its checkpoints, not in its plans:
+    the result has none.
+
+    Args:
+        plans: the parsed plans.json, of any nnU-Net v2.
+        dataset: the parsed dataset.json that lies beside it.
+        names: configurations, as nnU-Net names them.
+        where: the file, for error messages.
+
+    Raises:
+        RecordFault: a file is faulty.
+        PlanFault: it asks for something that AutoSeg does not compute as nnU-Net does.
+
+    Source: nnU-Net v2 utilities/plans_handling/plans_handler.py.
+    """
+    described = describe_nnunet(dataset, f"dataset.json beside {where}")
+    file = records.from_data(_File, _modern(plans), where)
+    _refuse(_file_faults(file), file.plans_name, where)
+    configurations = {
+        name: _configuration(name, file, described.labels, where) for name in _with_first_stages(names, file, where)
+    }
+    _refuse(_channel_faults(configurations, file, described), file.plans_name, where)
+    a, b, c = file.transpose_forward
+    return Plan(
+        version=PLAN_VERSION,
+        dataset=file.dataset_name or "nnunet",
+        preset=PRESETS.get(file.plans_name, "reference"),
+        memory_gib=_UNKNOWN_MEMORY_GIB,
+        axis_order=(a, b, c),
+        channels=described.channels,
+        labels=described.labels,
+        file_ending=described.file_ending,
+        four_d=False,
+        intensities=tuple(_intensities(file, channel) or _NO_STATISTICS for channel in range(len(described.channels))),
+        configurations=configurations,
+        decisions=(
+            Decision(
+                "plans", None, file.plans_name, f"taken over from nnU-Net v2, made by {file.experiment_planner_used}"
+            ),
+        ),
+        fingerprint=records.content_hash(json.dumps(plans, sort_keys=True)),
+    )
+
+
+def configuration_names(plans: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names of the configurations in nnU-Net's plans, in their order; none where the file is something else."""
+    table = plans.get("configurations")
+    return tuple(map(str, table)) if isinstance(table, Mapping) else ()
+
+
+def _modern(plans: Mapping[str, Any]) -> dict[str, Any]:
+    """The file with the names that nnU-Net uses today."""
+    data = dict(plans)
+    if "foreground_intensity_properties_by_modality" in data:
+        data.setdefault(
+            "foreground_intensity_properties_per_channel", data["foreground_intensity_properties_by_modality"]
+        )
+    if data.get("foreground_intensity_properties_per_channel") is None:
+        data.pop("foreground_intensity_properties_per_channel", None)
+    return data
+
+
+def _resolved(name: str, configurations: Mapping[str, Mapping[str, Any]], where: str) -> dict[str, Any]:
+    """A configuration with the fields that it inherits."""
+    chain: list[str] = []
+    current: str | None = name
+    while current is not None:
+        if current not in configurations or current in chain:
+            wrong = "inherits from itself" if current in chain else f"names {current!r}, which is not there"
+            raise RecordFault(
+                f"the configuration {name} {wrong}; there are {', '.join(configurations)}",
+                where=where,
+                do="copy the original plans.json again",
+            )
+        chain.append(current)
+        ancestor = configurations[current].get("inherits_from")
+        current = None if ancestor is None else str(ancestor)
+    merged: dict[str, Any] = {}
+    for link in reversed(chain):
+        merged.update(configurations[link])
+    return merged
+
+
+def _with_first_stages(names: tuple[str, ...], file: _File, where: str) -> tuple[str, ...]:
+    wanted = dict.fromkeys(names)
+    for name in names:
+        previous = _resolved(name, file.configurations, where).get("previous_stage")
+        if isinstance(previous, str):
+            wanted.setdefault(previous)
+    return tuple(wanted)
+
+
+def _configuration(name: str, file: _File, labels: LabelSet, where: str) -> Configuration:
+    data = _resolved(name, file.configurations, where)
+    entry = records.from_data(_Entry, data, f"{where}, configuration {name}")
+    _refuse([*_entry_faults(entry), *_resampling_faults(data)], f"{file.plans_name}, {name}", where)
+    network = network_spec(data, len(entry.patch_size), f"{where}, configuration {name}")
+    _refuse(_network_faults(entry, network), f"{file.plans_name}, {name}", where)
+    return Configuration(
+        name=name,
+        dimensions=len(entry.patch_size),
+        spacing_mm=entry.spacing,
+        patch_size=entry.patch_size,
+        batch_size=entry.batch_size,
+        median_shape=_median_shape(entry),
+        normalization=tuple(NORMALIZATIONS[scheme] for scheme in entry.normalization_schemes),
+        use_nonzero_mask=entry.use_mask_for_norm,
+        network=network,
+        batch_dice=entry.batch_dice,
+        cascade_from=entry.previous_stage,
+        estimated_feature_map_elements=feature_map_elements(network, entry.patch_size, labels.declared_count),
+        mirror_axes=(),
+    )
+
+
+def _median_shape(entry: _Entry) -> tuple[float, ...]:
+    """As the file has it, for information only; the patch where the file has nothing usable."""
+    edges = entry.median_image_size_in_voxels
+    is_usable = len(edges) == len(entry.patch_size) and all(math.isfinite(edge) for edge in edges)
+    return edges if is_usable else tuple(map(float, entry.patch_size))
+
+
+def _intensities(file: _File, channel: int) -> IntensityStatistics | None:
+    """Foreground statistics of a channel; None where there are none or no foreground was found."""
+    found = file.foreground_intensity_properties_per_channel.get(str(channel))
+    if found is None or not all(math.isfinite(getattr(found, name)) for name in IntensityStatistics.__slots__):
+        return None
+    return found
+
+
+def _refuse(faults: Iterator[str] | list[str], what: str, where: str) -> None:
+    found = list(faults)
+    if found:
+        raise PlanFault(f"the nnU-Net plans {what} cannot be reproduced: {'; '.join(found)}", where=where, do=_REMEDY)
+
+
+def _file_faults(file: _File) -> Iterator[str]:
+    if sorted(file.transpose_forward) != [0, 1, 2]:
+        yield f"transpose_forward {list(file.transpose_forward)} is no order of three axes"
+    if file.image_reader_writer not in READERS:
+        yield f"images are read by {file.image_reader_writer}, which orders their axes in its own way"
+    if file.label_manager != "LabelManager":
+        yield f"labels are decided by {file.label_manager}"
+
+
+def _entry_faults(entry: _Entry) -> Iterator[str]:
+    dimensions = len(entry.patch_size)
+    if dimensions not in (2, 3) or len(entry.spacing) != dimensions:
+        yield f"{dimensions} axes of patch_size and {len(entry.spacing)} of spacing do not fit"
+    if any(edge < 1 for edge in entry.patch_size) or any(not 0 < step < float("inf") for step in entry.spacing):
+        yield "patch_size and spacing must be positive"
+    unknown = sorted(set(entry.normalization_schemes) - set(NORMALIZATIONS))
+    if unknown:
+        yield f"intensities are normalized by {', '.join(unknown)}"
+    if entry.preprocessor_name != "DefaultPreprocessor":
+        yield f"images are prepared by {entry.preprocessor_name}"
+
+
+def _network_faults(entry: _Entry, network: NetworkSpec) -> Iterator[str]:
+    for axis, edge in enumerate(entry.patch_size):
+        total = 1
+        for stride in network.strides:
+            total *= stride[axis]
+        if edge % total:
+            yield f"a patch of {edge} voxels along axis {axis} cannot be divided by the network's stride {total}"
+
+
+def _resampling_faults(data: Mapping[str, Any]) -> Iterator[str]:
+    """Every function must be nnU-Net's default one with its default arguments, as ours are."""
+    for what, (is_seg, order) in _ORDERS.items():
+        name = data.get(f"resampling_fn_{what}")
+        if name != _RESAMPLING:
+            yield f"{what} is resampled by {name}"
+            continue
+        given = data.get(f"resampling_fn_{what}_kwargs")
+        found = {"order_z": 0, "force_separate_z": None, **(given if isinstance(given, Mapping) else {})}
+        expected = {"is_seg": is_seg, "order": order, "order_z": 0, "force_separate_z": None}
+        if found != expected:
+            different = sorted(key for key in {*found, *expected} if found.get(key) != expected.get(key))
+            yield f"{what} is resampled with other arguments than the defaults ({', '.join(different)})"
+
+
+def _channel_faults(configurations: Mapping[str, Configuration], file: _File, described: Description) -> Iterator[str]:
+    count = len(described.channels)
+    for name, configuration in configurations.items():
+        if not count == len(configuration.normalization) == len(configuration.use_nonzero_mask):
+            yield f"{name} normalizes {len(configuration.normalization)} channels, the dataset has {count}"
+        for channel, kind in enumerate(configuration.normalization):
+            if kind == "ct" and _intensities(file, channel) is None:
+                yield f"channel {channel} needs foreground intensities, and the file has none"

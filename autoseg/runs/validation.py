@@ -1,0 +1,367 @@
+"""Whole-case validation of a finished fold: the predictor that users get, on the cases kept back."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from autoseg.core.errors import MissingInput, RecordFault
+from autoseg.core.files import remove_leftovers
+from autoseg.core.records import load, save
+from autoseg.data.labels import to_file_values, to_training_values
+from autoseg.data.model import Dataset
+from autoseg.evaluation.scores import overlaps
+from autoseg.inference.out_of_fold import keeping_probabilities, probabilities_file
+from autoseg.inference.predictor import Predictor
+from autoseg.inference.restore import predict_case_rows
+from autoseg.planning.lateral import lateral_swap
+from autoseg.planning.plan import Configuration, Plan
+from autoseg.preprocessing.first_stage import network_input
+from autoseg.preprocessing.store import StoredCase
+
+LARGEST_VALIDATION_SHARE = 0.25
+"""Share of a time budget that validation may take (assumption: training has to learn something to validate)."""
+
+SECONDS_PER_VOXEL_AND_HEAD = 6e-8
+"""Resampling, deciding, compressing and comparing one voxel of the file's grid, per head; assumption for one core."""
+
+SECONDS_PER_CASE = 0.1
+"""Opening and closing files; assumption."""
+
+VALIDATION_RESERVE = 1.1
+"""Time kept for the validation / time expected for it."""
+
+SCORES_FILE = "scores.json"
+
+PROBABILITIES_GIB = 10.0
+"""Disk that the kept probabilities of all runs of a dataset may take by default (assumption: little beside a store)."""
+
+FREE_DISK_SHARE = 0.5
+"""Of the disk that is free when a fold's validation starts, how much its probabilities may take at most."""
+
+_BYTES_PER_GIB = 1 << 30
+
+Labels = NDArray[np.integer]
+CaseScores = dict[str, dict[str, float | None]]  # class -> "dice", "iou", voxels
+
+
+@dataclass(frozen=True, slots=True)
+class FoldScores:
+    """validation/scores.json; a score that is undefined (class neither there nor predicted) is null.
+
+    Attributes:
+        cases: case -> class -> "dice", "iou", and the voxels of prediction and reference.
+        mean: class -> mean over the cases in which the score is defined.
+        foreground_mean: mean of `mean` over the classes.
+        left_out: validation cases that the time budget left no time for.
+        mirror_axes: axes along which the prediction was averaged over mirrored images.
+        seconds: of computing each case with one network and writing it; reading and preparing do not count.
+    """
+
+    cases: dict[str, CaseScores]
+    mean: dict[str, dict[str, float | None]]
+    foreground_mean: dict[str, float | None]
+    left_out: tuple[str, ...]
+    mirror_axes: tuple[int, ...]
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ValidationPlan:
+    """What of the validation fits into the time.
+
+    Attributes:
+        cases: to be predicted.
+        left_out: not to be predicted.
+        mirror_axes: to average over.
+        expected_seconds: of each case; empty where there is no limit.
+        notes: sentences about what was left out.
+    """
+
+    cases: tuple[str, ...]
+    left_out: tuple[str, ...]
+    mirror_axes: tuple[int, ...]
+    expected_seconds: dict[str, float]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def seconds(self) -> float:
+        """Expected for all cases."""
+        return sum(self.expected_seconds.values())
+
+
+@dataclass(frozen=True, slots=True)
+class CaseSize:
+    """What the time of a case depends on: tiles of the sliding window and voxels of the file."""
+
+    tiles: int
+    voxels: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How fast cases are predicted here.
+
+    Attributes:
+        tile_seconds: of one tile, one mirroring.
+        voxel_seconds: of one voxel of the file's grid: restoring, writing, comparing.
+    """
+
+    tile_seconds: float
+    voxel_seconds: float
+
+    def case_seconds(self, size: CaseSize, mirrorings: int) -> float:
+        """Expected time of a case."""
+        return SECONDS_PER_CASE + size.tiles * mirrorings * self.tile_seconds + size.voxels * self.voxel_seconds
+
+
+def measure_pace(predictor: Predictor, channels: int) -> Pace:
+    """Times a few tiles of noise with one mirroring; the first does not count."""
+    plain = replace(predictor, mirror_axes=())
+    tile = np.zeros((channels, *predictor.patch_size), np.float32)
+    plain.logits(tile)
+    times = []
+    for _ in range(3):
+        begin = time.perf_counter()
+        plain.logits(tile)
+        times.append(time.perf_counter() - begin)
+    return Pace(min(times), SECONDS_PER_VOXEL_AND_HEAD * (predictor.heads + 1))
+
+
+def case_size(stored: StoredCase, predictor: Predictor) -> CaseSize:
+    """Tiles and voxels of a case."""
+    tiles = len(predictor.tiling(stored.image.shape[1:]).windows)
+    return CaseSize(tiles, math.prod(stored.placement.geometry.shape))
+
+
+def plan_validation(
+    sizes: Mapping[str, CaseSize], mirror_axes: tuple[int, ...], pace: Pace, seconds: float
+) -> ValidationPlan:
+    """Everything, mirrored along as many axes as time allows; if too little for none, only some cases, evenly spread.
+
+    Cases come in an order that is the same for every configuration: whatever time leaves out, the ones that have less
+    of it validate cases that the others validate as well, so that they can be compared.
+
+    Args:
+        sizes: of the validation cases.
+        mirror_axes: of the configuration.
+        pace: measured.
+        seconds: that validation may take.
+    """
+    names = _spread(sizes)
+    for count in range(len(mirror_axes), -1, -1):
+        axes = mirror_axes[:count]
+        expected = {name: pace.case_seconds(size, 2 ** len(axes)) for name, size in sizes.items()}
+        if sum(expected.values()) <= seconds:
+            told = f"validated with mirroring along {count} of {len(mirror_axes)} axes, for lack of time"
+            notes = () if axes == mirror_axes else (told,)
+            return ValidationPlan(names, (), axes, expected, notes)
+    count = len(names)
+    while count > 1 and sum(expected[name] for name in names[:count]) > seconds:
+        count -= 1
+    kept, left_out = names[:count], names[count:]
+    note = f"validated on {count} of {len(names)} cases and without mirroring, for lack of time"
+    return ValidationPlan(kept, left_out, (), {name: expected[name] for name in kept}, (note,))
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """How long validation will take, given how fast training steps are.
+
+    Attributes:
+        sizes: of the validation cases.
+        mirror_axes: of the configuration.
+        pace: measured at the start of the run.
+        step_seconds: of a training step at the same moment; load slows both alike.
+        most_seconds: that validation may take.
+    """
+
+    sizes: dict[str, CaseSize]
+    mirror_axes: tuple[int, ...]
+    pace: Pace
+    step_seconds: float
+    most_seconds: float
+
+    def reserve(self, step_seconds: float) -> float:
+        """Seconds to keep for the validation when a training step takes `step_seconds`."""
+        slowness = step_seconds / self.step_seconds
+        pace = Pace(self.pace.tile_seconds * slowness, self.pace.voxel_seconds)
+        return VALIDATION_RESERVE * self.plan(pace, self.most_seconds).seconds
+
+    def plan(self, pace: Pace, seconds: float) -> ValidationPlan:
+        """What fits into `seconds`."""
+        return plan_validation(self.sizes, self.mirror_axes, pace, seconds)
+
+
+def probability_allowance(runs: Path, budget_gib: float = PROBABILITIES_GIB) -> int:
+    """Bytes that further probabilities may take, below the folder of all runs of a dataset.
+
+    Args:
+        runs: the folder `runs` of the work folder.
+        budget_gib: for the kept probabilities of all runs together.
+    """
+    used = sum(file.stat().st_size for file in runs.glob("*/fold_*/validation/*.probabilities.npz"))
+    free = shutil.disk_usage(runs).free
+    return max(0, min(int(budget_gib * _BYTES_PER_GIB) - used, int(FREE_DISK_SHARE * free)))
+
+
+@dataclass(slots=True)
+class _Fold:
+    """What is known of the cases of a fold, and what each of them needs to be predicted and scored."""
+
+    predictor: Predictor
+    plan: Plan
+    dataset: Dataset
+    folder: Path
+    planned: ValidationPlan
+    allowed_bytes: int
+    cases: dict[str, CaseScores] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def take_up(self) -> None:
+        """Goes on from what an interrupted validation of the same weights finished."""
+        remove_leftovers(self.folder)
+        try:
+            before = load(FoldScores, self.folder / SCORES_FILE)
+        except (MissingInput, RecordFault):
+            return
+        if before.mirror_axes == self.planned.mirror_axes:
+            ending = self.plan.file_ending
+            self.cases = {name: own for name, own in before.cases.items() if (self.folder / (name + ending)).exists()}
+            self.seconds = {name: spent for name, spent in before.seconds.items() if name in self.cases}
+
+    def do(self, stored: StoredCase) -> None:
+        """Predicts a case, keeps its probabilities if they fit, and scores it."""
+        begin = time.perf_counter()
+        predicted = self._predicted(stored)
+        self.seconds[stored.identifier] = round(time.perf_counter() - begin, 3)
+        self.cases[stored.identifier] = _scores(predicted, self.plan, self.dataset, stored.identifier)
+
+    def _predicted(self, stored: StoredCase) -> Labels:
+        from autoseg.images.writers import write_labels
+
+        labels, placement, name = self.plan.labels, stored.placement, stored.identifier
+        image = network_input(stored, labels)
+        kept = probabilities_file(self.folder, name)
+        rolling_axis = self.predictor.tiling(image.shape[1:]).rolling_axis
+        with keeping_probabilities(kept, placement, rolling_axis, labels, self.allowed_bytes) as writer:
+            predicted = predict_case_rows(self.predictor, image, placement, labels, writer.take_row)
+        self.allowed_bytes -= kept.stat().st_size if kept.exists() else 0
+        target = self.folder / f"{name}{self.plan.file_ending}"
+        write_labels(target, to_file_values(predicted, labels), placement.geometry)
+        return predicted
+
+    def summary(self, left_out: Sequence[str]) -> FoldScores:
+        """scores.json as far as it goes."""
+        ordered = {name: self.cases[name] for name in sorted(self.cases)}
+        classes = list(dict.fromkeys(label for scores in ordered.values() for label in scores))
+        kinds = ("dice", "iou")
+        mean = {
+            label: {kind: _mean(scores[label][kind] for scores in ordered.values()) for kind in kinds}
+            for label in classes
+        }
+        foreground = {kind: _mean(mean[label][kind] for label in classes) for kind in kinds}
+        axes = self.planned.mirror_axes
+        return FoldScores(ordered, mean, foreground, tuple(sorted(left_out)), axes, dict(sorted(self.seconds.items())))
+
+
+def validate_fold(
+    predictor: Predictor,
+    plan: Plan,
+    dataset: Dataset,
+    open_case: Callable[[str], StoredCase],
+    folder: Path,
+    planned: ValidationPlan,
+    *,
+    may_start: Callable[[str], bool],
+    probabilities_gib: float = PROBABILITIES_GIB,
+) -> FoldScores:
+    """Predicts and scores the validation cases; writes each label map and, after each case, scores.json.
+
+    Probabilities are kept beside the label maps as long as they fit. Cases that an interrupted validation of the same
+    weights finished are not predicted again.
+
+    Args:
+        predictor: with the trained network.
+        plan: classes, file ending.
+        dataset: knows the reference label files.
+        open_case: gives a stored case.
+        folder: `validation` of the run, in `runs/<configuration>/fold_<k>`.
+        planned: cases and mirroring.
+        may_start: asked before each case; may raise to stop, or say that there is no time for it.
+        probabilities_gib: disk for the kept probabilities of all runs together; 0 keeps label maps alone.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    allowed = probability_allowance(folder.parents[2], probabilities_gib)
+    fold = _Fold(replace(predictor, mirror_axes=planned.mirror_axes), plan, dataset, folder, planned, allowed)
+    fold.take_up()
+    left_out = list(planned.left_out)
+    for name in planned.cases:
+        if name in fold.cases:
+            continue
+        if not may_start(name):
+            left_out.append(name)
+            continue
+        fold.do(open_case(name))
+        save(fold.summary(left_out), folder / SCORES_FILE)
+    scores = fold.summary(left_out)
+    save(scores, folder / SCORES_FILE)
+    return scores
+
+
+def _scores(predicted: Labels, plan: Plan, dataset: Dataset, name: str) -> CaseScores:
+    from autoseg.images.readers import read_labels
+
+    file = next(case.labels for case in dataset.cases if case.identifier == name)
+    if file is None:
+        raise MissingInput(f"{name} has no label file", where=dataset.root, do="run autoseg plan again")
+    reference = to_training_values(read_labels(Path(dataset.root) / file).array, plan.labels)
+    return {
+        label: {
+            "dice": overlap.dice,
+            "iou": overlap.iou,
+            "predicted_voxels": overlap.prediction,
+            "reference_voxels": overlap.reference,
+        }
+        for label, overlap in overlaps(predicted, reference, plan.labels).items()
+    }
+
+
+def make_predictor(
+    network: torch.nn.Module, plan: Plan, configuration: Configuration, device: torch.device, precision: str
+) -> Predictor:
+    """The predictor of one network with the precision that it was trained with."""
+    types = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    is_channels_last = any(
+        not parameter.is_contiguous() for parameter in network.parameters() if parameter.ndim > 3
+    )  # as training has placed it
+    return Predictor(
+        networks=(network,),
+        configuration=configuration,
+        heads=plan.labels.head_count,
+        mirror_axes=configuration.mirror_axes,
+        swap=lateral_swap(plan, configuration),
+        device=device,
+        dtype=types.get(precision, torch.float32),
+        channels_last=is_channels_last,
+    )
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _spread(names: Iterable[str]) -> tuple[str, ...]:
+    """The names in an order of which every beginning is evenly spread over the sorted list (van der Corput's)."""
+    ordered = sorted(names)
+    digits = len(ordered).bit_length()
+    return tuple(ordered[i] for i in sorted(range(len(ordered)), key=lambda i: f"{i:0{digits}b}"[::-1]))

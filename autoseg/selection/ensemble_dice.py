@@ -1,0 +1,192 @@
+"""How good every ensemble is on one case, in one pass over its out-of-fold predictions.
+
+Wherever all configurations agree on a label, every ensemble of them does too: the mean of probabilities that are all
+largest for one class is largest for it. So ensembles are computed at the few voxels where label maps differ, and
+everything else is counted once for all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autoseg.core.errors import GeometryMismatch, MissingInput
+from autoseg.core.geometry import Geometry
+from autoseg.data.labels import to_training_values
+from autoseg.data.model import LabelSet
+from autoseg.images.readers import read_labels
+from autoseg.inference.out_of_fold import CERTAIN, kept_heads, probabilities_at
+from autoseg.selection.candidates import Blend
+
+_VOXELS_AT_ONCE = 1 << 18
+
+LabelMap = NDArray[np.integer[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class CaseFiles:
+    """Where the out-of-fold predictions of a case are.
+
+    Attributes:
+        identifier: of the case.
+        reference: label file of the dataset.
+        predictions: label map of each configuration.
+        probabilities: kept probabilities of each configuration, or None where they were not kept.
+    """
+
+    identifier: str
+    reference: Path
+    predictions: tuple[Path, ...]
+    probabilities: tuple[Path | None, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CaseMaps:
+    """Label maps of a case in training values (z, y, x), all on the grid of its reference.
+
+    Attributes:
+        files: where they come from.
+        reference: the truth.
+        predictions: of each configuration.
+        geometry: their grid.
+    """
+
+    files: CaseFiles
+    reference: LabelMap
+    predictions: tuple[LabelMap, ...]
+    geometry: Geometry
+
+
+def read_maps(files: CaseFiles, labels: LabelSet) -> CaseMaps:
+    """The label maps of a case.
+
+    Raises:
+        MissingInput: a label map is gone.
+        GeometryMismatch: a label map is on another grid than the reference.
+    """
+    reference = read_labels(files.reference)
+    predictions = []
+    for path in files.predictions:
+        if not path.exists():
+            raise MissingInput(
+                f"the out-of-fold label map of {files.identifier} is gone",
+                where=str(path),
+                do="train this fold again with --fresh",
+            )
+        array = read_labels(path).array
+        if array.shape != reference.array.shape:
+            raise GeometryMismatch(
+                f"{files.identifier}: the prediction is {array.shape} voxels, the reference {reference.array.shape}",
+                where=str(path),
+                do="if the reference was changed, plan and train again",
+            )
+        predictions.append(to_training_values(array, labels))
+    truth = to_training_values(reference.array, labels)
+    return CaseMaps(files, truth, tuple(predictions), reference.geometry)
+
+
+def dice_of_blends(maps: CaseMaps, labels: LabelSet, blends: Sequence[Blend]) -> NDArray[np.float64]:
+    """Dice (blends, classes) of every ensemble, NaN where undefined; ignored voxels do not count.
+
+    Args:
+        maps: of a case.
+        labels: classes of the plan.
+        blends: ensembles.
+    """
+    counts = labels.largest_value + 1
+    voxels = np.flatnonzero(_differs(maps))
+    truth = maps.reference.reshape(-1)[voxels]
+    own_labels = [prediction.reshape(-1)[voxels] for prediction in maps.predictions]
+    agreed = _pairs(maps.reference, maps.predictions[0], counts) - _pairs(truth, own_labels[0], counts)
+    votes = _votes(maps, labels, voxels)
+    tables = []
+    for blend in blends:
+        decided = own_labels[blend.index(1)] if sum(blend) == 1 else _decided(votes, blend, labels)
+        tables.append(agreed + _pairs(truth, decided, counts))
+    return np.array([_dice(table, labels) for table in tables])
+
+
+def labels_of_blend(maps: CaseMaps, labels: LabelSet, blend: Blend) -> LabelMap:
+    """The label map (z, y, x) of an ensemble in training values."""
+    first = maps.predictions[blend.index(1)] if sum(blend) == 1 else maps.predictions[0]
+    decided = first.copy()
+    if sum(blend) > 1:
+        voxels = np.flatnonzero(_differs(maps))
+        decided.reshape(-1)[voxels] = _decided(_votes(maps, labels, voxels), blend, labels)
+    return decided
+
+
+def _differs(maps: CaseMaps) -> NDArray[np.bool_]:
+    first, *others = maps.predictions
+    differs = np.zeros(first.shape, bool)
+    for other in others:
+        differs |= other != first
+    return differs
+
+
+def _votes(maps: CaseMaps, labels: LabelSet, voxels: NDArray[np.integer[Any]]) -> list[NDArray[np.uint8]]:
+    """For each configuration its probabilities (kept heads, n) times 255; label maps where none were kept."""
+    votes = []
+    for prediction, kept in zip(maps.predictions, maps.files.probabilities, strict=True):
+        if kept is not None:
+            votes.append(probabilities_at(kept, labels, voxels))
+        else:
+            votes.append(_as_votes(prediction.reshape(-1)[voxels], labels))
+    return votes
+
+
+def _as_votes(values: LabelMap, labels: LabelSet) -> NDArray[np.uint8]:
+    """A label map as probabilities of 0 and 1 of the kept heads."""
+    if labels.has_regions:
+        heads = [np.isin(values, labels.classes[name]) for name in labels.foreground]
+    else:
+        heads = [values == head for head in range(1, labels.head_count)]
+    return np.stack(heads).astype(np.uint8) * np.uint8(CERTAIN)
+
+
+def _decided(votes: Sequence[NDArray[np.uint8]], blend: Blend, labels: LabelSet) -> LabelMap:
+    """Training values (n,) of the mean probabilities, in whole numbers so that ties are ties."""
+    count = votes[0].shape[1]
+    decided = np.zeros(count, np.int32)
+    certain = CERTAIN * sum(blend)
+    for start in range(0, count, _VOXELS_AT_ONCE):
+        block = slice(start, start + _VOXELS_AT_ONCE)
+        total = np.zeros((kept_heads(labels), len(decided[block])), np.int32)
+        for own, weight in zip(votes, blend, strict=True):
+            if weight:
+                total += weight * own[:, block].astype(np.int32)
+        if labels.has_regions:
+            for value, head in zip(labels.regions_class_order, total, strict=True):
+                decided[block][2 * head > certain] = value
+        else:
+            background = certain - total.sum(0, keepdims=True)
+            decided[block] = np.concatenate([background, total]).argmax(0)
+    return decided
+
+
+def _pairs(reference: LabelMap, prediction: LabelMap, counts: int) -> NDArray[np.int64]:
+    """Voxels (reference value, predicted value) of a table with `counts` rows and columns."""
+    table = np.zeros(counts**2, np.int64)
+    flat_reference, flat_prediction = reference.reshape(-1), prediction.reshape(-1)
+    for start in range(0, flat_reference.size, _VOXELS_AT_ONCE):
+        block = slice(start, start + _VOXELS_AT_ONCE)
+        both = flat_reference[block].astype(np.int64) * counts + flat_prediction[block]
+        table += np.bincount(both, minlength=counts**2)
+    return table.reshape(counts, counts)
+
+
+def _dice(pairs: NDArray[np.int64], labels: LabelSet) -> list[float]:
+    if labels.ignore is not None:
+        pairs = pairs.copy()
+        pairs[labels.ignore] = 0
+    dice = []
+    for name in labels.foreground:
+        values = list(labels.classes[name])
+        sizes = pairs[:, values].sum() + pairs[values].sum()
+        dice.append(2 * pairs[np.ix_(values, values)].sum() / sizes if sizes else np.nan)
+    return dice

@@ -1,0 +1,59 @@
+"""Learning curves of a run as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+from autoseg.core.files import atomic_file
+
+DOTS_PER_INCH = 110
+CLASS_COLORS = ("#E69F00", "#56B4E9", "#CC79A7", "#009E73", "#F0E442", "#0072B2", "#D55E00")
+
+_FEW_EPOCHS = 30  # every epoch gets a mark
+
+
+def draw_curves(path: Path, history: Sequence[Mapping[str, Any]]) -> None:
+    """Draws the learning curves of a run, writes a PNG: losses left, Dice per class right.
+
+    Args:
+        path: the PNG to write.
+        history: lines of history.jsonl, one per epoch, with `epoch`, `loss`, `validation_loss`, `dice` (class -> value
+            or None), `ema_dice` and `lr`. Missing values leave gaps.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4), dpi=DOTS_PER_INCH, layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    epochs = [entry["epoch"] for entry in history]
+    mark = "o" if len(epochs) < _FEW_EPOCHS else None
+
+    left.plot(epochs, _series(history, "loss"), color="#0072B2", marker=mark, markersize=3, label="training")
+    left.plot(
+        epochs, _series(history, "validation_loss"), color="#D55E00", marker=mark, markersize=3, label="validation"
+    )
+    left.set(xlabel="epoch", ylabel="loss")
+
+    names = list(history[-1].get("dice") or {}) if history else []
+    for color, name in zip(islice(cycle(CLASS_COLORS), len(names)), names, strict=True):
+        values = _series([entry.get("dice") or {} for entry in history], name)
+        right.plot(epochs, values, color=color, linewidth=1, marker=mark, markersize=3, label=name)
+    right.plot(epochs, _series(history, "ema_dice"), color="black", linewidth=2, label="mean, smoothed")
+    right.set(xlabel="epoch", ylabel="Dice of validation patches", ylim=(0, 1.02))
+
+    for panel in (left, right):
+        panel.grid(alpha=0.3)
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.xaxis.get_major_locator().set_params(integer=True)
+        panel.legend(fontsize=8, frameon=False)
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, format="png")
+
+
+def _series(entries: Sequence[Mapping[str, Any]], key: str) -> list[float]:
+    """The values under `key`, not-a-number where there is none."""
+    return [float("nan") if (value := entry.get(key)) is None else float(value) for entry in entries]

@@ -1,0 +1,140 @@
+"""Work folders as models: what was selected predicts, as long as it is still there."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from dataclasses import replace
+
+import pytest
+
+from autoseg.api.model import find_model, load_model
+from autoseg.core.errors import PlanFault, UsageError
+from autoseg.core.records import load, save
+from autoseg.core.workspace import Workspace
+from autoseg.inference.manifest import PredictorOptions
+from autoseg.inference.postprocessing import PostprocessingStep
+from autoseg.models.model import make_ensemble
+from autoseg.planning.plan import Plan
+from autoseg.runs.records import RunStatus
+from tests.runs.trained import add_run, add_selection, cascade_plan, tiny_plan, trained_work_folder, write_weights
+
+STEP = PostprocessingStep("largest_component", ("liver", "tumor"))
+SECOND = "3d_cascade_fullres"
+
+
+@pytest.fixture
+def work(tmp_path):
+    """Three configurations of two folds; the cascade and its first stage were selected, three to one."""
+    plan = cascade_plan()
+    folder = trained_work_folder(tmp_path, plan, "3d_lowres")
+    for fold in (0, 1):
+        add_run(folder, plan, SECOND, fold, seed=5 + fold)
+        add_run(folder, plan, "3d_fullres", fold, seed=8 + fold)
+    add_selection(folder, plan, {SECOND: 3, "3d_lowres": 1}, steps=(STEP,))
+    return folder
+
+
+def test_what_was_selected_predicts(work):
+    files = find_model(work)
+    assert [(one.configuration.name, one.share, one.folds) for one in files.members] == [
+        (SECOND, 0.75, (0, 1)),
+        ("3d_lowres", 0.25, (0, 1)),
+    ]
+    assert (list(files.stages), files.postprocessing) == (["3d_lowres"], (STEP,))
+    assert "selected: the best" in files.because
+    ensemble = make_ensemble(files, PredictorOptions(device="cpu"))
+    assert ensemble.stages["3d_lowres"] is ensemble.members[1]
+    assert ensemble.postprocessing == (STEP,)
+
+
+def test_a_configuration_asked_for_goes_before_what_was_selected(work):
+    files = find_model(work, SECOND)
+    assert [(one.configuration.name, one.share) for one in files.members] == [(SECOND, 1.0)]
+    assert (files.postprocessing, files.stages["3d_lowres"].folds) == ((), (0, 1))
+    assert files.name != find_model(work).name
+    ensemble = make_ensemble(files, PredictorOptions(device="cpu"))
+    assert len(ensemble.every) == 2
+
+
+def test_folds_asked_for_are_those_of_every_stage(work):
+    files = find_model(work, folds=(1,))
+    assert {one.folds for one in (*files.members, *files.stages.values())} == {(1,)}
+    assert files.postprocessing == (STEP,)
+    with pytest.raises(UsageError, match="fold 7"):
+        find_model(work, folds=(7,))
+
+
+def test_a_selection_of_other_networks_is_refused(work):
+    write_weights(Workspace(work).run("3d_lowres", 1), cascade_plan(), "3d_lowres", seed=99)
+    with pytest.raises(UsageError, match="3d_lowres fold 1 was trained again") as refused:
+        load_model(work)
+    assert "autoseg select" in (refused.value.do or "")
+    assert find_model(work, "3d_fullres").members
+
+
+def test_a_selection_of_networks_that_are_gone_is_refused(work):
+    shutil.rmtree(work / "runs" / SECOND / "fold_0")
+    with pytest.raises(UsageError, match="fold 0 is not there any more"):
+        find_model(work)
+
+
+def test_other_runs_may_change_without_harm(work):
+    before = find_model(work).name
+    write_weights(Workspace(work).run("3d_fullres", 1), cascade_plan(), "3d_fullres", seed=99)
+    assert find_model(work).name == before
+
+
+def test_folds_that_came_later_and_plans_that_changed_are_pointed_out(work, caplog):
+    plan = cascade_plan()
+    save(plan, Workspace(work).plan)
+    with caplog.at_level(logging.WARNING):
+        find_model(work)
+        assert not caplog.records
+        add_run(work, plan, "3d_lowres", 2)
+        save(replace(plan, axis_order=(2, 1, 0)), Workspace(work).plan)
+        files = find_model(work)
+    assert files.members[0].folds == (0, 1)
+    told = " ".join(record.getMessage() for record in caplog.records)
+    assert "fold 2 of 3d_lowres came after the selection" in told
+    assert "the plan changed after the selection" in told
+
+
+def test_one_run_of_a_cascade_takes_the_first_stage_of_its_fold(work):
+    files = find_model(work / "runs" / SECOND / "fold_1")
+    assert (files.members[0].folds, files.stages["3d_lowres"].folds) == ((1,), (1,))
+    with pytest.raises(UsageError, match="nothing else"):
+        find_model(work / "runs" / SECOND / "fold_1", "2d")
+    shutil.rmtree(work / "runs" / "3d_lowres" / "fold_1")
+    assert find_model(work / "runs" / SECOND / "fold_1").stages["3d_lowres"].folds == (0,)
+
+
+def test_a_cascade_without_its_first_stage_is_refused(work):
+    shutil.rmtree(work / "runs" / "3d_lowres")
+    for path in (work / "runs" / SECOND / "fold_1", work):
+        with pytest.raises(UsageError, match="first stage") as refused:
+            find_model(path, SECOND)
+        assert "--configuration 3d_lowres" in (refused.value.do or "")
+
+
+def test_configurations_of_plans_that_do_not_fit_are_not_averaged(work):
+    for fold in (0, 1):
+        path = Workspace(work).run("3d_lowres", fold).plan
+        save(replace(load(Plan, path), channels=("other",)), path)
+    with pytest.raises(PlanFault, match="another plan"):
+        find_model(work)
+
+
+def test_members_that_turn_images_differently_are_refused(work):
+    files = find_model(work)
+    turned = replace(files.members[1], plan=replace(files.plan, axis_order=(2, 1, 0)))
+    with pytest.raises(PlanFault, match="turn images differently"):
+        make_ensemble(replace(files, members=(files.members[0], turned)), PredictorOptions(device="cpu"))
+
+
+def test_a_run_still_in_training_predicts_with_a_warning(tmp_path, caplog):
+    work = trained_work_folder(tmp_path, tiny_plan(), folds=(0,))
+    save(RunStatus("training", 1, 9, 1.0, 0.1), Workspace(work).run("3d_fullres", 0).state)
+    with caplog.at_level(logging.WARNING):
+        find_model(work)
+    assert any("still in training" in record.getMessage() for record in caplog.records)

@@ -1,0 +1,389 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from filelock import FileLock
+
+from autoseg.api.plan import plan_dataset
+from autoseg.cli.main import cli
+from autoseg.core.errors import AutoSegError, Interrupted, MissingInput, NotEnoughResources, PlanFault, UsageError
+from autoseg.core.records import load, save
+from autoseg.core.workspace import Workspace
+from autoseg.images.readers import read_labels
+from autoseg.networks.weights import newest_weights
+from autoseg.planning.decide import PlanOptions
+from autoseg.planning.plan import Plan
+from autoseg.runs.execute import budget_deadline, run_deadline
+from autoseg.runs.records import RunRecord, RunStatus
+from autoseg.runs.train import TrainOptions, TrainReport, make_queue, train
+from autoseg.runs.validation import FoldScores
+from autoseg.runs.work_intervals import SITTINGS_FILE, Sitting, Sittings, read_sittings, wall_seconds
+from autoseg.training.callbacks.history import read_history
+from tests.preprocessing.tiny_dataset import write_tiny_dataset
+from tests.runs.trained import never
+
+RECIPE = (
+    "epochs: 3\nsteps_per_epoch: 2\nvalidation_steps: 1\nema_decay: 0.9\nprecision: fp32\nmemory_format: contiguous\n"
+)
+OPTIONS = TrainOptions(configurations=("3d_fullres",), folds=(0,), device="cpu")
+
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("train") / "data"
+    write_tiny_dataset(folder, 4, (3.0,))
+    plan_dataset(folder, Workspace(folder / "autoseg"), PlanOptions("cpu"))
+    return folder
+
+
+@pytest.fixture
+def workspace(planned, tmp_path) -> Workspace:
+    """A work folder of its own with the plan of the common dataset."""
+    made = Workspace(tmp_path / "work")
+    for name in ("dataset.json", "fingerprint.json", "plan.json"):
+        made.root.mkdir(exist_ok=True)
+        (made.root / name).write_bytes((planned / "autoseg" / name).read_bytes())
+    return made
+
+
+@pytest.fixture
+def options(tmp_path) -> TrainOptions:
+    (tmp_path / "tiny.yaml").write_text(RECIPE)
+    return replace(OPTIONS, recipe=str(tmp_path / "tiny.yaml"), started=time.monotonic())
+
+
+def stop_at(step: int):
+    """A progress callback and a check that asks to stop at a step."""
+    seen: list[int] = []
+
+    def check() -> None:
+        if seen and seen[-1] >= step:
+            raise Interrupted("stopped")
+
+    return (lambda done, _total: seen.append(done)), check
+
+
+def weights_of(workspace: Workspace, fold: int = 0) -> dict[str, torch.Tensor]:
+    return newest_weights(workspace.run("3d_fullres", fold).checkpoint)
+
+
+def only_run(report: TrainReport):
+    assert len(report.runs) == 1
+    return report.runs[0]
+
+
+def test_a_run_leaves_everything_that_later_stages_need(workspace, options, planned):
+    report = train(workspace, options, never)
+    run = only_run(report)
+    assert (report.exit_code, run.state, run.status.epochs, run.status.validated_cases) == (0, "done", 3, 1)
+    folder = workspace.run("3d_fullres", 0)
+    assert len(read_history(folder.history)) == 3
+    assert folder.curves.stat().st_size > 1000
+    record = load(RunRecord, folder.recipe)
+    assert sorted(record.train + record.val) == [f"case_{i}" for i in range(4)]
+    name = record.val[0]
+    scores = load(FoldScores, folder.validation / "scores.json")
+    assert set(scores.cases[name]) == {"thing", "other"}
+    predicted = read_labels(folder.validation / f"{name}.nii.gz")
+    assert predicted.geometry == read_labels(planned / "labelsTr" / f"{name}.nii.gz").geometry
+    again = train(workspace, options, never)
+    assert only_run(again).status == run.status
+
+
+def test_an_interrupted_run_resumes_to_the_same_weights(workspace, options, planned, tmp_path):
+    train(workspace, options, never)
+    other = Workspace(tmp_path / "other")
+    other.root.mkdir()
+    for name in ("dataset.json", "fingerprint.json", "plan.json"):
+        (other.root / name).write_bytes((planned / "autoseg" / name).read_bytes())
+    for step in (1, 4):
+        progress, check = stop_at(step)
+        report = train(other, options, check, step_progress=progress)
+        assert report.exit_code == 75
+        assert only_run(report).state == "interrupted"
+    assert train(other, replace(options, jobs=2), never).exit_code == 0
+    expected = weights_of(workspace)
+    assert all(torch.equal(value, expected[name]) for name, value in weights_of(other).items())
+    histories = [read_history(w.run("3d_fullres", 0).history) for w in (workspace, other)]
+    assert [e["ema_dice"] for e in histories[0]] == [e["ema_dice"] for e in histories[1]]
+    assert [e["loss"] for e in histories[0]] == [e["loss"] for e in histories[1]]
+
+
+def test_an_interrupted_validation_goes_on_where_it_stopped(workspace, options):
+    def check_at_validation() -> None:
+        if workspace.run("3d_fullres", 0).state.exists():
+            content = json.loads(workspace.run("3d_fullres", 0).state.read_text())
+            if content["state"] == "validating":
+                raise Interrupted("stopped")
+
+    assert train(workspace, options, check_at_validation).exit_code == 75
+    before = weights_of(workspace)
+    report = train(workspace, options, never)
+    assert only_run(report).state == "done"
+    assert all(torch.equal(before[name], value) for name, value in weights_of(workspace).items())
+
+
+def test_a_run_started_differently_is_not_resumed(workspace, options):
+    progress, check = stop_at(1)
+    train(workspace, options, check, step_progress=progress)
+    for changed in (replace(options, epochs=9), replace(options, seed=1), replace(options, budget_seconds=60.0)):
+        report = train(workspace, changed, never)
+        assert isinstance(report.stop, UsageError)
+        assert "started differently" in str(report.stop)
+        assert report.exit_code == 2
+    report = train(workspace, replace(options, epochs=1, is_fresh=True), never)
+    assert only_run(report).status.epochs == 1
+    assert only_run(train(workspace, options, never)).state == "done"  # with a warning that the recipe differs
+
+
+def test_a_run_of_another_plan_asks_for_fresh(workspace, options):
+    progress, check = stop_at(1)
+    train(workspace, options, check, step_progress=progress)
+    plan = load(Plan, workspace.plan)
+    own = replace(plan.configurations["3d_fullres"], batch_size=3)
+    save(replace(plan, configurations={**plan.configurations, "3d_fullres": own}), workspace.plan)
+    report = train(workspace, options, never)
+    assert isinstance(report.stop, PlanFault)
+    assert "batch_size" in str(report.stop)
+    assert "--fresh" in str(report.stop)
+
+
+def test_a_run_in_other_hands_is_left_alone(workspace, options):
+    folder = workspace.run("3d_fullres", 0).root
+    folder.parent.mkdir(parents=True)
+    with FileLock(folder.with_name(".fold_0.lock")):
+        report = train(workspace, replace(options, folds=(0, 1), epochs=1), never)
+    assert [run.state for run in report.runs] == ["busy", "done"]
+    assert report.exit_code == 75
+
+
+def test_a_failing_run_does_not_stop_the_queue(workspace, options):
+    chosen = replace(options, folds=(0, 1), epochs=1)
+    workspace.run("3d_fullres", 0).root.mkdir(parents=True)
+    workspace.run("3d_fullres", 0).recipe.write_text("{}")
+    report = train(workspace, chosen, never)
+    assert [run.state for run in report.runs] == ["failed", "done"]
+    assert report.exit_code == 4
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("tried to allocate"), OSError(28, "no space left")])
+def test_a_lack_of_resources_stops_cleanly(workspace, options, error):
+    def fail(_done: int, _total: int) -> None:
+        raise error
+
+    report = train(workspace, options, never, step_progress=fail)
+    assert isinstance(report.stop, NotEnoughResources)
+    assert report.exit_code == 5
+
+
+def test_a_single_case_is_trained_on_without_validation(tmp_path, options):
+    folder = tmp_path / "one"
+    write_tiny_dataset(folder, 1)
+    workspace = Workspace(folder / "autoseg")
+    plan_dataset(folder, workspace, PlanOptions("cpu"))
+    status = only_run(train(workspace, replace(options, folds=()), never)).status
+    assert (status.validation, status.validated_cases) == (None, 0)
+    assert "no validation is possible" in status.notes[0]
+
+
+def test_a_2d_configuration_and_other_augmentations_train(workspace, options, tmp_path):
+    (tmp_path / "plain.yaml").write_text(RECIPE + "augmentation: none\noptimizer: adamw\n")
+    chosen = replace(options, configurations=("2d",), recipe=str(tmp_path / "plain.yaml"))
+    assert only_run(train(workspace, chosen, never)).state == "done"
+
+
+def test_a_budget_chooses_the_epochs_and_is_noted(workspace, options):
+    report = train(workspace, replace(options, budget_seconds=3.0), never)
+    assert only_run(report).state == "done"
+    record = load(RunRecord, workspace.run("3d_fullres", 0).recipe)
+    assert record.budget_seconds == 3.0
+    assert "s are left for training" in record.decisions[-1]
+    folder = workspace.run("3d_fullres", 0).root
+    assert wall_seconds(read_sittings(folder), float("inf")) > 0.0
+    assert read_sittings(folder.parent)  # preparing the cases counts as well
+
+
+def test_a_budget_counts_earlier_sittings_and_a_larger_one_goes_on(workspace, options):
+    chosen = replace(options, folds=(0, 1), budget_seconds=500.0, epochs=1)
+    folder = workspace.run("3d_fullres", 0).root
+    now = time.time()
+    save(Sittings((Sitting(now - 900.0, now - 600.0), Sitting(now - 400.0, now - 150.0))), folder / SITTINGS_FILE)
+    with pytest.raises(UsageError, match="550 s were spent"):
+        train(workspace, chosen, never)
+    queue = make_queue(workspace, chosen)
+    larger = replace(chosen, budget_seconds=800.0)
+    left = budget_deadline(workspace, queue, larger) - larger.started
+    assert left == pytest.approx(250.0, abs=1e-3)
+    fresh = replace(chosen, is_fresh=True)
+    assert budget_deadline(workspace, queue, fresh) - fresh.started == 500.0
+    assert budget_deadline(workspace, queue, replace(chosen, budget_seconds=None)) is None
+
+
+def test_a_run_begun_under_a_budget_goes_on_under_another(workspace, options):
+    progress, check = stop_at(1)
+    report = train(workspace, replace(options, budget_seconds=60.0), check, step_progress=progress)
+    assert only_run(report).state == "interrupted"
+    later = replace(options, budget_seconds=63.0, started=time.monotonic() - 60.0)
+    assert only_run(train(workspace, later, never)).state == "done"
+
+
+def test_open_runs_share_what_is_left(workspace, options):
+    runs = list(make_queue(workspace, replace(options, folds=())).runs)
+    assert run_deadline(None, runs[0], runs, 1, now=0.0) is None
+    save(Sittings((Sitting(0.0, 100.0),)), runs[1].folder.root / SITTINGS_FILE)
+    # 100 s were spent on the second of four runs, 300 s are left: each comes to 100 s
+    assert run_deadline(1300.0, runs[0], runs, 1, now=1000.0) == pytest.approx(1100.0)
+    assert run_deadline(1300.0, runs[1], runs, 1, now=1000.0) == pytest.approx(1000.0)
+    # the three others on two devices: two rounds
+    others = [runs[0], runs[2], runs[3]]
+    assert run_deadline(1300.0, runs[0], others, 2, now=1000.0) == pytest.approx(1150.0)
+    assert run_deadline(1300.0, runs[0], others, 2, now=1400.0) == 1400.0
+
+
+def test_a_done_run_of_other_folds_is_not_taken_for_done(workspace, options):
+    train(workspace, replace(options, epochs=1), never)
+    fold = make_queue(workspace, options).folds[0]
+    swapped = [{"train": [*fold.val, *fold.train[1:]], "val": [fold.train[0]]}]
+    workspace.splits.write_text(json.dumps(swapped))
+    report = train(workspace, replace(options, epochs=1), never)
+    assert "other cases in this fold" in str(report.stop)
+    assert report.exit_code == 2
+
+
+def test_a_budget_that_is_over_validates_one_case_all_the_same(workspace, options):
+    halves = [{"train": ["case_0"], "val": ["case_1", "case_2", "case_3"]}]
+    workspace.splits.write_text(json.dumps(halves))
+    report = train(workspace, replace(options, budget_seconds=0.001, started=time.monotonic()), never)
+    status = only_run(report).status
+    assert (status.epochs, status.validated_cases) == (1, 1)
+    assert "lack of time" in status.notes[-1]
+
+
+def planned_cascade(workspace: Workspace) -> None:
+    plan = load(Plan, workspace.plan)
+    full = plan.configurations["3d_fullres"]
+    low = replace(full, name="3d_lowres")
+    cascade = replace(full, name="3d_cascade_fullres", cascade_from="3d_lowres")
+    two = {"3d_cascade_fullres": cascade, "3d_lowres": low}
+    save(replace(plan, configurations=two), workspace.plan)
+
+
+def test_all_folds_of_the_first_stage_come_before_the_cascade(workspace, options):
+    planned_cascade(workspace)
+    queue = make_queue(workspace, replace(options, configurations=(), folds=()))
+    expected = [(name, fold) for name in ("3d_lowres", "3d_cascade_fullres") for fold in range(4)]
+    assert [(run.configuration.name, run.number) for run in queue.runs] == expected
+
+
+def test_a_cascade_without_its_first_stage_is_refused_if_named_and_left_out_otherwise(workspace, options, caplog):
+    planned_cascade(workspace)
+    save(RunStatus("done", 1, 1, 1.0, None), workspace.run("3d_lowres", 1).state)
+    workspace.run("3d_lowres", 1).recipe.write_text("{}")
+    with pytest.raises(UsageError, match="3d_lowres fold 0, 2, 3"):
+        make_queue(workspace, replace(options, configurations=("3d_cascade_fullres",), folds=()))
+    queue = make_queue(workspace, replace(options, configurations=(), folds=(1,)))
+    assert [run.title for run in queue.runs] == ["3d_lowres fold 1"]
+    assert "3d_cascade_fullres is left out" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"configurations": ("3d_fullre",)}, "did you mean 3d_fullres"),
+        ({"folds": (7,)}, "there is no fold 7: this dataset has 4"),
+        ({"recipe": "none"}, "none"),
+    ],
+)
+def test_an_unknown_name_or_number_is_a_usage_error(workspace, options, changes, words):
+    with pytest.raises(AutoSegError) as found:
+        make_queue(workspace, replace(options, **changes))
+    assert words in str(found.value)
+    assert found.value.exit_code == 2
+
+
+def test_without_a_plan_the_user_is_told_to_plan(tmp_path, options):
+    with pytest.raises(MissingInput, match="autoseg plan"):
+        make_queue(Workspace(tmp_path), options)
+
+
+def test_the_command_prints_one_document(workspace, options, planned):
+    common = ["train", str(planned), "--work", str(workspace.root), "--recipe", options.recipe, "--fold", "0"]
+    dry = CliRunner().invoke(cli, [*common, "--dry-run", "--json"], standalone_mode=False)
+    assert [run["state"] for run in json.loads(dry.stdout)["runs"]] == ["new", "new"]
+    assert not (workspace.root / "runs").exists()
+    assert not workspace.splits.exists()
+    arguments = [*common, "--configuration", "3d_fullres", "--epochs", "1", "--device", "cpu"]
+    result = CliRunner().invoke(cli, [*arguments, "--json"], standalone_mode=False)
+    run = json.loads(result.stdout)["runs"][0]
+    assert result.return_value == 0
+    assert (run["state"], run["epochs"], run["configuration"], run["fold"]) == ("done", 1, "3d_fullres", 0)
+    assert set(run["validation"]["mean"]) == {"thing", "other"}
+    table = CliRunner().invoke(cli, arguments, standalone_mode=False)
+    assert "3d_fullres" in table.stdout
+
+
+def test_kill_9_at_any_moment_changes_nothing(workspace, options, planned, tmp_path):
+    train(workspace, replace(options, epochs=30), never)
+    killed = Workspace(tmp_path / "killed")
+    killed.root.mkdir()
+    for name in ("dataset.json", "fingerprint.json", "plan.json"):
+        (killed.root / name).write_bytes((planned / "autoseg" / name).read_bytes())
+    common = ["--work", str(killed.root), "--recipe", options.recipe, "--fold", "0", "--configuration", "3d_fullres"]
+    command = [sys.executable, "-m", "autoseg", "train", str(planned), *common, "--epochs", "30", "--device", "cpu"]
+    random = np.random.default_rng(0)
+    for _ in range(2):
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+        for line in process.stderr:
+            if "epoch" in line:
+                break
+        time.sleep(float(random.uniform(0.0, 0.3)))
+        process.kill()
+        process.communicate()
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    expected = weights_of(workspace)
+    assert all(torch.equal(value, expected[name]) for name, value in weights_of(killed).items())
+
+
+def test_a_compiler_that_fails_does_not_stop_the_run(workspace, options, tmp_path, monkeypatch):
+    def fail(_network):
+        raise RuntimeError("no compiler here")
+
+    monkeypatch.setattr(torch, "compile", fail)
+    (tmp_path / "compiled.yaml").write_text(RECIPE + "compile: true\n")
+    chosen = replace(options, recipe=str(tmp_path / "compiled.yaml"), epochs=1)
+    assert only_run(train(workspace, chosen, never)).state == "done"
+
+
+def test_a_run_begun_on_another_device_goes_on_here(workspace, options, caplog):
+    progress, check = stop_at(1)
+    train(workspace, options, check, step_progress=progress)
+    folder = workspace.run("3d_fullres", 0)
+    save(replace(load(RunRecord, folder.recipe), device="cuda"), folder.recipe)
+    assert only_run(train(workspace, options, never)).state == "done"
+    assert "not bit-exact" in caplog.text
+
+
+def test_a_failed_run_is_shown_and_gives_its_exit_code(workspace, options, planned):
+    workspace.run("3d_fullres", 0).root.mkdir(parents=True)
+    workspace.run("3d_fullres", 0).recipe.write_text("{}")
+    common = ["train", str(planned), "--work", str(workspace.root), "--recipe", options.recipe, "--epochs", "1"]
+    arguments = [*common, "--configuration", "3d_fullres", "--fold", "0", "--device", "cpu"]
+    alone = CliRunner().invoke(cli, arguments, standalone_mode=False)
+    assert alone.return_value == 2
+    assert "error E0103" in alone.stderr  # the run's copy of the plan is missing
+    both = CliRunner().invoke(cli, [*arguments, "--fold", "1"], standalone_mode=False)
+    assert both.return_value == 4
+    assert "error E0103" in both.stderr

@@ -1,0 +1,202 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autoseg.core.errors import MissingInput
+from autoseg.core.records import load, save
+from autoseg.data.model import LabelSet
+from autoseg.images.readers import read_labels
+from autoseg.inference.out_of_fold import load_probabilities, probabilities_file
+from autoseg.inference.predictor import Predictor
+from autoseg.planning.lateral import LateralSwap
+from autoseg.preprocessing.fill import fill_store
+from autoseg.preprocessing.store import open_case
+from autoseg.runs.validation import (
+    CaseSize,
+    FoldScores,
+    Forecast,
+    Pace,
+    ValidationPlan,
+    case_size,
+    make_predictor,
+    measure_pace,
+    plan_validation,
+    probability_allowance,
+    validate_fold,
+)
+from tests.inference.examples import configuration, random_unet, unet_spec
+from tests.planning.builders import fingerprint_of, plan_of
+from tests.preprocessing.tiny_dataset import planned_tiny_dataset
+
+PACE = Pace(tile_seconds=1.0, voxel_seconds=0.0)
+SIZES = {f"case_{i}": CaseSize(tiles=1 + i, voxels=1000) for i in range(10)}
+AXES = (0, 1, 2)
+
+
+def test_everything_is_validated_where_time_allows() -> None:
+    planned = plan_validation(SIZES, AXES, PACE, 1000.0)
+    assert (len(planned.cases), planned.mirror_axes, planned.notes) == (10, AXES, ())
+    assert planned.seconds == sum(8 * size.tiles for size in SIZES.values()) + 1.0
+
+
+def test_mirroring_goes_first_then_cases() -> None:
+    fewer = plan_validation(SIZES, AXES, PACE, 150.0)
+    assert (len(fewer.cases), fewer.mirror_axes) == (10, (0,))
+    assert "1 of 3 axes" in fewer.notes[0]
+    some = plan_validation(SIZES, AXES, PACE, 30.0)
+    assert some.mirror_axes == ()
+    assert 3 <= len(some.cases) < 10
+    assert sorted(some.cases + some.left_out) == sorted(SIZES)
+    assert "of 10 cases" in some.notes[0]
+
+
+@given(seconds=st.floats(0, 1000))
+def test_what_is_planned_fits_but_for_a_single_case(seconds: float) -> None:
+    planned = plan_validation(SIZES, AXES, PACE, seconds)
+    assert planned.seconds <= seconds or len(planned.cases) == 1
+    assert set(planned.expected_seconds) == set(planned.cases)
+
+
+@given(first=st.floats(0, 300), second=st.floats(0, 300), tile_seconds=st.floats(0.1, 3))
+def test_whoever_has_less_time_validates_cases_that_the_others_validate_too(first, second, tile_seconds) -> None:
+    one = plan_validation(SIZES, AXES, PACE, first)
+    other = plan_validation(SIZES, (), Pace(tile_seconds, 0.0), second)
+    few, many = sorted((one.cases, other.cases), key=len)
+    assert many[: len(few)] == few
+
+
+def test_the_cases_of_little_time_are_spread_over_the_list() -> None:
+    some = plan_validation(SIZES, AXES, PACE, 20.0)
+    numbers = sorted(int(name.removeprefix("case_")) for name in some.cases)
+    assert len(numbers) >= 3
+    assert numbers[-1] - numbers[0] >= 5
+
+
+def test_the_reserve_grows_with_the_seconds_of_a_step() -> None:
+    forecast = Forecast(SIZES, AXES, PACE, step_seconds=1.0, most_seconds=1000.0)
+    assert forecast.reserve(0.5) < forecast.reserve(1.0) < forecast.reserve(2.0)
+    assert forecast.reserve(100.0) <= 1100.0 + 1100.0  # one case at least, however slow
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    """A tiny planned dataset, its store of 3d_fullres and an untrained predictor."""
+    torch.set_num_threads(1)
+    made = planned_tiny_dataset(tmp_path_factory.mktemp("fold") / "data", cases=3)
+    own = made.plan.configurations["3d_fullres"]
+    small = replace(own, patch_size=(8, 8, 8), network=unet_spec(3), mirror_axes=())
+    folder = fill_store(made.dataset, made.plan, own, made.fingerprint, made.workspace).folder
+    predictor = Predictor((random_unet(3, heads=3),), small, 3)
+    return made, folder, predictor
+
+
+def validated(stored, folder, may_start=lambda _name: True, **options):
+    made, store, predictor = stored
+    planned = ValidationPlan(tuple(case.identifier for case in made.dataset.cases), (), (), {})
+    return validate_fold(
+        predictor,
+        made.plan,
+        made.dataset,
+        lambda name: open_case(store / name),
+        folder,
+        planned,
+        may_start=may_start,
+        **options,
+    )
+
+
+def test_probabilities_decide_like_the_label_maps_beside_them(stored, tmp_path) -> None:
+    folder = tmp_path / "runs" / "3d_fullres" / "fold_0" / "validation"
+    scores = validated(stored, folder)
+    assert load(FoldScores, folder / "scores.json") == scores
+    assert set(scores.seconds) == set(scores.cases) == {"case_0", "case_1", "case_2"}
+    for name in scores.cases:
+        probabilities = load_probabilities(probabilities_file(folder, name), stored[0].plan.labels)
+        labels = read_labels(folder / f"{name}.nii.gz").array
+        lead = np.diff(np.sort(probabilities, 0)[-2:], axis=0)[0]
+        assert (probabilities.argmax(0) == labels)[lead > 0.02].all()
+        assert (lead > 0.02).mean() > 0.5
+
+
+def test_without_disk_for_them_label_maps_alone_are_kept(stored, tmp_path) -> None:
+    folder = tmp_path / "runs" / "3d_fullres" / "fold_0" / "validation"
+    with_them = validated(stored, folder)
+    assert len(list(folder.glob("*.probabilities.npz"))) == 3
+    other = tmp_path / "elsewhere" / "3d_fullres" / "fold_0" / "validation"
+    assert validated(stored, other, probabilities_gib=0.0).cases == with_them.cases
+    assert not list(other.glob("*.probabilities.npz"))
+    assert len(list(other.glob("*.nii.gz"))) == 3
+
+
+def test_the_allowance_counts_what_all_runs_have_kept(tmp_path) -> None:
+    whole = probability_allowance(tmp_path, 1e-4)
+    kept = tmp_path / "2d" / "fold_1" / "validation" / "a.probabilities.npz"
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(bytes(1000))
+    assert probability_allowance(tmp_path, 1e-4) == whole - 1000
+    assert probability_allowance(tmp_path, 0.0) == 0
+
+
+def test_an_interrupted_validation_keeps_what_it_finished(stored, tmp_path) -> None:
+    folder = tmp_path / "runs" / "3d_fullres" / "fold_0" / "validation"
+    first = validated(stored, folder, may_start=lambda name: name == "case_1")
+    assert (set(first.cases), first.left_out) == ({"case_1"}, ("case_0", "case_2"))
+    (folder / ".partial-0123-case_0.nii.gz").touch()
+    asked = []
+    second = validated(stored, folder, may_start=lambda name: asked.append(name) is None)
+    assert asked == ["case_0", "case_2"]
+    assert second.seconds["case_1"] == first.seconds["case_1"]
+    assert second.left_out == ()
+    assert not list(folder.glob(".partial-*"))
+
+
+def test_scores_of_another_mirroring_or_a_damaged_record_are_made_anew(stored, tmp_path) -> None:
+    folder = tmp_path / "runs" / "3d_fullres" / "fold_0" / "validation"
+    done = validated(stored, folder)
+    for content in (replace(done, mirror_axes=(0,)), None):
+        if content is None:
+            (folder / "scores.json").write_text("{")
+        else:
+            save(content, folder / "scores.json")
+        asked = []
+        again = validated(stored, folder, may_start=lambda name, asked=asked: asked.append(name) is None)
+        assert len(asked) == 3
+        assert again.cases == done.cases
+
+
+def test_a_case_without_a_label_file_is_refused(stored, tmp_path) -> None:
+    made, store, predictor = stored
+    cases = tuple(replace(case, labels=None) for case in made.dataset.cases)
+    without = (replace(made, dataset=replace(made.dataset, cases=cases)), store, predictor)
+    with pytest.raises(MissingInput, match="case_0 has no label file"):
+        validated(without, tmp_path / "runs" / "a" / "fold_0" / "validation")
+
+
+def test_the_pace_and_the_size_of_a_case_are_measured(stored) -> None:
+    _, store, predictor = stored
+    size = case_size(open_case(store / "case_0"), predictor)
+    assert (size.tiles >= 1, size.voxels) == (True, 6 * 12 * 10)
+    pace = measure_pace(predictor, 1)
+    assert pace.case_seconds(size, 2) > pace.case_seconds(size, 1) > 0
+
+
+def test_a_predictor_takes_over_precision_and_memory_format_of_training() -> None:
+    network = random_unet(3).to(memory_format=torch.channels_last_3d)
+    plan = plan_of(fingerprint_of([(1, 1, 1)], [(8, 8, 8)]))
+    predictor = make_predictor(network, plan, configuration((8, 8, 8)), torch.device("cpu"), "bf16")
+    assert (predictor.dtype, predictor.channels_last) == (torch.bfloat16, True)
+    assert (predictor.heads, predictor.swap) == (2, None)
+
+
+def test_a_predictor_exchanges_the_plan_s_lateral_classes() -> None:
+    labels = LabelSet({"background": (0,), "left": (1,), "right": (2,)})
+    plain = plan_of(fingerprint_of([(1, 1, 1)], [(8, 8, 8)]))
+    plan = replace(plain, labels=labels, lateral_axis=2, lateral_pairs=(("left", "right"),))
+    predictor = make_predictor(random_unet(3), plan, configuration((8, 8, 8)), torch.device("cpu"), "fp32")
+    assert predictor.swap == LateralSwap(2, (0, 2, 1), (0, 2, 1), (0,))

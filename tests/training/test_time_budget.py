@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from autoseg.training.loop import EpochResult
+from autoseg.training.recipe import Recipe
+from autoseg.training.schedule import Horizon
+from autoseg.training.step import TrainingState
+from autoseg.training.time_budget import Pacer, fair_shares, fit_epochs
+
+RESULT = EpochResult(0, 0.0, None, 1.0, 0.0, 0.0)
+
+
+class FakeTime:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def simulate(recipe: Recipe, seconds: float, step: list[float], between: float) -> tuple[float, TrainingState, int]:
+    """Runs a pretended training with given step times (cycled over thirds of the run) until its horizon."""
+    clock = FakeTime()
+    end = recipe.epochs * recipe.steps_per_epoch
+    state = TrainingState(None, None, Horizon(0, 0.0, end), recipe.steps_per_epoch)  # type: ignore[arg-type]
+    pacer = Pacer(clock.now + seconds, clock, 50)
+    changes = 0
+    while not state.is_finished:
+        while state.step < state.end_of_epoch:
+            part = min(len(step) - 1, int((clock.now - 100) / seconds * len(step)))
+            clock.now += step[part]
+            state.step += 1
+            before = state.horizon
+            pacer.after_step(state)
+            changes += state.horizon != before
+            assert state.horizon.at(state.step) >= before.at(state.step) - 1e-9
+        clock.now += between
+        state.epoch += 1
+        state.epoch_begin = state.step
+        pacer.after_epoch(RESULT, state)
+    return (clock.now - 100) / seconds, state, changes
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seconds=st.floats(60, 3000),
+    guess=st.floats(0.3, 3.0),
+    factors=st.lists(st.floats(0.6, 1.8), min_size=1, max_size=3),
+    between=st.floats(0.0, 3.0),
+)
+def test_the_budget_is_used_and_kept_whatever_the_speed(
+    seconds: float, guess: float, factors: list[float], between: float
+) -> None:
+    true_step = seconds / 1500
+    recipe = fit_epochs(replace(Recipe(), steps_per_epoch=50, validation_steps=5), seconds, guess * true_step)
+    used, _state, _ = simulate(recipe, seconds, [f * true_step for f in factors], between * true_step)
+    assert 0.93 <= used <= 1.01
+
+
+def test_an_even_speed_ends_close_to_the_deadline_with_few_changes() -> None:
+    recipe = fit_epochs(replace(Recipe(), steps_per_epoch=50, validation_steps=5), 1000.0, 0.5)
+    used, state, changes = simulate(recipe, 1000.0, [0.5], 1.0)
+    assert 0.97 <= used <= 1.0
+    assert changes < 60
+    assert state.epoch == state.epochs
+
+
+@pytest.mark.parametrize("seconds", [1.0, 10.0, 100.0, 1e4])
+def test_epochs_are_shortened_until_ten_fit(seconds: float) -> None:
+    recipe = fit_epochs(Recipe(warmup_steps=100), seconds, 0.1)
+    assert recipe.epochs >= 10 or seconds == 1.0
+    assert 1 <= recipe.steps_per_epoch <= 250
+    assert 1 <= recipe.validation_steps <= 50
+    assert recipe.warmup_steps <= recipe.epochs * recipe.steps_per_epoch
+
+
+def test_a_deadline_in_the_past_ends_at_once() -> None:
+    clock = FakeTime()
+    state = TrainingState(None, None, Horizon(0, 0.0, 50), 5, step=1)  # type: ignore[arg-type]
+    Pacer(clock.now - 5, clock, 10).after_step(state)
+    assert state.horizon.end == 1
+
+
+def test_a_large_change_is_written_down() -> None:
+    clock = FakeTime()
+    state = TrainingState(None, None, Horizon(0, 0.0, 10), 10)  # type: ignore[arg-type]
+    pacer = Pacer(clock.now + 1000, clock, 10)
+    for _ in range(5):
+        clock.now += 1
+        state.step += 1
+        pacer.after_step(state)
+    assert state.horizon.end > 400
+    assert "instead of 10" in state.events[0]
+
+
+def test_time_is_kept_for_what_comes_after_in_proportion_to_the_speed() -> None:
+    clock = FakeTime()
+    state = TrainingState(None, None, Horizon(0, 0.0, 100), 50)  # type: ignore[arg-type]
+    pacer = Pacer(clock.now + 1000, clock, 50, lambda step_seconds: 300 * step_seconds)
+    for _ in range(6):
+        clock.now += 2
+        state.step += 1
+        pacer.after_step(state)
+    pacer.plan(state)
+    assert 180 < state.horizon.end < 200  # (1000 - 600 seconds) / 2 seconds
+
+
+def test_epochs_grow_when_the_first_guess_was_far_too_slow() -> None:
+    recipe = fit_epochs(replace(Recipe(), steps_per_epoch=50, validation_steps=5), 1000.0, 20.0)
+    assert recipe.steps_per_epoch == 4
+    used, state, _ = simulate(recipe, 1000.0, [0.5], 1.0)
+    assert state.steps_per_epoch == 50
+    assert state.epoch < 60
+    assert 0.95 <= used <= 1.0
+
+
+@settings(max_examples=80, deadline=None)
+@given(seconds=st.floats(0, 1e4), spent=st.lists(st.floats(0, 1e3), min_size=1, max_size=12))
+def test_shares_use_the_budget_up_and_favor_whoever_had_least(seconds: float, spent: list[float]) -> None:
+    shares = fair_shares(seconds, spent)
+    assert sum(shares) == pytest.approx(seconds, abs=1e-6)
+    totals = [own + share for own, share in zip(spent, shares, strict=True)]
+    level = min(totals)
+    for own, share, total in zip(spent, shares, totals, strict=True):
+        assert share >= 0
+        assert total == pytest.approx(level, abs=1e-6) or (share == 0 and own >= level)
+
+
+def test_a_run_that_was_interrupted_ends_with_the_same_total_as_the_others() -> None:
+    assert fair_shares(30.0, [2.0, 0.0, 0.0, 0.0]) == (6.0, 8.0, 8.0, 8.0)
+    assert fair_shares(-5.0, [2.0, 0.0]) == (0.0, 0.0)
