@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, dataclass_transform
 
 from autoseg.core.errors import MissingInput, RecordFault
 from autoseg.core.files import write_atomic
@@ -16,6 +16,21 @@ _SHOWN_FAULTS = 20
 
 
 _adapters: dict[Any, Any] = {}
+
+
+@dataclass_transform(frozen_default=True)
+def record(kind: type[T]) -> type[T]:
+    """A frozen dataclass that checks its fields when it is made, in Python as from a file; unknown fields are refused.
+
+    Constraints stand in the annotations: `Annotated[int, Field(gt=0)]`, `Literal["epoch", "step"]`, validators.
+
+    Raises:
+        pydantic.ValidationError: when made with wrong values; readers of files answer with RecordFault instead.
+    """
+    from pydantic import ConfigDict
+    from pydantic.dataclasses import dataclass as checked_dataclass
+
+    return checked_dataclass(frozen=True, slots=True, config=ConfigDict(extra="forbid"))(kind)
 
 
 def _adapter(kind: Any) -> Any:
