@@ -4,8 +4,8 @@
     python scripts/check_house.py --measure       what the tree measures: lines, files, dataclasses, complexity
     python scripts/check_house.py autoseg/images  one package only
 
-The rules and their reasons are in CONTRIBUTING.md. Complexity is radon's, which counts comprehensions; ruff checks what it
-can check itself (unused names, docstrings, prints, comments that are code).
+The rules and their reasons are in CONTRIBUTING.md. Complexity is radon's, which counts comprehensions; ruff checks what
+it can check itself (unused names, docstrings, prints, comments that are code).
 """
 
 from __future__ import annotations

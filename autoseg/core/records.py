@@ -30,7 +30,9 @@ def record(kind: type[T]) -> type[T]:
     from pydantic import ConfigDict
     from pydantic.dataclasses import dataclass as checked_dataclass
 
-    return checked_dataclass(frozen=True, slots=True, config=ConfigDict(extra="forbid"))(kind)
+    checked: Any = checked_dataclass(frozen=True, slots=True, config=ConfigDict(extra="forbid"))
+    made: type[T] = checked(kind)
+    return made
 
 
 def _adapter(kind: Any) -> Any:
