@@ -63,6 +63,9 @@ NEVER_SAID = (
 )
 """Words that the field does not use; CONTRIBUTING.md names what is said instead."""
 
+MAKES_PATHS = ("autoseg.core.configs", "autoseg.core.workspace")
+"""Modules that may say where a folder lies relative to another."""
+
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
 
 
@@ -206,7 +209,7 @@ def path_breaches(modules: Iterable[Module]) -> Iterator[str]:
     """Folders guessed from others: `core.workspace` makes every path."""
     for module in modules:
         for number, line in enumerate(module.text.splitlines(), start=1):
-            if re.search(r"\.parent\.parent|\.parents\[[1-9]", line) and module.name != "autoseg.core.configs":
+            if re.search(r"\.parent\.parent|\.parents\[[1-9]", line) and module.name not in MAKES_PATHS:
                 yield f"{module.path}:{number} guesses a folder from another"
 
 

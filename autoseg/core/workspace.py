@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,11 @@ class RunFolder:
     """One training run: a configuration and a fold. Complete by itself: it holds its plan and recipe."""
 
     root: Path
+
+    @property
+    def workspace(self) -> Workspace:
+        """The work folder that the run is in: WORK/runs/<configuration>/fold_<k>."""
+        return Workspace(self.root.resolve().parents[2])
 
     @property
     def plan(self) -> Path:
@@ -108,9 +114,26 @@ class Workspace:
         """Log files, one per command."""
         return self.root / "logs"
 
+    @property
+    def runs(self) -> Path:
+        """Folder of all runs, by configuration."""
+        return self.root / "runs"
+
+    @property
+    def models(self) -> Path:
+        """Exported models."""
+        return self.root / "models"
+
     def run(self, configuration: str, fold: int) -> RunFolder:
         """The folder of one run."""
-        return RunFolder(self.root / "runs" / configuration / f"fold_{fold}")
+        return RunFolder(self.runs / configuration / f"fold_{fold}")
+
+    def run_folders(self) -> Iterator[tuple[str, int, RunFolder]]:
+        """Configuration, fold and folder of every run that is there, in order."""
+        for folder in sorted(self.runs.glob("*/fold_*")):
+            number = folder.name.removeprefix("fold_")
+            if number.isdigit():
+                yield folder.parent.name, int(number), RunFolder(folder)
 
 
 def workspace_of(dataset: Path, work: Path | None) -> Workspace:
