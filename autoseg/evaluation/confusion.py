@@ -1,4 +1,4 @@
-"""Which class a voxel was given, for each class that it belongs to."""
+"""Voxels of each pair of reference and predicted value, and the one Dice that is computed from such counts."""
 
 from __future__ import annotations
 
@@ -34,6 +34,18 @@ def confusion(predicted: NDArray[np.integer], reference: NDArray[np.integer], la
     if labels.ignore is not None:
         counts[labels.ignore] = 0
     return counts
+
+
+def dice(both: int, predicted: int, reference: int) -> float | None:
+    """Dice of a class, 2 |P and R| / (|P| + |R|); None where neither prediction nor reference has a voxel of it.
+
+    Args:
+        both: voxels in prediction P and reference R.
+        predicted: voxels in P.
+        reference: voxels in R.
+    """
+    total = predicted + reference
+    return 2 * both / total if total else None
 
 
 def value_names(labels: LabelSet) -> tuple[str, ...]:

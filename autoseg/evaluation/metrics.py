@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from autoseg.evaluation.confusion import dice
+
 Mask = NDArray[np.bool_]
 
 ROBUST_PERCENTILE = 95.0
@@ -53,7 +55,7 @@ class Overlap:
     @property
     def dice(self) -> float | None:
         """Twice the common voxels over the sum of voxels."""
-        return _ratio(2 * self.both, self.prediction + self.reference)
+        return dice(self.both, self.prediction, self.reference)
 
     @property
     def iou(self) -> float | None:

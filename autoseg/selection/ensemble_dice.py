@@ -19,6 +19,8 @@ from autoseg.core.errors import GeometryMismatch, MissingInput
 from autoseg.core.geometry import Geometry
 from autoseg.data.labels import to_training_values
 from autoseg.data.model import LabelSet
+from autoseg.evaluation.confusion import confusion
+from autoseg.evaluation.scores import overlaps_of
 from autoseg.images.readers import read_labels
 from autoseg.inference.out_of_fold import CERTAIN, kept_heads, probabilities_at
 from autoseg.selection.candidates import Blend
@@ -98,17 +100,17 @@ def dice_of_blends(maps: CaseMaps, labels: LabelSet, blends: Sequence[Blend]) ->
         labels: classes of the plan.
         blends: ensembles.
     """
-    counts = labels.largest_value + 1
     voxels = np.flatnonzero(_differs(maps))
     truth = maps.reference.reshape(-1)[voxels]
     own_labels = [prediction.reshape(-1)[voxels] for prediction in maps.predictions]
-    agreed = _pairs(maps.reference, maps.predictions[0], counts) - _pairs(truth, own_labels[0], counts)
+    agreed = confusion(maps.predictions[0], maps.reference, labels) - confusion(own_labels[0], truth, labels)
     votes = _votes(maps, labels, voxels)
-    tables = []
+    found = []
     for blend in blends:
         decided = own_labels[blend.index(1)] if sum(blend) == 1 else _decided(votes, blend, labels)
-        tables.append(agreed + _pairs(truth, decided, counts))
-    return np.array([_dice(table, labels) for table in tables])
+        overlaps = overlaps_of(agreed + confusion(decided, truth, labels), labels)
+        found.append([own.dice for own in overlaps.values()])
+    return np.array(found, np.float64)  # None becomes NaN
 
 
 def labels_of_blend(maps: CaseMaps, labels: LabelSet, blend: Blend) -> LabelMap:
@@ -167,26 +169,3 @@ def _decided(votes: Sequence[NDArray[np.uint8]], blend: Blend, labels: LabelSet)
             background = certain - total.sum(0, keepdims=True)
             decided[block] = np.concatenate([background, total]).argmax(0)
     return decided
-
-
-def _pairs(reference: LabelMap, prediction: LabelMap, counts: int) -> NDArray[np.int64]:
-    """Voxels (reference value, predicted value) of a table with `counts` rows and columns."""
-    table = np.zeros(counts**2, np.int64)
-    flat_reference, flat_prediction = reference.reshape(-1), prediction.reshape(-1)
-    for start in range(0, flat_reference.size, _VOXELS_AT_ONCE):
-        block = slice(start, start + _VOXELS_AT_ONCE)
-        both = flat_reference[block].astype(np.int64) * counts + flat_prediction[block]
-        table += np.bincount(both, minlength=counts**2)
-    return table.reshape(counts, counts)
-
-
-def _dice(pairs: NDArray[np.int64], labels: LabelSet) -> list[float]:
-    if labels.ignore is not None:
-        pairs = pairs.copy()
-        pairs[labels.ignore] = 0
-    dice = []
-    for name in labels.foreground:
-        values = list(labels.classes[name])
-        sizes = pairs[:, values].sum() + pairs[values].sum()
-        dice.append(2 * pairs[np.ix_(values, values)].sum() / sizes if sizes else np.nan)
-    return dice

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from autoseg.core.geometry import Geometry
 from autoseg.data.model import LabelSet
+from autoseg.evaluation.confusion import dice
 from autoseg.evaluation.scores import overlaps
 from autoseg.evaluation.statistics import foreground_mean
 from autoseg.images.components import components
@@ -269,14 +270,14 @@ def _class_dice(case: PredictedCase, steps: Sequence[PostprocessingStep], labels
     predicted = np.bincount(numbers[counted[found.box]], minlength=count + 1)[1:]
     hits = np.bincount(numbers[truth[found.box]], minlength=count + 1)[1:]
     voxel = voxel_volume(prediction.shape, case.geometry.spacing_mm)
-    dice = []
+    found_dice = []
     for step in steps:
         is_largest = step.kind == "largest_component"
         least = found.sizes.max(initial=0) if is_largest else (step.minimum_mm3 or 0.0) / voxel
         kept = found.sizes >= least
-        total = int(predicted[kept].sum()) + int(truth.sum())
-        dice.append(2 * int(hits[kept].sum()) / total if total else np.nan)
-    return dice
+        own = dice(int(hits[kept].sum()), int(predicted[kept].sum()), int(truth.sum()))
+        found_dice.append(np.nan if own is None else own)
+    return found_dice
 
 
 def _reference_volume(case: PredictedCase, name: str, labels: LabelSet) -> tuple[float, float]:

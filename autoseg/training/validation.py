@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from autoseg.data.model import LabelSet
+from autoseg.evaluation.confusion import dice
 from autoseg.training.step import Compute, Loss, TrainingState
 
 EMA_KEPT = 0.9
@@ -90,11 +91,10 @@ def _is_any_of(labels: Tensor, values: Sequence[int]) -> Tensor:
 
 def pooled_dice(counts: Tensor) -> tuple[float | None, ...]:
     """2 TP / (2 TP + FP + FN) per column of counts (3, classes); None where all are 0."""
-    dice = []
+    scores = []
     for true, false, missed in counts.T.tolist():
-        total = 2 * true + false + missed
-        dice.append(2 * true / total if total else None)
-    return tuple(dice)
+        scores.append(dice(true, true + false, true + missed))
+    return tuple(scores)
 
 
 def smoothed(previous: float | None, current: float | None) -> float | None:
