@@ -39,7 +39,6 @@ from autoseg.core.files import sha256_of_file, write_atomic
 from autoseg.core.records import load, to_data
 from autoseg.core.registry import choose
 from autoseg.core.workspace import RunFolder, Workspace, workspace_of
-from autoseg.evaluation.comparison import Comparison, compare
 from autoseg.launch.interrupts import stoppable
 from autoseg.planning.plan import Plan
 from autoseg.runs.records import RunRecord, RunStatus
@@ -51,6 +50,7 @@ from autoseg.training.splits import save_folds
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from comparison_pages import Curve, draw, write_html, write_tables
+from comparison_statistics import Comparison, compare
 
 SOME_FAILED = 4
 

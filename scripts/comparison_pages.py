@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from autoseg.core.files import atomic_file, write_atomic
-from autoseg.evaluation.comparison import Comparison
 from autoseg.report.figures import CLASS_COLORS, DOTS_PER_INCH
+from comparison_statistics import Comparison
 
 CaseDice = Mapping[str, Mapping[str, float | None]]
 

@@ -13,6 +13,7 @@ from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import friedmanchisquare, rankdata, studentized_range, wilcoxon
 
 from autoseg.core.errors import UsageError
 from autoseg.evaluation.statistics import bootstrap_interval, foreground_mean, paired_difference
@@ -103,24 +104,30 @@ def compare(scores: CaseScores, seed: int = 0) -> Comparison:
     """
     if len(scores) < 2:
         raise UsageError(f"a comparison needs at least two contenders, not {len(scores)}", do="name more of them")
-    every_case = sorted({case for cases in scores.values() for case in cases})
-    cases = [name for name in every_case if all(_is_scored(own.get(name)) for own in scores.values())]
-    if len(cases) < 2:
+    every_case = sorted(set().union(*scores.values()))
+    classes = list(dict.fromkeys(label for own in scores.values() for case in own.values() for label in case))
+    table = np.array([_table(own, every_case, classes) for own in scores.values()])
+    is_common = np.isfinite(table).any(axis=2).all(axis=0)
+    if is_common.sum() < 2:
         raise UsageError(
-            f"{len(cases)} cases are scored by all contenders: nothing to compare", do="train all of them to the end"
+            f"{is_common.sum()} cases are scored by all contenders: nothing to compare",
+            do="train all of them to the end",
         )
-    classes = list(dict.fromkeys(label for own in scores.values() for case in cases for label in own[case]))
-    tables = {name: _table(own, cases, classes) for name, own in scores.items()}
-    overall = np.array([_case_means(table) for table in tables.values()])
-    ranks = dict(zip(tables, mean_ranks(overall), strict=True))
-    order = sorted(tables, key=lambda name: ranks[name])
-    difference = critical_difference(len(order), len(cases))
-    letters = groups([ranks[name] for name in order], difference)
-    contenders = tuple(
-        _contender(name, tables[name], classes, ranks[name], letters[index], seed) for index, name in enumerate(order)
+    table = table[:, is_common]
+    overall = np.nanmean(table, axis=2)
+    ranks = mean_ranks(overall)
+    order = np.argsort(ranks, kind="stable")
+    names, table, overall, ranks = [list(scores)[index] for index in order], table[order], overall[order], ranks[order]
+    difference = critical_difference(*overall.shape)
+    letters = groups(list(ranks), difference)
+    return Comparison(
+        contenders=tuple(_contender(*own, classes, seed) for own in zip(names, table, ranks, letters, strict=True)),
+        pairs=_pairs(names, table, overall, seed),
+        cases=tuple(np.array(every_case)[is_common].tolist()),
+        left_out=tuple(np.array(every_case)[~is_common].tolist()),
+        friedman_p=friedman_p(overall),
+        critical_difference=difference,
     )
-    left_out = tuple(name for name in every_case if name not in cases)
-    return Comparison(contenders, _pairs(order, tables, seed), tuple(cases), left_out, friedman_p(overall), difference)
 
 
 def mean_ranks(scores: Floats) -> Floats:
@@ -129,8 +136,6 @@ def mean_ranks(scores: Floats) -> Floats:
     Args:
         scores: (contenders, cases).
     """
-    from scipy.stats import rankdata
-
     return np.asarray(rankdata(-scores, axis=0).mean(axis=1), dtype=np.float64)
 
 
@@ -144,8 +149,6 @@ def friedman_p(scores: Floats) -> float | None:
         return None
     if (scores == scores[0]).all():
         return 1.0
-    from scipy.stats import friedmanchisquare
-
     return float(friedmanchisquare(*scores).pvalue)
 
 
@@ -154,14 +157,12 @@ def critical_difference(contenders: int, cases: int, significance: float = SIGNI
 
     Source: Nemenyi's test; Demsar 2006, section 3.2.2.
     """
-    from scipy.stats import studentized_range
-
     quantile = float(studentized_range.ppf(1 - significance, contenders, math.inf)) / math.sqrt(2)
     return quantile * math.sqrt(contenders * (contenders + 1) / (6 * cases))
 
 
 def groups(ranks: Sequence[float], difference: float) -> list[str]:
-    """Letters for contenders in ascending order of rank: two share a letter if they are not told apart.
+    """Letters for contenders in ascending order of rank; two share one if they differ by at most the difference given.
 
     Args:
         ranks: mean ranks, ascending.
@@ -184,12 +185,11 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
     Source: Holm 1979, "A simple sequentially rejective multiple test procedure".
     """
-    corrected = [0.0] * len(p_values)
-    largest = 0.0
-    for place, index in enumerate(sorted(range(len(p_values)), key=lambda index: p_values[index])):
-        largest = max(largest, min(1.0, (len(p_values) - place) * p_values[index]))
-        corrected[index] = largest
-    return corrected
+    order = np.argsort(p_values, kind="stable")
+    stepwise = np.minimum(1.0, np.array(p_values)[order] * np.arange(len(p_values), 0, -1))
+    corrected = np.empty(len(p_values))
+    corrected[order] = np.maximum.accumulate(stepwise)
+    return corrected.tolist()
 
 
 def wilcoxon_p(first: Floats, second: Floats) -> float:
@@ -199,42 +199,29 @@ def wilcoxon_p(first: Floats, second: Floats) -> float:
         first: scores (cases,).
         second: scores of the same cases.
     """
-    from scipy.stats import wilcoxon
-
     differences = first - second
     if not differences.any():
         return 1.0
     return float(wilcoxon(differences).pvalue)
 
 
-def _is_scored(classes: Mapping[str, float | None] | None) -> bool:
-    return classes is not None and any(score is not None for score in classes.values())
-
-
 def _table(own: Mapping[str, Mapping[str, float | None]], cases: Sequence[str], classes: Sequence[str]) -> Floats:
-    """(cases, classes), NaN where undefined."""
-    found = [[own[case].get(label) for label in classes] for case in cases]
-    return np.array([[math.nan if score is None else score for score in row] for row in found])
+    """Scores (cases, classes) of one contender, NaN where undefined or missing."""
+    return np.array([[own.get(case, {}).get(label) for label in classes] for case in cases], np.float64)
 
 
-def _case_means(table: Floats) -> Floats:
-    """Mean over the classes of each case."""
-    means: Floats = np.nanmean(table, axis=1)
-    return means
-
-
-def _contender(name: str, table: Floats, classes: Sequence[str], rank: float, group: str, seed: int) -> Contender:
+def _contender(name: str, table: Floats, rank: float, group: str, classes: Sequence[str], seed: int) -> Contender:
     means = {label: foreground_mean(column) for label, column in zip(classes, table.T, strict=True)}
     class_scores = {label: None if math.isnan(mean) else mean for label, mean in means.items()}
     interval = bootstrap_interval(table, seed)
     return Contender(name, foreground_mean(table), interval, class_scores, float(rank), group)
 
 
-def _pairs(order: Sequence[str], tables: Mapping[str, Floats], seed: int) -> tuple[Pair, ...]:
-    pairs = list(combinations(order, 2))
-    p_values = [wilcoxon_p(_case_means(tables[a]), _case_means(tables[b])) for a, b in pairs]
+def _pairs(names: Sequence[str], table: Floats, overall: Floats, seed: int) -> tuple[Pair, ...]:
+    pairs = list(combinations(range(len(names)), 2))
+    p_values = [wilcoxon_p(overall[a], overall[b]) for a, b in pairs]
     made = []
-    for (first, second), p_value, corrected in zip(pairs, p_values, holm(p_values), strict=True):
-        mean, low, high = paired_difference(tables[first], tables[second], seed)
-        made.append(Pair(first, second, mean, (low, high), p_value, corrected, corrected < SIGNIFICANCE))
+    for (a, b), p_value, corrected in zip(pairs, p_values, holm(p_values), strict=True):
+        mean, low, high = paired_difference(table[a], table[b], seed)
+        made.append(Pair(names[a], names[b], mean, (low, high), p_value, corrected, corrected < SIGNIFICANCE))
     return tuple(made)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import chi2
 
 from autoseg.core.errors import UsageError
-from autoseg.evaluation.comparison import compare, critical_difference, friedman_p, groups, holm, mean_ranks, wilcoxon_p
+from scripts.comparison_statistics import compare, critical_difference, friedman_p, groups, holm, mean_ranks, wilcoxon_p
 
 P_VALUES = st.lists(st.floats(0, 1), min_size=1, max_size=8)
 DEMSAR_0_05 = {2: 1.960, 3: 2.343, 4: 2.569, 5: 2.728, 6: 2.850, 7: 2.949, 8: 3.031, 9: 3.102, 10: 3.164}
