@@ -14,11 +14,10 @@ from typing import Any
 from autoseg.core.errors import DataRefused, MissingInput
 from autoseg.core.files import write_atomic
 from autoseg.core.progress import Progress, silent
-from autoseg.core.records import load, save
+from autoseg.core.records import load, read_json, save
 from autoseg.core.workers import map_supervised
 from autoseg.core.workspace import WORK_FOLDER_NAME, RunFolder, Workspace
 from autoseg.data.labels import count_label_files, find_classes
-from autoseg.data.layouts.description import read_json
 from autoseg.data.layouts.detect import detect_dataset
 from autoseg.data.layouts.nnunet_description import describe_nnunet
 from autoseg.data.layouts.scan import image_files

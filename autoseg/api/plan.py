@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from autoseg.core.errors import DataRefused, Interrupted, MissingInput, RecordFault
 from autoseg.core.files import remove_leftovers
 from autoseg.core.progress import Progress, silent
-from autoseg.core.records import from_data, load, save
+from autoseg.core.records import from_data, load, read_table, save
 from autoseg.core.workspace import Workspace
 from autoseg.data.fingerprint import Fingerprint
 from autoseg.data.layouts.detect import detect_dataset
@@ -133,7 +131,7 @@ def plan_from_fingerprint(fingerprint_file: Path, dataset_file: Path, options: P
         MissingInput: a file is not there.
         RecordFault: a file is not what it should be.
     """
-    data = _read_json(fingerprint_file)
+    data = read_table(fingerprint_file)
     is_own = "cases" in data
     where = str(fingerprint_file)
     fingerprint = from_data(Fingerprint, data, where) if is_own else read_nnunet_fingerprint(data, where)
@@ -141,7 +139,7 @@ def plan_from_fingerprint(fingerprint_file: Path, dataset_file: Path, options: P
 
 
 def _described_facts(dataset_file: Path, fingerprint: Fingerprint) -> DatasetFacts:
-    data = _read_json(dataset_file)
+    data = read_table(dataset_file)
     if "layout" in data:
         return facts_of(from_data(Dataset, data, str(dataset_file)), fingerprint)
     described = describe_nnunet(data, str(dataset_file))
@@ -153,15 +151,3 @@ def _described_facts(dataset_file: Path, fingerprint: Fingerprint) -> DatasetFac
         file_ending=described.file_ending,
         training_cases=len(fingerprint.cases) if announced is None else announced,
     )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise MissingInput(f"there is no file {path}", where=str(path), do="check the path") from error
-    except (ValueError, IsADirectoryError) as error:
-        raise RecordFault(f"not valid JSON: {error}", where=str(path), do="restore the file") from error
-    if not isinstance(data, dict):
-        raise RecordFault("expected a JSON object", where=str(path), do="restore the file")
-    return data

@@ -12,8 +12,10 @@ from autoseg.core.files import write_atomic
 
 T = TypeVar("T")
 
-_SHOWN_FAULTS = 20
+LARGEST_JSON_BYTES = 64 << 20
+"""Of a JSON file that others wrote; nnU-Net's fingerprints of thousands of cases stay below it (assumption)."""
 
+_SHOWN_FAULTS = 20
 
 _adapters: dict[Any, Any] = {}
 
@@ -95,6 +97,38 @@ def load(kind: type[T], path: Path) -> T:
     except FileNotFoundError as error:
         raise MissingInput(f"{path.name} is missing", where=str(path.parent)) from error
     return from_json(kind, text, str(path))
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file that others wrote, with or without a byte order mark; not checked against a record.
+
+    Raises:
+        MissingInput: there is no such file.
+        RecordFault: it is no JSON, or too large.
+    """
+    try:
+        size = path.stat().st_size
+        if size > LARGEST_JSON_BYTES:
+            raise RecordFault(f"{path.name} has {size} bytes", where=str(path), do="give the file that was meant")
+        return json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise MissingInput(f"there is no file {path}", where=str(path), do="check the path") from error
+    except (ValueError, RecursionError, IsADirectoryError) as error:
+        raise RecordFault(
+            f"{path.name} is not valid JSON: {error}", where=str(path), do="correct the file, or get it again"
+        ) from error
+
+
+def read_table(path: Path) -> dict[str, Any]:
+    """The table in a JSON file that others wrote; errors as for `read_json`, and if it holds something else."""
+    data = read_json(path)
+    if not isinstance(data, dict):
+        raise RecordFault(
+            f"{path.name} must hold a table {{...}}, found {type(data).__name__}",
+            where=str(path),
+            do="correct the file, or get it again",
+        )
+    return data
 
 
 def save(record: object, path: Path) -> None:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from autoseg.core.errors import UsageError
+from autoseg.core.records import read_table
 from autoseg.models.runs import PREFERRED_CONFIGURATION
-from autoseg.nnunet.folders import CHOICE, NnunetFolder, read_table
+from autoseg.nnunet.folders import CHOICE, NnunetFolder
 
 _CHOSEN = "chosen by nnU-Net's find_best_configuration, without its postprocessing (which nnU-Net keeps in a pickle)"
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import stat
 import zipfile
 import zlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
-from autoseg.core.errors import IntegrityRefusal, NotEnoughResources, RecordFault
+from autoseg.core.errors import IntegrityRefusal, NotEnoughResources
+from autoseg.core.records import LARGEST_JSON_BYTES
 
 PLANS = "plans.json"
 DATASET = "dataset.json"
@@ -22,9 +20,6 @@ CHOICE = "inference_information.json"
 
 CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_best.pth")
 """In order of preference; nnU-Net predicts with the final one."""
-
-LARGEST_TEXT_BYTES = 64 << 20
-"""Of a JSON file; the largest fingerprints of thousands of cases stay below it (assumption)."""
 
 LARGEST_RATIO = 1032
 """Of deflate: more is no honest zip."""
@@ -101,29 +96,6 @@ def trained_folders(path: Path) -> tuple[NnunetFolder, ...]:
     return tuple(sorted(found, key=lambda model: model.path))
 
 
-def read_table(path: Path) -> dict[str, Any]:
-    """The table in a JSON file.
-
-    Raises:
-        RecordFault: it is missing, damaged, too large, or holds something else.
-    """
-    try:
-        size = path.stat().st_size
-        data = json.loads(path.read_bytes()) if size <= LARGEST_TEXT_BYTES else f"{size} bytes"
-    except FileNotFoundError:
-        data = "nothing"
-    except (ValueError, RecursionError) as error:
-        data = f"no JSON ({error})"
-    if not isinstance(data, Mapping):
-        found = data if isinstance(data, str) else type(data).__name__
-        raise RecordFault(
-            f"{path.name} of the nnU-Net model must hold a table, found {found}",
-            where=str(path),
-            do="copy the whole model folder again",
-        )
-    return dict(data)
-
-
 def unpack(archive: Path, folder: Path) -> None:
     """Writes the files of a model in a zip that predictions need into `folder`, and nothing else, nowhere else.
 
@@ -169,7 +141,7 @@ def _check_members(members: list[zipfile.ZipInfo], archive: Path) -> None:
         if member.filename.casefold() in seen:
             raise _refused(archive, f"{member.filename!r} is there twice")
         seen.add(member.filename.casefold())
-        is_text = member.filename.endswith(".json") and member.file_size > LARGEST_TEXT_BYTES
+        is_text = member.filename.endswith(".json") and member.file_size > LARGEST_JSON_BYTES
         if is_text or member.file_size > LARGEST_RATIO * max(member.compress_size, 1):
             raise _refused(archive, f"{member.filename!r} claims {member.file_size} bytes")
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from autoseg.core.errors import MissingInput, PlanFault, UsageError
 from autoseg.core.files import sha256_of_file
-from autoseg.core.records import content_hash
+from autoseg.core.records import content_hash, read_table
 from autoseg.models.files import Member, ModelFiles, Weights
 from autoseg.networks.weights import read_tensors
 from autoseg.nnunet.checkpoints import NnunetCheckpoint, parameter_shapes, read_checkpoints, refuse_other_weights
@@ -25,7 +25,6 @@ from autoseg.nnunet.folders import (
     PLANS,
     NnunetFolder,
     looks_like_nnunet,
-    read_table,
     trained_folders,
     unpack,
 )

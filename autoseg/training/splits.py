@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 
 from autoseg.core.errors import LeakingFolds, RecordFault, UsageError
 from autoseg.core.files import write_atomic
-from autoseg.core.records import from_json, to_json
+from autoseg.core.records import from_json, read_json, to_json
 from autoseg.training.grouping import RARE_BELOW, SplitFacts, spread, units_of
 
 FOLDS = 5
@@ -207,9 +206,9 @@ def _warn_of_rare_classes(folds: Sequence[Fold], facts: SplitFacts) -> None:
 def _was_made_here(work_file: Path, facts: SplitFacts) -> bool:
     """Whether a file equals the folds made of exactly the cases it names; then it may follow when cases change."""
     try:
-        content = json.loads(work_file.read_bytes())
+        content = read_json(work_file)
         names = {name for fold in content for name in (*fold["train"], *fold["val"])}
-    except (ValueError, KeyError, TypeError):
+    except (RecordFault, KeyError, TypeError):
         return False
     made = [make_folds] if not facts.are_chosen else [make_folds, lambda own: make_chosen_folds(own, facts)]
     return bool(names) and any(content == folds_record(make(names)) for make in made)

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from autoseg.core import records
 from autoseg.core.errors import MissingInput, RecordFault
-from autoseg.core.records import content_hash, from_data, from_json, load, save, to_data, to_json
+from autoseg.core.records import content_hash, from_data, from_json, load, read_table, save, to_data, to_json
 from autoseg.data.fingerprint import CaseStatistics
 from autoseg.data.model import Case, Dataset, LabelSet
 
@@ -85,3 +86,22 @@ def test_a_missing_file_is_named(tmp_path):
 def test_a_record_never_holds_nan():
     with pytest.raises(ValueError, match="JSON"):
         content_hash(float("nan"))
+
+
+@pytest.mark.parametrize("content", [b"", b"[1]", b'{"a": ', b"\xff\xfe", b"[" * 100_000])
+def test_a_file_that_holds_no_table_is_refused(tmp_path, content):
+    file = tmp_path / "plans.json"
+    file.write_bytes(content)
+    with pytest.raises(RecordFault, match=r"plans\.json"):
+        read_table(file)
+
+
+def test_a_table_of_others_may_have_a_byte_order_mark_but_not_any_size(tmp_path, monkeypatch):
+    file = tmp_path / "plans.json"
+    with pytest.raises(MissingInput, match="no file"):
+        read_table(file)
+    file.write_bytes(b'\xef\xbb\xbf{"a": 1}')
+    assert read_table(file) == {"a": 1}
+    monkeypatch.setattr(records, "LARGEST_JSON_BYTES", 1)
+    with pytest.raises(RecordFault, match="11 bytes"):
+        read_table(file)

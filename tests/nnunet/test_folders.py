@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from autoseg.core.errors import IntegrityRefusal, NotEnoughResources, RecordFault, UsageError
+from autoseg.core.errors import IntegrityRefusal, NotEnoughResources, UsageError
 from autoseg.nnunet import folders as nnunet_folders
 from autoseg.nnunet.choice import choose_folders
-from autoseg.nnunet.folders import looks_like_nnunet, read_table, trained_folders, unpack
+from autoseg.nnunet.folders import looks_like_nnunet, trained_folders, unpack
 
 FULL, LOW, FLAT = (f"nnUNetTrainer__nnUNetPlans__{name}" for name in ("3d_fullres", "3d_lowres", "2d"))
 
@@ -143,23 +143,6 @@ def test_the_choice_of_nnunet_is_obeyed_where_its_models_are_there(results: Path
         assert len(choose_folders(trained_folders(results), None, results).folders) == 1
     file.write_text(chosen_by_nnunet("3d_lowres"))
     assert choose_folders(trained_folders(results), "3d_fullres", results).folders[0].path.name == FULL
-
-
-@pytest.mark.parametrize("content", [b"", b"[1]", b'{"a": ', b"\xff\xfe", b"[" * 100_000])
-def test_a_file_that_holds_no_table_is_refused(tmp_path: Path, content: bytes) -> None:
-    file = tmp_path / "plans.json"
-    file.write_bytes(content)
-    with pytest.raises(RecordFault, match=r"plans\.json"):
-        read_table(file)
-
-
-def test_a_table_that_is_missing_or_huge_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(RecordFault, match="nothing"):
-        read_table(tmp_path / "plans.json")
-    monkeypatch.setattr(nnunet_folders, "LARGEST_TEXT_BYTES", 1)
-    (tmp_path / "plans.json").write_text("{}")
-    with pytest.raises(RecordFault, match="2 bytes"):
-        read_table(tmp_path / "plans.json")
 
 
 def zipped(path: Path, members: dict[str, bytes], compression: int = zipfile.ZIP_DEFLATED) -> Path:

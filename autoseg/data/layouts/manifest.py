@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from autoseg.core.errors import RecordFault
+from autoseg.core.records import read_json
 from autoseg.data.layouts.decathlon import listed_cases
-from autoseg.data.layouts.description import read_json
 from autoseg.data.layouts.nnunet_description import LEGACY_FILE_ENDING, read_channels, read_label_set, refuse_faults
 from autoseg.data.layouts.scan import channel_names, count_channels, most_common_ending
 from autoseg.data.layouts.undeclared import found_classes

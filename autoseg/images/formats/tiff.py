@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from autoseg.core.errors import RecordFault
 from autoseg.core.files import write_atomic
 from autoseg.core.geometry import Geometry
+from autoseg.core.records import read_json
 from autoseg.images.formats.headers import LARGEST_SPACING, SMALLEST_SPACING
 from autoseg.images.formats.itk import simpleitk
 from autoseg.images.formats.pixels import FOUR_D_REMEDY, Pixels
@@ -146,11 +148,11 @@ def side_car_spacing(path: Path) -> tuple[float, float, float] | None:
 
 def _spacing_in(side_car: Path) -> tuple[float, float, float] | None:
     try:
-        data = json.loads(side_car.read_bytes())
+        data = read_json(side_car)
         if not isinstance(data, dict) or "spacing" not in data:
             return None
         z, y, x = (float(step) for step in data["spacing"])
-    except (ValueError, TypeError) as error:
+    except (RecordFault, ValueError, TypeError) as error:
         raise refused(side_car, "should hold three numbers as spacing", do='write {"spacing": [z, y, x]}') from error
     if not _are_plausible((z, y, x)):
         raise refused(side_car, f"holds an impossible spacing: {[z, y, x]}", do='write {"spacing": [z, y, x]}')
