@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from autoseg.api.evaluate import Evaluation, evaluate_folders, write_evaluation
+from autoseg.api.evaluate import Evaluation, evaluate, write_evaluation
 from autoseg.api.plan import plan_dataset
 from autoseg.api.predict import predict_files
 from autoseg.core.errors import AutoSegError, TrainingStopped
@@ -137,7 +137,7 @@ def run_demo(
     with _stage("predict", seconds):
         _predict(workspace, dataset / "imagesTs", predictions, options)
     with _stage("evaluate", seconds):
-        scores = evaluate_folders(predictions, dataset / "labelsTs", jobs=_INLINE)
+        scores = evaluate(predictions, dataset / "labelsTs", jobs=_INLINE)
         write_evaluation(scores, predictions)
     with _stage("report", seconds):
         overlays = _draw(load(Plan, workspace.plan), dataset, predictions, folder / "overlays", scores)
@@ -192,7 +192,7 @@ def _draw(plan: Plan, dataset: Path, predictions: Path, overlays: Path, scores: 
             to_training_values(read_labels(folder / f"{name}{ending}").array, plan.labels)
             for folder in (predictions, dataset / "labelsTs")
         )
-        dice = " · ".join(f"{label} {_two_digits(own.dice)}" for label, own in classes.items())
+        dice = " · ".join(f"{label} {_two_digits(own['dice'])}" for label, own in classes.items())
         drawn.append(overlays / f"{name}.png")
         draw_overlay(
             drawn[-1],

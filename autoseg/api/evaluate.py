@@ -22,9 +22,8 @@ from autoseg.data.layouts.detect import detect_dataset
 from autoseg.data.layouts.nnunet_description import describe_nnunet
 from autoseg.data.layouts.scan import image_files
 from autoseg.data.model import Dataset, LabelSet
-from autoseg.evaluation.metrics import DEFINITIONS
-from autoseg.evaluation.pairs import LabelPair, score_pair
-from autoseg.evaluation.scores import DEFAULT_TOLERANCE_MM, SCORE_NAMES, ClassScores, Scores, summarize
+from autoseg.evaluation.metrics import METRICS
+from autoseg.evaluation.scores import DEFAULT_TOLERANCE_MM, ClassScores, LabelPair, mean_scores, score_pair
 from autoseg.images.formats.files import stem
 from autoseg.inference.manifest import MANIFEST_NAME, PredictionManifest
 from autoseg.planning.plan import Plan
@@ -59,30 +58,34 @@ class Evaluation:
     definitions: dict[str, str]
 
 
-def evaluate_folders(
-    predictions: Path,
-    references: Path,
+def evaluate(
+    predictions: str | Path,
+    references: str | Path,
     *,
-    dataset: Path | None = None,
+    dataset: str | Path | None = None,
     tolerance_mm: float = DEFAULT_TOLERANCE_MM,
     jobs: int = 1,
     progress: Progress = silent,
 ) -> Evaluation:
-    """Scores every reference case; a missing, unreadable or displaced prediction is a failure, not a zero.
+    """Scores every prediction that has a reference of the same case name, per class; writes nothing.
 
     Args:
-        predictions: folder of label maps named by case.
-        references: folder of label maps named by case (or `<case>_masks`), or a dataset's folder.
+        predictions: folder of label maps.
+        references: folder of label maps named alike (or `<case>_masks`), or a dataset's folder.
         dataset: declares the classes: a dataset's folder or an nnU-Net dataset.json. By default they are looked for
             beside the predictions and the references, and else taken from the values in the references.
         tolerance_mm: of the normalized surface Dice.
-        jobs: worker processes.
-        progress: told about finished cases.
+        jobs: worker processes; 0 scores in this process.
+        progress: called with the finished cases and their total.
+
+    Returns:
+        Means and cases; a reference without prediction, or a file that cannot be compared, is among the failures.
 
     Raises:
         MissingInput: a folder does not exist.
         DataRefused: there is no reference, or no prediction of any of them.
     """
+    predictions, references = Path(predictions), Path(references)
     for folder in (predictions, references):
         if not folder.is_dir():
             raise MissingInput(f"there is no folder {folder.name}", where=str(folder), do="check the path")
@@ -95,21 +98,24 @@ def evaluate_folders(
             where=f"{predictions}, {references}",
             do="name predictions after the cases: <case> with the ending of an image format",
         )
-    labels, source = find_labels(predictions, references, dataset, list(expected.values()))
+    labels, source = _find_labels(predictions, references, dataset, list(expected.values()))
     _log.info("classes: %s", source)
-    scored, failures = _scored(pairs, labels, tolerance_mm, jobs, progress)
+    cases, failures = _scored(pairs, labels, tolerance_mm, jobs, progress)
     failures.update({case: "there is no prediction" for case in expected if case not in predicted})
     for case in sorted(set(predicted) - set(expected)):
         _log.info("%s has no reference and is left out", case)
-    return _evaluation(summarize(dict(sorted(scored.items()))), failures, tolerance_mm, source)
+    mean, foreground_mean = mean_scores(cases, METRICS)
+    definitions = {name: metric.definition.format(tolerance_mm=tolerance_mm) for name, metric in METRICS.items()}
+    failures = dict(sorted(failures.items()))
+    return Evaluation(mean, foreground_mean, cases, failures, tolerance_mm, source, definitions)
 
 
-def find_labels(
-    predictions: Path, references: Path, dataset: Path | None, reference_files: Sequence[Path]
+def _find_labels(
+    predictions: Path, references: Path, dataset: str | Path | None, reference_files: Sequence[Path]
 ) -> tuple[LabelSet, str]:
-    """The classes to score, and a sentence that says where they were found."""
+    """The classes to score, and where they were found, in words."""
     if dataset is not None:
-        return _labels_of_dataset(dataset), f"of {dataset.name}, as asked for"
+        return _labels_of_dataset(Path(dataset)), f"of {Path(dataset).name}, as asked for"
     if (predictions / MANIFEST_NAME).is_file():
         return load(PredictionManifest, predictions / MANIFEST_NAME).labels, f"of {MANIFEST_NAME} of the predictions"
     run = RunFolder(predictions.parent)
@@ -130,24 +136,12 @@ def write_evaluation(evaluation: Evaluation, folder: Path) -> tuple[Path, Path]:
     save(evaluation, as_json)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("case", "class", *SCORE_NAMES))
+    writer.writerow(("case", "class", *METRICS))
     for case, classes in evaluation.cases.items():
         for name, scores in classes.items():
-            writer.writerow((case, name, *scores.to_dict().values()))
+            writer.writerow((case, name, *scores.values()))
     write_atomic(as_csv, text.getvalue())
     return as_json, as_csv
-
-
-def _evaluation(scores: Scores, failures: Mapping[str, str], tolerance_mm: float, source: str) -> Evaluation:
-    return Evaluation(
-        mean=scores.mean,
-        foreground_mean=scores.foreground_mean,
-        cases=scores.cases,
-        failures=dict(sorted(failures.items())),
-        tolerance_mm=tolerance_mm,
-        classes=source,
-        definitions={name: text.replace("the tolerance", f"{tolerance_mm:g} mm") for name, text in DEFINITIONS.items()},
-    )
 
 
 def _scored(
@@ -163,7 +157,7 @@ def _scored(
         else:
             scored[case] = outcome.value
         progress(done, len(pairs))
-    return scored, failures
+    return dict(sorted(scored.items())), failures
 
 
 def _references(folder: Path, predicted: Mapping[str, Any]) -> dict[str, Path]:

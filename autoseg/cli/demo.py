@@ -59,9 +59,9 @@ def demo(out: Path, budget: float, seed: int, device: str, jobs: int, output: Ou
 
 def _show(result: DemoResult, out: Path, output: Output) -> None:
     scores = result.scores
-    rows = [(name, *(_cell(case[label].dice) for label in scores.mean)) for name, case in scores.cases.items()]
-    output.table(("Dice", *scores.mean), [*rows, ("mean", *(_cell(own.dice) for own in scores.mean.values()))])
-    output.say(f"mean Dice over classes: {_cell(scores.foreground_mean.dice)}   (synthetic phantoms, held out)")
+    rows = [(name, *(_cell(case[label]["dice"]) for label in scores.mean)) for name, case in scores.cases.items()]
+    output.table(("Dice", *scores.mean), [*rows, ("mean", *(_cell(own["dice"]) for own in scores.mean.values()))])
+    output.say(f"mean Dice over classes: {_cell(scores.foreground_mean['dice'])}   (synthetic phantoms, held out)")
     output.say(f"chosen from cross-validation: {result.selection.because}")
     total = sum(result.seconds.values())
     output.say(f"{total:.0f} s: " + ", ".join(f"{name} {seconds:.0f}" for name, seconds in result.seconds.items()))

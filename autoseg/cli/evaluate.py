@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
 SOME_FAILED = 4
 
-_TITLES = {"volume_ml": "ml", "reference_volume_ml": "reference ml"}
-
 
 @click.command()
 @click.argument("predictions", type=click.Path(path_type=Path))
@@ -50,11 +48,12 @@ def evaluate(
     REFERENCES is a folder of label maps, or a dataset's folder. A missing prediction is listed as failed and gives no
     score.
     """
-    from autoseg.api.evaluate import evaluate_folders, write_evaluation
+    from autoseg.api.evaluate import evaluate as evaluate_predictions
+    from autoseg.api.evaluate import write_evaluation
     from autoseg.core.records import to_data
 
     with output.progress("Evaluating") as progress:
-        evaluation = evaluate_folders(
+        evaluation = evaluate_predictions(
             predictions, references, dataset=dataset, tolerance_mm=tolerance, jobs=jobs, progress=progress
         )
     written = write_evaluation(evaluation, folder or predictions)
@@ -65,17 +64,17 @@ def evaluate(
 
 
 def _show(evaluation: Evaluation, output: Output) -> None:
-    from autoseg.evaluation.scores import SCORE_NAMES
+    from autoseg.evaluation.metrics import METRICS
 
-    rows = [(name, *_numbers(scores.to_dict())) for name, scores in evaluation.mean.items()]
-    rows.append(("foreground mean", *_numbers(evaluation.foreground_mean.to_dict())))
-    columns = ("class", *(_TITLES.get(name, name) for name in SCORE_NAMES))
+    rows = [(name, *_numbers(scores)) for name, scores in evaluation.mean.items()]
+    rows.append(("foreground mean", *_numbers(evaluation.foreground_mean)))
+    columns = ("class", *(metric.heading for metric in METRICS.values()))
     output.table(columns, rows, title=f"Mean of {len(evaluation.cases)} cases (classes {evaluation.classes})")
     output.table(("case", "why it has no scores"), list(evaluation.failures.items()))
     output.say("P is the prediction, R the reference of a class; - where undefined, and left out of means.")
     output.say("Surfaces are voxels with a face neighbor outside the object; distances are between their centers.")
     for name, definition in evaluation.definitions.items():
-        output.say(f"  {_TITLES.get(name, name):<13} {definition}")
+        output.say(f"  {METRICS[name].heading:<13} {definition}")
 
 
 def _numbers(scores: dict[str, float | None]) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -46,6 +48,53 @@ def dice(both: int, predicted: int, reference: int) -> float | None:
     """
     total = predicted + reference
     return 2 * both / total if total else None
+
+
+@dataclass(frozen=True, slots=True)
+class Overlap:
+    """Voxels of a class in a prediction and its reference.
+
+    Attributes:
+        both: in prediction and reference.
+        prediction: in the prediction.
+        reference: in the reference.
+    """
+
+    both: int
+    prediction: int
+    reference: int
+
+    @property
+    def dice(self) -> float | None:
+        """Twice the common voxels over the sum of voxels."""
+        return dice(self.both, self.prediction, self.reference)
+
+    @property
+    def iou(self) -> float | None:
+        """Common voxels over voxels in either."""
+        either = self.prediction + self.reference - self.both
+        return self.both / either if either else None
+
+
+def overlaps(prediction: NDArray[np.integer], reference: NDArray[np.integer], labels: LabelSet) -> dict[str, Overlap]:
+    """Voxels that prediction and reference share, for each foreground class, in one pass over the voxels.
+
+    Args:
+        prediction: training values, any shape.
+        reference: training values of the same shape; where it holds the ignore value nothing is compared.
+        labels: classes, regions and the ignore value.
+    """
+    return overlaps_of(confusion(prediction, reference, labels), labels)
+
+
+def overlaps_of(counts: Counts, labels: LabelSet) -> dict[str, Overlap]:
+    """Voxels that prediction and reference share, for each foreground class, from a table of `confusion`."""
+    found = {}
+    for name in labels.foreground:
+        values = list(labels.classes[name])
+        both = counts[np.ix_(values, values)].sum()
+        found[name] = Overlap(int(both), int(counts[:, values].sum()), int(counts[values].sum()))
+    return found
 
 
 def value_names(labels: LabelSet) -> tuple[str, ...]:

@@ -1,4 +1,6 @@
-"""How well a mask agrees with a reference. Pure functions of two masks; what is undefined is None, never 0.
+"""The scores of a predicted class: every entry of `METRICS` appears in files, tables and reports without another edit.
+
+What is undefined is None, never 0, and is left out of means.
 
 Surfaces are voxels: a voxel of the mask of which at least one face neighbor (six in 3D, four in 2D) is not in the mask;
 what lies outside the image counts as not in the mask. Distances are measured between centers of surface voxels, in the
@@ -7,60 +9,24 @@ unit of the spacing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.evaluation.confusion import dice
+from autoseg.evaluation.confusion import Overlap
 
 Mask = NDArray[np.bool_]
+Compared = TypeVar("Compared", Overlap, "ClassMasks")
 
 ROBUST_PERCENTILE = 95.0
 """Of the surface distances; the largest five percent are taken for outliers."""
 
 _ROUNDING = 1e-9
 """A distance equal to the tolerance counts as within it, although both are products of rounded spacings."""
-
-DEFINITIONS: dict[str, str] = {
-    "dice": "2 |P and R| / (|P| + |R|); undefined if both are empty",
-    "iou": "|P and R| / |P or R|; undefined if both are empty",
-    "nsd": "share of the surface voxels of P and R that lie within the tolerance of the other surface; "
-    "0 if one is empty, undefined if both are",
-    "hd95_mm": "the larger of two 95th percentiles (linearly interpolated): distances from P's surface voxels to R's "
-    "surface, and from R's to P's; undefined if either is empty",
-    "assd_mm": "mean over the surface voxels of P and R of the distance to the other surface; undefined if either is "
-    "empty",
-    "volume_ml": "voxels of P times the volume of a voxel; undefined for pictures without physical size",
-    "reference_volume_ml": "voxels of R times the volume of a voxel",
-}
-"""Each score in words; P is the prediction and R the reference of one class."""
-
-
-@dataclass(frozen=True, slots=True)
-class Overlap:
-    """Voxels of a prediction and a reference.
-
-    Attributes:
-        both: in prediction and reference.
-        prediction: in the prediction.
-        reference: in the reference.
-    """
-
-    both: int
-    prediction: int
-    reference: int
-
-    @property
-    def dice(self) -> float | None:
-        """Twice the common voxels over the sum of voxels."""
-        return dice(self.both, self.prediction, self.reference)
-
-    @property
-    def iou(self) -> float | None:
-        """Common voxels over voxels in either."""
-        return _ratio(self.both, self.prediction + self.reference - self.both)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +50,8 @@ class SurfaceDistances:
         """Normalized surface Dice: the share of surface voxels whose distance is at most the tolerance."""
         limit = tolerance_mm * (1 + _ROUNDING)
         close = np.count_nonzero(self.from_prediction <= limit) + np.count_nonzero(self.from_reference <= limit)
-        return _ratio(int(close), self.from_prediction.size + self.from_reference.size)
+        count = self.from_prediction.size + self.from_reference.size
+        return int(close) / count if count else None
 
     def hausdorff(self, percentile: float = ROBUST_PERCENTILE) -> float | None:
         """The larger of the two directed percentiles; 100 gives the Hausdorff distance between the surfaces."""
@@ -101,12 +68,6 @@ class SurfaceDistances:
             return None
         total = self.from_prediction.sum() + self.from_reference.sum()
         return float(total / (self.from_prediction.size + self.from_reference.size))
-
-
-def overlap(prediction: Mask, reference: Mask) -> Overlap:
-    """Counts of voxels of two masks of the same shape."""
-    both = np.count_nonzero(prediction & reference)
-    return Overlap(int(both), int(np.count_nonzero(prediction)), int(np.count_nonzero(reference)))
 
 
 def surface_distances(prediction: Mask, reference: Mask, spacing_mm: Sequence[float]) -> SurfaceDistances:
@@ -145,5 +106,104 @@ def _nearest(points: NDArray[np.float64], targets: NDArray[np.float64]) -> NDArr
     return np.asarray(distances, dtype=np.float64)
 
 
-def _ratio(numerator: int, denominator: int) -> float | None:
-    return numerator / denominator if denominator else None
+@dataclass(frozen=True)
+class ClassMasks:
+    """Prediction and reference of one class in one case; distances are computed once, for the metrics that need them.
+
+    Attributes:
+        prediction: mask with two or three axes, cut to a box that holds both objects.
+        reference: mask of the same shape.
+        counts: voxels of both, of the whole image.
+        spacing_mm: distance of neighboring voxels along each axis.
+        voxel_ml: volume of a voxel; None in pictures, which have no thickness.
+        tolerance_mm: of the normalized surface Dice.
+    """
+
+    prediction: Mask
+    reference: Mask
+    counts: Overlap
+    spacing_mm: tuple[float, ...]
+    voxel_ml: float | None
+    tolerance_mm: float
+
+    @cached_property
+    def distances(self) -> SurfaceDistances:
+        """Distances between the two surfaces."""
+        return surface_distances(self.prediction, self.reference, self.spacing_mm)
+
+    def volume_ml(self, voxels: int) -> float | None:
+        """Volume of so many voxels."""
+        return None if self.voxel_ml is None else voxels * self.voxel_ml
+
+
+@dataclass(frozen=True, slots=True)
+class Metric(Generic[Compared]):
+    """A score of one class in one case.
+
+    Attributes:
+        title: heads its column.
+        definition: in words; P is the prediction, R the reference, `{tolerance_mm}` is filled in.
+        compute: from what is compared; None where undefined.
+        unit: of the score, or empty.
+        is_higher_better: None where neither direction is.
+    """
+
+    title: str
+    definition: str
+    compute: Callable[[Compared], float | None]
+    unit: str = ""
+    is_higher_better: bool | None = True
+
+    @property
+    def heading(self) -> str:
+        """Title and unit."""
+        return f"{self.title}, {self.unit}" if self.unit else self.title
+
+
+COUNT_METRICS: Mapping[str, Metric[Overlap]] = {
+    "dice": Metric("Dice", "2 |P and R| / (|P| + |R|); undefined if both are empty", lambda counts: counts.dice),
+    "iou": Metric("IoU", "|P and R| / |P or R|; undefined if both are empty", lambda counts: counts.iou),
+}
+"""Scores that numbers of voxels are enough for: cheap, so that each fold's validation and the reports have them too."""
+
+MASK_METRICS: Mapping[str, Metric[ClassMasks]] = {
+    "nsd": Metric(
+        "NSD",
+        "share of the surface voxels of P and R that lie within {tolerance_mm:g} mm of the other surface; "
+        "0 if one is empty, undefined if both are",
+        lambda masks: masks.distances.within(masks.tolerance_mm),
+    ),
+    "hd95_mm": Metric(
+        "HD95",
+        "the larger of two 95th percentiles (linearly interpolated): distances from P's surface voxels to R's "
+        "surface, and from R's to P's; undefined if either is empty",
+        lambda masks: masks.distances.hausdorff(),
+        unit="mm",
+        is_higher_better=False,
+    ),
+    "assd_mm": Metric(
+        "ASSD",
+        "mean over the surface voxels of P and R of the distance to the other surface; undefined if either is empty",
+        lambda masks: masks.distances.average,
+        unit="mm",
+        is_higher_better=False,
+    ),
+    "volume_ml": Metric(
+        "volume",
+        "voxels of P times the volume of a voxel; undefined for pictures without physical size",
+        lambda masks: masks.volume_ml(masks.counts.prediction),
+        unit="ml",
+        is_higher_better=None,
+    ),
+    "reference_volume_ml": Metric(
+        "reference",
+        "voxels of R times the volume of a voxel",
+        lambda masks: masks.volume_ml(masks.counts.reference),
+        unit="ml",
+        is_higher_better=None,
+    ),
+}
+"""Scores that need both masks and their spacing."""
+
+METRICS: Mapping[str, Metric[Overlap] | Metric[ClassMasks]] = {**COUNT_METRICS, **MASK_METRICS}
+"""Every score by its name in files."""

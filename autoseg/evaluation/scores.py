@@ -1,17 +1,23 @@
-"""Scores of label maps: per case and class, and their means."""
+"""Scores of label maps and label files: per case and class, and their means."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.core.geometry import SLICE_SPACING_OF_2D
+from autoseg.core.errors import AutoSegError, GeometryMismatch
+from autoseg.core.geometry import SLICE_SPACING_OF_2D, Geometry
+from autoseg.data.grids import compare_grids
+from autoseg.data.labels import to_training_values
 from autoseg.data.model import LabelSet
-from autoseg.evaluation.confusion import Counts, confusion
-from autoseg.evaluation.metrics import Mask, Overlap, surface_distances
+from autoseg.evaluation.confusion import Overlap, overlaps
+from autoseg.evaluation.metrics import COUNT_METRICS, MASK_METRICS, ClassMasks, Mask
+from autoseg.evaluation.statistics import mean_of
+from autoseg.images.readers import read_labels
 
 DEFAULT_TOLERANCE_MM = 1.0
 """Of the normalized surface Dice; assumption. In pictures without physical size it is one pixel."""
@@ -21,39 +27,43 @@ _MM3_PER_ML = 1000.0
 Box = tuple[slice, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class ClassScores:
-    """Scores of one class in one case, or their means; see `metrics.DEFINITIONS`. None where undefined."""
-
-    dice: float | None
-    iou: float | None
-    nsd: float | None
-    hd95_mm: float | None
-    assd_mm: float | None
-    volume_ml: float | None
-    reference_volume_ml: float | None
-
-    def to_dict(self) -> dict[str, float | None]:
-        """The scores by name."""
-        return asdict(self)
-
-
-SCORE_NAMES: tuple[str, ...] = tuple(ClassScores.__dataclass_fields__)
+ClassScores = dict[str, float | None]
+"""Score of one class in one case, or its mean over cases, by the names of `METRICS`; None where undefined."""
 
 
 @dataclass(frozen=True, slots=True)
-class Scores:
-    """Scores of many cases.
+class LabelPair:
+    """The two label files of a case."""
 
-    Attributes:
-        cases: case -> class -> scores.
-        mean: class -> mean over the cases in which a score is defined.
-        foreground_mean: mean of `mean` over the classes for which it is defined.
-    """
+    case: str
+    prediction: Path
+    reference: Path
 
-    cases: dict[str, dict[str, ClassScores]]
-    mean: dict[str, ClassScores]
-    foreground_mean: ClassScores
+
+def score_pair(pair: LabelPair, labels: LabelSet, tolerance_mm: float) -> dict[str, ClassScores] | str:
+    """Scores of each class, or why there are none."""
+    try:
+        prediction, reference = read_labels(pair.prediction), read_labels(pair.reference)
+        geometry = _common_grid(prediction.geometry, reference.geometry, pair)
+        arrays = [to_training_values(volume.array, labels) for volume in (prediction, reference)]
+    except AutoSegError as error:
+        return str(error)
+    return score_case(arrays[0], arrays[1], labels, geometry.spacing_mm, tolerance_mm)
+
+
+def _common_grid(prediction: Geometry, reference: Geometry, pair: LabelPair) -> Geometry:
+    """The grid of both; that of the other where one file's format carries no geometry."""
+    difference = compare_grids(reference, prediction, pair.prediction.name)
+    if difference is None or difference[1] != "refused":
+        return reference
+    reverse = compare_grids(prediction, reference, pair.reference.name)
+    if reverse is None or reverse[1] != "refused":
+        return prediction
+    raise GeometryMismatch(
+        difference[2].replace("image", "reference").replace("labels", "prediction"),
+        where=f"{pair.prediction.name}, {pair.reference.name}",
+        do="predict the image that the reference belongs to, or resample one onto the other's grid",
+    )
 
 
 def score_case(
@@ -82,38 +92,15 @@ def score_case(
     for name in labels.foreground:
         values = labels.classes[name]
         box = _union([boxes[value] for value in values if value in boxes], prediction.ndim)
-        distances = surface_distances(_mask(prediction[box], values), _mask(reference[box], values), spacing_mm)
-        scores[name] = ClassScores(
-            dice=counts[name].dice,
-            iou=counts[name].iou,
-            nsd=distances.within(tolerance_mm),
-            hd95_mm=distances.hausdorff(),
-            assd_mm=distances.average,
-            volume_ml=None if one_ml is None else counts[name].prediction * one_ml,
-            reference_volume_ml=None if one_ml is None else counts[name].reference * one_ml,
-        )
+        cut = (_mask(prediction[box], values), _mask(reference[box], values))
+        masks = ClassMasks(*cut, counts[name], tuple(spacing_mm), one_ml, tolerance_mm)
+        scores[name] = count_scores(counts[name]) | {key: own.compute(masks) for key, own in MASK_METRICS.items()}
     return scores
 
 
-def overlaps(prediction: NDArray[np.integer], reference: NDArray[np.integer], labels: LabelSet) -> dict[str, Overlap]:
-    """Voxels that prediction and reference share, for each foreground class, in one pass over the voxels.
-
-    Args:
-        prediction: training values, any shape.
-        reference: training values of the same shape; where it holds the ignore value nothing is compared.
-        labels: classes, regions and the ignore value.
-    """
-    return overlaps_of(confusion(prediction, reference, labels), labels)
-
-
-def overlaps_of(pairs: Counts, labels: LabelSet) -> dict[str, Overlap]:
-    """Voxels that prediction and reference share, for each foreground class, from a table of `confusion`."""
-    found = {}
-    for name in labels.foreground:
-        values = list(labels.classes[name])
-        both = pairs[np.ix_(values, values)].sum()
-        found[name] = Overlap(int(both), int(pairs[:, values].sum()), int(pairs[values].sum()))
-    return found
+def count_scores(counts: Overlap) -> ClassScores:
+    """The scores of a class that numbers of voxels are enough for."""
+    return {name: metric.compute(counts) for name, metric in COUNT_METRICS.items()}
 
 
 def without_ignored(
@@ -126,11 +113,19 @@ def without_ignored(
     return np.where(annotated, prediction, 0), np.where(annotated, reference, 0)
 
 
-def summarize(cases: Mapping[str, Mapping[str, ClassScores]]) -> Scores:
-    """The scores with their means; undefined scores are left out of a mean, and a mean of nothing is undefined."""
-    names = list(dict.fromkeys(name for case in cases.values() for name in case))
-    mean = {name: _mean(case[name] for case in cases.values() if name in case) for name in names}
-    return Scores({case: dict(scores) for case, scores in cases.items()}, mean, _mean(mean.values()))
+def mean_scores(
+    cases: Mapping[str, Mapping[str, ClassScores]], names: Iterable[str]
+) -> tuple[dict[str, ClassScores], ClassScores]:
+    """Class -> mean over the cases, and the mean of these means over the classes; undefined scores are left out.
+
+    Args:
+        cases: case -> class -> scores.
+        names: of the scores to average.
+    """
+    classes = dict.fromkeys(label for own in cases.values() for label in own)
+    by_class = {label: [own[label] for own in cases.values() if label in own] for label in classes}
+    mean = {label: {name: mean_of(own[name] for own in scores) for name in names} for label, scores in by_class.items()}
+    return mean, {name: mean_of(own[name] for own in mean.values()) for name in names}
 
 
 def voxel_ml(shape: Sequence[int], spacing_mm: Sequence[float]) -> float | None:
@@ -138,15 +133,6 @@ def voxel_ml(shape: Sequence[int], spacing_mm: Sequence[float]) -> float | None:
     if shape[0] == 1 and spacing_mm[0] >= SLICE_SPACING_OF_2D * max(spacing_mm[1:]) * (1 - 1e-6):
         return None
     return float(np.prod(spacing_mm)) / _MM3_PER_ML
-
-
-def _mean(scores: Iterable[ClassScores]) -> ClassScores:
-    scores = list(scores)
-    means = {}
-    for name in SCORE_NAMES:
-        defined = [value for value in (getattr(score, name) for score in scores) if value is not None]
-        means[name] = float(np.mean(defined)) if defined else None
-    return ClassScores(**means)
 
 
 def _mask(array: NDArray[np.integer], values: Sequence[int]) -> Mask:

@@ -6,6 +6,7 @@ score is defined. Cases are drawn with replacement; all classes of a case go tog
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
 
@@ -18,6 +19,12 @@ RESAMPLES = 2000
 COVERAGE = 0.95
 
 Values = NDArray[np.floating[Any]]
+
+
+def mean_of(values: Iterable[float | None]) -> float | None:
+    """Mean of the defined scores; None if there is none."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 def foreground_mean(values: Values) -> float:

@@ -20,8 +20,8 @@ from autoseg.data.labels import to_training_values, value_counts
 from autoseg.data.model import Case, LabelSet
 from autoseg.data.outliers import properties
 from autoseg.data.statistics import case_statistics
-from autoseg.evaluation.confusion import Counts, confusion
-from autoseg.evaluation.scores import overlaps_of, voxel_ml
+from autoseg.evaluation.confusion import Counts, confusion, overlaps_of
+from autoseg.evaluation.scores import voxel_ml
 from autoseg.images.readers import read_image, read_labels
 from autoseg.images.volume import Volume
 from autoseg.report.pictures import Scan, overlay

@@ -18,7 +18,9 @@ from autoseg.core.files import remove_leftovers
 from autoseg.core.records import load, save
 from autoseg.data.labels import to_file_values, to_training_values
 from autoseg.data.model import Dataset
-from autoseg.evaluation.scores import overlaps
+from autoseg.evaluation.confusion import overlaps
+from autoseg.evaluation.metrics import COUNT_METRICS
+from autoseg.evaluation.scores import count_scores, mean_scores
 from autoseg.inference.out_of_fold import keeping_probabilities, probabilities_file
 from autoseg.inference.predictor import Predictor
 from autoseg.inference.restore import predict_case_rows
@@ -50,7 +52,7 @@ FREE_DISK_SHARE = 0.5
 _BYTES_PER_GIB = 1 << 30
 
 Labels = NDArray[np.integer]
-CaseScores = dict[str, dict[str, float | None]]  # class -> "dice", "iou", voxels
+CaseScores = dict[str, dict[str, float | None]]  # class -> `COUNT_METRICS`, voxels
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,7 @@ class FoldScores:
     """validation/scores.json; a score that is undefined (class neither there nor predicted) is null.
 
     Attributes:
-        cases: case -> class -> "dice", "iou", and the voxels of prediction and reference.
+        cases: case -> class -> the scores of `COUNT_METRICS`, and the voxels of prediction and reference.
         mean: class -> mean over the cases in which the score is defined.
         foreground_mean: mean of `mean` over the classes.
         left_out: validation cases that the time budget left no time for.
@@ -262,13 +264,7 @@ class _Fold:
     def summary(self, left_out: Sequence[str]) -> FoldScores:
         """scores.json as far as it goes."""
         ordered = {name: self.cases[name] for name in sorted(self.cases)}
-        classes = list(dict.fromkeys(label for scores in ordered.values() for label in scores))
-        kinds = ("dice", "iou")
-        mean = {
-            label: {kind: _mean(scores[label][kind] for scores in ordered.values()) for kind in kinds}
-            for label in classes
-        }
-        foreground = {kind: _mean(mean[label][kind] for label in classes) for kind in kinds}
+        mean, foreground = mean_scores(ordered, COUNT_METRICS)
         axes = self.planned.mirror_axes
         return FoldScores(ordered, mean, foreground, tuple(sorted(left_out)), axes, dict(sorted(self.seconds.items())))
 
@@ -326,8 +322,7 @@ def _scores(predicted: Labels, plan: Plan, dataset: Dataset, name: str) -> CaseS
     reference = to_training_values(read_labels(Path(dataset.root) / file).array, plan.labels)
     return {
         label: {
-            "dice": overlap.dice,
-            "iou": overlap.iou,
+            **count_scores(overlap),
             "predicted_voxels": overlap.prediction,
             "reference_voxels": overlap.reference,
         }
@@ -353,11 +348,6 @@ def make_predictor(
         dtype=types.get(precision, torch.float32),
         channels_last=is_channels_last,
     )
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
 
 
 def _spread(names: Iterable[str]) -> tuple[str, ...]:

@@ -19,8 +19,7 @@ from autoseg.core.errors import GeometryMismatch, MissingInput
 from autoseg.core.geometry import Geometry
 from autoseg.data.labels import to_training_values
 from autoseg.data.model import LabelSet
-from autoseg.evaluation.confusion import confusion
-from autoseg.evaluation.scores import overlaps_of
+from autoseg.evaluation.confusion import confusion, overlaps_of
 from autoseg.images.readers import read_labels
 from autoseg.inference.out_of_fold import CERTAIN, kept_heads, probabilities_at
 from autoseg.selection.candidates import Blend

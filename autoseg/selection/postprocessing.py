@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 
 from autoseg.core.geometry import Geometry
 from autoseg.data.model import LabelSet
-from autoseg.evaluation.confusion import dice
-from autoseg.evaluation.scores import overlaps
+from autoseg.evaluation.confusion import dice, overlaps
 from autoseg.evaluation.statistics import foreground_mean
 from autoseg.images.components import components
 from autoseg.images.crop import Box, nonzero_box, slices

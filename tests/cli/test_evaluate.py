@@ -11,7 +11,7 @@ import pytest
 from autoseg.core.geometry import Geometry
 from autoseg.core.records import save
 from autoseg.data.model import LabelSet
-from autoseg.evaluation.scores import SCORE_NAMES
+from autoseg.evaluation.metrics import METRICS
 from autoseg.images.writers import write_labels
 from autoseg.inference.manifest import PredictionManifest
 from tests.runs.trained import tiny_plan
@@ -68,7 +68,7 @@ def test_the_table_prints_every_definition_and_files_hold_every_score(autoseg, f
     with (folders[0] / "evaluation.csv").open() as stream:
         rows = list(csv.DictReader(stream))
     assert [row["case"] for row in rows] == ["a", "b"]
-    assert set(rows[0]) == {"case", "class", *SCORE_NAMES}
+    assert set(rows[0]) == {"case", "class", *METRICS}
     assert float(rows[1]["dice"]) == pytest.approx(0.8)
 
 

@@ -9,11 +9,16 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from autoseg.data.model import LabelSet
-from autoseg.evaluation.metrics import overlap, surface_distances
-from autoseg.evaluation.scores import ClassScores, overlaps, score_case, summarize
+from autoseg.evaluation.confusion import Overlap, overlaps
+from autoseg.evaluation.metrics import METRICS, surface_distances
+from autoseg.evaluation.scores import mean_scores, score_case
 
 PLAIN = LabelSet({"background": (0,), "one": (1,), "two": (2,), "three": (3,)})
 REGIONS = LabelSet({"background": (0,), "whole": (1, 2, 3), "core": (2, 3)}, ignore=4, regions_class_order=(1, 2))
+
+
+def overlap(prediction, reference):
+    return Overlap(*(int(mask.sum()) for mask in (prediction & reference, prediction, reference)))
 
 
 def two_label_maps(largest: int):
@@ -34,11 +39,11 @@ def test_scores_of_a_class_are_those_of_its_masks(pair):
         masks = np.atleast_1d((prediction == value).squeeze()), np.atleast_1d((reference == value).squeeze())
         distances = surface_distances(*masks, [spacing[axis] for axis in kept])
         counts = overlap(*masks)
-        assert (scores[name].dice, scores[name].iou) == (counts.dice, counts.iou)
-        assert scores[name].nsd == pytest.approx(distances.within(0.9))
-        assert scores[name].hd95_mm == pytest.approx(distances.hausdorff())
-        assert scores[name].assd_mm == pytest.approx(distances.average)
-        assert scores[name].reference_volume_ml == pytest.approx(masks[1].sum() * np.prod(spacing) / 1000)
+        assert (scores[name]["dice"], scores[name]["iou"]) == (counts.dice, counts.iou)
+        assert scores[name]["nsd"] == pytest.approx(distances.within(0.9))
+        assert scores[name]["hd95_mm"] == pytest.approx(distances.hausdorff())
+        assert scores[name]["assd_mm"] == pytest.approx(distances.average)
+        assert scores[name]["reference_volume_ml"] == pytest.approx(masks[1].sum() * np.prod(spacing) / 1000)
 
 
 @given(two_label_maps(4))
@@ -52,7 +57,7 @@ def test_regions_are_unions_and_ignored_voxels_do_not_count(pair):
         first, second = (np.isin(array, REGIONS.classes[name]) & annotated for array in pair)
         assert counts[name] == overlap(first, second)
     scores = score_case(prediction, reference, REGIONS, (1, 1, 1))
-    assert {name: score.dice for name, score in scores.items()} == {name: counts[name].dice for name in counts}
+    assert {name: score["dice"] for name, score in scores.items()} == {name: counts[name].dice for name in counts}
 
 
 def test_a_flat_object_in_a_volume_is_all_surface_but_a_flat_image_is_measured_in_its_plane():
@@ -62,33 +67,36 @@ def test_a_flat_object_in_a_volume_is_all_surface_but_a_flat_image_is_measured_i
     dented[1, 4, 4] = 0
     labels = LabelSet({"background": (0,), "one": (1,)})
     in_volume = score_case(dented, volume, labels, (1, 1, 1), tolerance_mm=0.5)["one"]
-    assert in_volume.nsd == pytest.approx((24 + 24) / (24 + 25))
+    assert in_volume["nsd"] == pytest.approx((24 + 24) / (24 + 25))
     in_plane = score_case(dented[1:2], volume[1:2], labels, (999, 1, 1), tolerance_mm=0.5)["one"]
-    assert in_plane.nsd == pytest.approx((16 + 16) / (20 + 16))
-    assert (in_plane.volume_ml, in_plane.reference_volume_ml) == (None, None)
+    assert in_plane["nsd"] == pytest.approx((16 + 16) / (20 + 16))
+    assert (in_plane["volume_ml"], in_plane["reference_volume_ml"]) == (None, None)
 
 
 def test_means_leave_out_what_is_undefined():
     def score(dice):
-        return ClassScores(dice, None, None, None, None, 1.0, 2.0)
+        return {"dice": dice, "hd95_mm": None, "reference_volume_ml": 2.0}
 
-    scores = summarize({"a": {"x": score(0.5), "y": score(None)}, "b": {"x": score(1.0), "y": score(None)}})
-    assert scores.mean["x"].dice == 0.75
-    assert scores.mean["y"].dice is None
-    assert scores.foreground_mean.dice == 0.75
-    assert scores.foreground_mean.hd95_mm is None
-    assert scores.foreground_mean.reference_volume_ml == 2.0
+    cases = {"a": {"x": score(0.5), "y": score(None)}, "b": {"x": score(1.0), "y": score(None)}}
+    mean, foreground = mean_scores(cases, score(0))
+    assert (mean["x"]["dice"], mean["y"]["dice"]) == (0.75, None)
+    assert foreground == {"dice": 0.75, "hd95_mm": None, "reference_volume_ml": 2.0}
 
 
 def test_no_cases_have_no_means():
-    scores = summarize({})
-    assert (scores.cases, scores.mean, scores.foreground_mean.dice) == ({}, {}, None)
+    assert mean_scores({}, ("dice",)) == ({}, {"dice": None})
+
+
+def test_every_metric_is_computed_and_defined():
+    nothing = np.zeros((2, 3, 4), np.uint8)
+    assert list(score_case(nothing, nothing, PLAIN, (1, 1, 1))["one"]) == list(METRICS)
+    assert all(metric.definition.format(tolerance_mm=1.0) for metric in METRICS.values())
 
 
 def test_absent_classes_are_undefined_and_empty_volumes_zero():
     nothing = np.zeros((2, 3, 4), np.uint8)
     scores = score_case(nothing, nothing, PLAIN, (1, 1, 1))["two"]
-    assert scores.to_dict() == {
+    assert scores == {
         "dice": None,
         "iou": None,
         "nsd": None,

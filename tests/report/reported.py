@@ -11,7 +11,7 @@ from autoseg.api.plan import plan_dataset
 from autoseg.core.records import load, save
 from autoseg.core.workspace import WORK_FOLDER_NAME, Workspace
 from autoseg.data.synthetic import write_synthetic_dataset
-from autoseg.evaluation.scores import overlaps
+from autoseg.evaluation.confusion import overlaps
 from autoseg.images.readers import read_labels
 from autoseg.images.writers import write_labels
 from autoseg.inference.postprocessing import PostprocessingStep

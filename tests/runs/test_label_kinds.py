@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from autoseg.api.evaluate import evaluate_folders
+from autoseg.api.evaluate import evaluate
 from autoseg.api.model import load_model
 from autoseg.api.plan import plan_dataset
 from autoseg.core.records import load
@@ -101,8 +101,8 @@ def test_what_is_not_annotated_is_neither_learned_nor_predicted_nor_scored(tmp_p
     assert scores[plan.labels.foreground[0]]["reference_voxels"] == np.isin(reference, values).sum()
     volume = read_image((tmp_path / "imagesTr" / "case_3_0000.nii.gz",))
     assert set(np.unique(load_model(run.root, device="cpu").predict(volume.array, (3, 1, 1)))) <= {0, 5, 9}
-    evaluation = evaluate_folders(run.validation, tmp_path / "labelsTr", dataset=tmp_path)
-    assert evaluation.cases["case_3"][plan.labels.foreground[0]].dice == pytest.approx(
+    evaluation = evaluate(run.validation, tmp_path / "labelsTr", dataset=tmp_path)
+    assert evaluation.cases["case_3"][plan.labels.foreground[0]]["dice"] == pytest.approx(
         scores[plan.labels.foreground[0]]["dice"]
     )
 

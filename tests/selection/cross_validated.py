@@ -22,7 +22,7 @@ from autoseg.data.fingerprint import (
 )
 from autoseg.data.model import Case, Dataset, LabelSet
 from autoseg.data.survey import SURVEY_VERSION, Survey
-from autoseg.evaluation.scores import overlaps
+from autoseg.evaluation.confusion import overlaps
 from autoseg.images.writers import write_labels
 from autoseg.inference.out_of_fold import probabilities_file
 from autoseg.planning.plan import Plan

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoseg.core.errors import GeometryMismatch, MissingInput
-from autoseg.evaluation.scores import overlaps
+from autoseg.evaluation.confusion import overlaps
 from autoseg.images.readers import read_labels
 from autoseg.inference.out_of_fold import CERTAIN, kept_heads, probabilities_at
 from autoseg.selection.candidates import all_blends

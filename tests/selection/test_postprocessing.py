@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as hnp
 
 from autoseg.core.geometry import Geometry
 from autoseg.data.model import LabelSet
-from autoseg.evaluation.scores import overlaps
+from autoseg.evaluation.confusion import overlaps
 from autoseg.evaluation.statistics import foreground_mean
 from autoseg.inference.postprocessing import PostprocessingStep, postprocess
 from autoseg.selection.postprocessing import PredictedCase, Search, _class_dice, case_dice, pack, predicted_case

@@ -14,7 +14,7 @@ from autoseg.core.geometry import Geometry
 from autoseg.core.records import load, save
 from autoseg.core.workspace import Workspace
 from autoseg.data.model import Dataset
-from autoseg.evaluation.scores import overlaps
+from autoseg.evaluation.confusion import overlaps
 from autoseg.images.readers import read_labels
 from autoseg.images.writers import write_labels
 from autoseg.planning.plan import Plan
