@@ -39,8 +39,11 @@ from autoseg.inference.predictor import Predictor  # noqa: E402
 from autoseg.inference.restore import predict_case  # noqa: E402
 from autoseg.networks.build import build_network  # noqa: E402
 from autoseg.planning.plan import Configuration, NetworkSpec  # noqa: E402
-from autoseg.preprocessing.placement import Placement  # noqa: E402
-from autoseg.preprocessing.prepare import Preparation, prepare  # noqa: E402
+from autoseg.preprocessing.prepare import (  # noqa: E402
+    Placement,
+    Preparation,
+    prepare,
+)
 from autoseg.training.checkpoint import restore, save_checkpoint  # noqa: E402
 from autoseg.training.losses import LOSSES, supervised_loss  # noqa: E402
 from autoseg.training.recipe import Recipe  # noqa: E402

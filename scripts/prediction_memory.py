@@ -23,7 +23,7 @@ from autoseg.inference.predictor import Predictor
 from autoseg.inference.restore import predict_case
 from autoseg.networks.build import build_network
 from autoseg.planning.plan import Configuration, NetworkSpec
-from autoseg.preprocessing.placement import Placement
+from autoseg.preprocessing.prepare import Placement
 
 
 def main() -> int:

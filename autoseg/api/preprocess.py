@@ -11,6 +11,7 @@ from autoseg.core.registry import choose
 from autoseg.core.workspace import Workspace
 from autoseg.planning.planned import load_planned
 from autoseg.preprocessing.fill import StoreResult, fill_store
+from autoseg.preprocessing.store import store_recipe
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +43,8 @@ def preprocess_dataset(
     results = {}
     for name, configuration in chosen.items():
         try:
-            result = fill_store(dataset, plan, configuration, fingerprint, workspace, jobs=jobs, progress=progress)
+            recipe = store_recipe(plan, configuration, fingerprint)
+            result = fill_store(dataset, fingerprint, recipe, workspace.store, jobs=jobs, progress=progress)
         except KeyboardInterrupt as error:
             raise Interrupted(
                 "preprocessing was interrupted", do="run the same command again; cases already prepared are kept"

@@ -27,9 +27,8 @@ from autoseg.inference.restore import (
     predict_case_probabilities,
     predict_case_rows,
 )
-from autoseg.preprocessing.first_stage import one_hot, prepare_previous
-from autoseg.preprocessing.placement import Placement
-from autoseg.preprocessing.prepare import Preparation, Prepared, prepare
+from autoseg.preprocessing.first_stage import one_hot, prepare_first_stage
+from autoseg.preprocessing.prepare import Placement, Preparation, Prepared, prepare
 
 _BYTES_PER_FLOAT = 4
 
@@ -225,8 +224,8 @@ class _Work:
             return prepared.image
         if member.first_stage not in self.known:
             self.known[member.first_stage] = self.predicted(self.ensemble.stages[member.first_stage])
-        previous = prepare_previous(self.known[member.first_stage], prepared.placement)
-        return np.concatenate([prepared.image, one_hot(previous, self.ensemble.labels)])
+        first_stage = prepare_first_stage(self.known[member.first_stage], prepared.placement)
+        return np.concatenate([prepared.image, one_hot(first_stage, self.ensemble.labels)])
 
     def _limited(self, member: EnsembleMember, image: NDArray[np.float32]) -> Predictor:
         if self.max_bytes is None:

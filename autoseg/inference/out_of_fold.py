@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from autoseg.core.errors import IntegrityRefusal, MissingInput
 from autoseg.core.files import sync, temporary_beside
 from autoseg.data.model import LabelSet
-from autoseg.preprocessing.placement import Placement
+from autoseg.preprocessing.prepare import Placement
 
 if TYPE_CHECKING:
     from torch import Tensor

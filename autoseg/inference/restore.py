@@ -18,7 +18,7 @@ from autoseg.images.crop import slices
 from autoseg.images.resample import axis_matrix, coarse_axis
 from autoseg.inference.accumulate import LogitRows, Tiling
 from autoseg.inference.predictor import Predictor
-from autoseg.preprocessing.placement import Placement
+from autoseg.preprocessing.prepare import Placement
 
 _LARGEST_BYTE = 255
 

@@ -1,11 +1,11 @@
-"""Filling a store: every case that is not there yet is read, prepared and written by watched processes."""
+"""Filling a store: every case that is not there yet is read, prepared and written by supervised processes."""
 
 from __future__ import annotations
 
 import errno
 import logging
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,15 +17,13 @@ from autoseg.core.files import remove_leftovers, write_atomic
 from autoseg.core.progress import Progress, silent
 from autoseg.core.records import to_json
 from autoseg.core.workers import map_supervised
-from autoseg.core.workspace import Workspace
 from autoseg.data.check import check_case
 from autoseg.data.fingerprint import CaseStatistics, Fingerprint
 from autoseg.data.model import Case, Dataset
 from autoseg.images.resample import resampled_shape
-from autoseg.planning.plan import Configuration, Plan
 from autoseg.preprocessing.locations import MOST_KEPT, SHARE_KEPT, class_locations
 from autoseg.preprocessing.prepare import prepare
-from autoseg.preprocessing.store import StoreRecipe, is_intact, store_folder, store_recipe, write_case
+from autoseg.preprocessing.store import StoreRecipe, is_intact, write_case
 
 DISK_MARGIN = 1.1
 """Free disk space asked for, as a multiple of the estimate."""
@@ -55,108 +53,111 @@ class StoreResult:
     failures: dict[str, str]
 
 
-@dataclass(frozen=True, slots=True)
-class _Task:
-    case: Case
-    content: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Stored:
-    """What became of one case: nothing to say, a reason why it could not be prepared, or that the disk is full."""
-
-    failure: str | None = None
-    disk_is_full: bool = False
+Task = tuple[Case, str]
+"""A case to prepare, and the hash of the files that it was planned from."""
 
 
 def fill_store(
     dataset: Dataset,
-    plan: Plan,
-    configuration: Configuration,
     fingerprint: Fingerprint,
-    workspace: Workspace,
+    recipe: StoreRecipe,
+    store: Path,
     *,
     jobs: int = 1,
     progress: Progress = silent,
 ) -> StoreResult:
-    """Prepares every case of the fingerprint that the configuration's store does not hold yet.
+    """Prepares every case of the fingerprint that the store of a recipe does not hold yet.
 
     May be stopped at any moment and run again. Another process that fills the same store is waited for. A case that
     cannot be prepared is reported, the others are done.
 
     Args:
         dataset: where the files are.
-        plan: of the dataset.
-        configuration: one of the plan's.
         fingerprint: the one that was planned from; its cases are prepared.
-        workspace: whose store is filled.
-        jobs: worker processes.
-        progress: told about every case, those already there included.
+        recipe: how cases are prepared, by `store_recipe`.
+        store: `Workspace.store`.
+        jobs: worker processes; 0 to prepare in this process.
+        progress: called for every case, those already there included.
 
     Raises:
         NotEnoughResources: the disk is too small, or became full.
     """
-    folder = store_folder(workspace.store, plan, configuration, fingerprint)
-    recipe = store_recipe(plan, configuration, fingerprint)
+    folder = store / recipe.name
     cases = {case.identifier: case for case in dataset.cases}
-    wanted = [_Task(cases[entry.identifier], entry.content) for entry in fingerprint.cases if entry.identifier in cases]
-    gone = [entry.identifier for entry in fingerprint.cases if entry.identifier not in cases]
-    failures = dict.fromkeys(gone, "the case is not in the dataset any more; plan the dataset again")
+    wanted = [(cases[entry.identifier], entry.content) for entry in fingerprint.cases if entry.identifier in cases]
+    gone = sorted({entry.identifier for entry in fingerprint.cases} - set(cases))
     with hold_store(folder):
         remove_leftovers(folder)
         write_atomic(folder / "store.json", to_json(recipe))
-        with ThreadPoolExecutor(jobs) as pool:
-            intact = list(pool.map(lambda task: is_intact(folder / task.case.identifier, task.content), wanted))
-        missing = [task for task, is_there in zip(wanted, intact, strict=True) if not is_there]
-        reused = [task.case.identifier for task, is_there in zip(wanted, intact, strict=True) if is_there]
+        missing = _missing(folder, wanted, jobs)
         voxels = _refuse_full_disk(folder, recipe, fingerprint, missing)
+        reused = [task[0].identifier for task in wanted if task not in missing]
         progress(len(reused), len(wanted))
-        outcomes = _store_all(folder, dataset, recipe, missing, 1 if voxels < _FEW_VOXELS else jobs)
-        for count, (identifier, stored) in enumerate(outcomes, start=len(reused) + 1):
-            if stored.disk_is_full:
-                raise _full_disk(folder, stored.failure or "")
-            failures.update({identifier: stored.failure} if stored.failure else {})
-            progress(count, len(wanted))
-    done = [task.case.identifier for task in missing if task.case.identifier not in failures]
+        failures = _store_missing(
+            partial(_store_case, folder, replace(dataset, cases=()), recipe),  # a worker needs no other case
+            missing,
+            min(jobs, 1) if voxels < _FEW_VOXELS else jobs,
+            lambda done, _: progress(len(reused) + done, len(wanted)),
+        )
+    done = [case.identifier for case, _ in missing if case.identifier not in failures]
+    failures |= dict.fromkeys(gone, "the case is not in the dataset any more; plan the dataset again")
     return StoreResult(folder, tuple(done), tuple(reused), failures)
 
 
-def _store_all(
-    folder: Path, dataset: Dataset, recipe: StoreRecipe, tasks: Sequence[_Task], jobs: int
-) -> Iterator[tuple[str, _Stored]]:
-    function = partial(_store_one, folder, replace(dataset, cases=()), recipe)
-    for outcome in map_supervised(function, tasks, jobs):
-        identifier = tasks[outcome.index].case.identifier
-        stored = outcome.value or _Stored(outcome.failure)
-        if stored.failure:
-            logger.warning("%s could not be prepared: %s", identifier, stored.failure)
-        yield identifier, stored
+def _store_missing(
+    store_case: Callable[[Task], NotEnoughResources | str | None], tasks: Sequence[Task], jobs: int, progress: Progress
+) -> dict[str, str]:
+    """Stores the cases and returns by case why one could not be prepared; a full disk ends the work."""
+    failures = {}
+    for done, outcome in enumerate(map_supervised(store_case, tasks, jobs), start=1):
+        failure = outcome.value or outcome.failure
+        if isinstance(failure, NotEnoughResources):
+            raise failure
+        if failure:
+            identifier = tasks[outcome.index][0].identifier
+            failures[identifier] = failure
+            logger.warning("%s could not be prepared: %s", identifier, failure)
+        progress(done, len(tasks))
+    return failures
 
 
-def _store_one(folder: Path, dataset: Dataset, recipe: StoreRecipe, task: _Task) -> _Stored:
-    """Reads, prepares and writes one case; runs in a worker process."""
-    checked = check_case(dataset, task.case)
+def _missing(folder: Path, tasks: Sequence[Task], jobs: int) -> list[Task]:
+    """The tasks whose cases are not in the store, or damaged: every stored byte is hashed, so the disk is the limit."""
+    with ThreadPoolExecutor(max(jobs, 1)) as pool:
+        intact = pool.map(lambda task: is_intact(folder / task[0].identifier, task[1]), tasks)
+        return [task for task, is_there in zip(tasks, intact, strict=True) if not is_there]
+
+
+def _store_case(folder: Path, dataset: Dataset, recipe: StoreRecipe, task: Task) -> NotEnoughResources | str | None:
+    """Reads, prepares and writes one case, in a worker process.
+
+    Returns:
+        None; or why the case could not be prepared; or that the disk is full, as a value, because workers turn errors
+        into sentences and this one ends the whole work.
+    """
+    case, content = task
+    checked = check_case(dataset, case)
     if checked.volume is None or checked.labels is None:
-        refusals = [problem.what for problem in checked.problems if problem.severity == "refused"]
-        return _Stored("; ".join(refusals))
-    if checked.content != task.content:
-        return _Stored("its files have changed since the dataset was planned; plan it again")
+        return "; ".join(problem.what for problem in checked.problems if problem.severity == "refused")
+    if checked.content != content:
+        return "its files have changed since the dataset was planned; plan it again"
     prepared = prepare(checked.volume, checked.labels, recipe.preparation)
     assert prepared.labels is not None, "labels were given"
     try:
-        write_case(
-            folder / task.case.identifier, task.content, prepared, class_locations(prepared.labels, recipe.labels)
-        )
+        write_case(folder / case.identifier, content, prepared, class_locations(prepared.labels, recipe.labels))
     except OSError as error:
         if error.errno not in _DISK_IS_FULL:
             raise
-        return _Stored(f"{task.case.identifier}: {error.strerror}", disk_is_full=True)
-    return _Stored()
+        return _full_disk(folder, f"{case.identifier}: {error.strerror}")
+    return None
 
 
 @contextmanager
 def hold_store(folder: Path) -> Iterator[None]:
-    """Only one process fills a store; the lock of a killed one is released by the system."""
+    """Lets only one process fill a store, because two would prepare the same cases twice.
+
+    The system releases the lock of a killed process, so no lock file is ever outdated.
+    """
     from filelock import FileLock, Timeout
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -172,10 +173,10 @@ def hold_store(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _refuse_full_disk(folder: Path, recipe: StoreRecipe, fingerprint: Fingerprint, tasks: Sequence[_Task]) -> int:
+def _refuse_full_disk(folder: Path, recipe: StoreRecipe, fingerprint: Fingerprint, tasks: Sequence[Task]) -> int:
     """The voxels that the tasks will make, if the disk has room for them."""
     statistics = {case.identifier: case for case in fingerprint.cases}
-    sizes = [_size_of(statistics[task.case.identifier], recipe) for task in tasks]
+    sizes = [_size_of(statistics[case.identifier], recipe) for case, _ in tasks]
     needed = int(DISK_MARGIN * sum(size for _, size in sizes))
     free = shutil.disk_usage(folder).free
     if needed > free:

@@ -1,4 +1,4 @@
-"""From an image as read to the arrays that networks see: transpose, crop to nonzero, normalize, resample."""
+"""From an image as read to the arrays that networks see, and the way back: transpose, crop, normalize, resample."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoseg.core.errors import PlanFault
+from autoseg.core.geometry import Geometry
 from autoseg.core.registry import choose
 from autoseg.data.fingerprint import IntensityStatistics
-from autoseg.images.crop import crop_to_nonzero
+from autoseg.images.crop import crop_to_nonzero, slices
 from autoseg.images.normalize import NORMALIZATIONS
 from autoseg.images.resample import resample_image, resample_labels, resampled_shape
 from autoseg.images.volume import Volume
 from autoseg.planning.plan import Configuration, Plan
-from autoseg.preprocessing.placement import Placement
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +42,45 @@ class Preparation:
         """The spacing that a case with `spacing_mm` (plan's order) is resampled to."""
         first, second, third = self.spacing_mm
         return (spacing_mm[0] if first is None else first, second, third)
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """What preparation did to the grid of a case. Axes in the plan's order, except those of `geometry`.
+
+    Attributes:
+        geometry: grid of the file, axes z, y, x.
+        axis_order: file axis that became each axis of the plan.
+        box: crop to nonzero: for each axis the first voxel inside and the first behind.
+        cropped_spacing_mm: voxel spacing before resampling.
+        prepared_shape: voxels after resampling.
+        prepared_spacing_mm: spacing that was resampled to.
+    """
+
+    geometry: Geometry
+    axis_order: tuple[int, int, int]
+    box: tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+    cropped_spacing_mm: tuple[float, float, float]
+    prepared_shape: tuple[int, int, int]
+    prepared_spacing_mm: tuple[float, float, float]
+
+    @property
+    def cropped_shape(self) -> tuple[int, int, int]:
+        """Voxels after the crop and before resampling; predictions are resampled to it."""
+        a, b, c = (behind - first for first, behind in self.box)
+        return a, b, c
+
+    def restore_labels(self, labels: NDArray[Any], background: int = 0) -> NDArray[Any]:
+        """The label map on the grid of the file (z, y, x), `background` outside the crop.
+
+        Args:
+            labels: (`cropped_shape`), axes in the plan's order.
+            background: value outside the crop.
+        """
+        file_shape = self.geometry.shape
+        restored = np.full([file_shape[axis] for axis in self.axis_order], background, labels.dtype)
+        restored[slices(self.box)] = labels
+        return np.ascontiguousarray(restored.transpose(np.argsort(self.axis_order)))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -102,7 +141,7 @@ def prepare(volume: Volume, labels: NDArray[Any] | None, preparation: Preparatio
     new_shape = resampled_shape(image.shape[1:], spacing, target)
     normalized = _normalize(image, inside, preparation)
     resampled = resample_image(normalized, new_shape, spacing, target)
-    kept = None if labels is None else _stored(resample_labels(inside, new_shape, spacing, target))
+    kept = None if labels is None else smallest_labels(resample_labels(inside, new_shape, spacing, target))
     placement = Placement(
         geometry=volume.geometry,
         axis_order=order,
@@ -130,6 +169,7 @@ def _normalize(image: NDArray[Any], labels: NDArray[Any], preparation: Preparati
     return normalized
 
 
-def _stored(labels: NDArray[Any]) -> NDArray[np.signedinteger[Any]]:
+def smallest_labels(labels: NDArray[Any]) -> NDArray[np.signedinteger[Any]]:
+    """The label map as int8, or int16 where values exceed 127, contiguous."""
     kind = np.int8 if labels.max(initial=0) <= np.iinfo(np.int8).max else np.int16
     return np.ascontiguousarray(labels, kind)

@@ -20,13 +20,13 @@ from autoseg.core.records import content_hash, load, to_json
 from autoseg.data.fingerprint import Fingerprint
 from autoseg.data.model import LabelSet
 from autoseg.planning.plan import Configuration, Plan
-from autoseg.preprocessing.placement import Placement
-from autoseg.preprocessing.prepare import Preparation, Prepared, preparation_of
+from autoseg.preprocessing.prepare import Placement, Preparation, Prepared, preparation_of
 
 STORE_VERSION = 1
 """Changes whenever the same preparation gives other arrays."""
 
-IMAGE, LABELS, LOCATIONS, RECORD = "image.npy", "labels.npy", "locations.npy", "case.json"
+ARRAYS = IMAGE, LABELS, LOCATIONS = "image.npy", "labels.npy", "locations.npy"
+RECORD = "case.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +43,31 @@ class StoreRecipe:
     preparation: Preparation
     labels: LabelSet
 
+    @property
+    def name(self) -> str:
+        """The folder's name: a hash, so that a changed plan finds another folder instead of cases of the old one."""
+        return content_hash(self)
+
 
 @dataclass(frozen=True, slots=True)
 class StoredFile:
-    """What a file of a stored case has to be."""
+    """What a file of a stored case has to be.
+
+    Attributes:
+        size: bytes.
+        sha256: of the content.
+    """
 
     size: int
     sha256: str
+
+    def has_size(self, path: Path) -> bool:
+        """Whether the file is there with as many bytes; quick enough for every opening."""
+        return path.is_file() and path.stat().st_size == self.size
+
+    def is_intact(self, path: Path) -> bool:
+        """Whether the file is there, every byte as it was written."""
+        return self.has_size(path) and sha256_of_file(path) == self.sha256
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +101,7 @@ class StoredCase:
         labels: (z, y, x) int8 or int16, -1 outside the nonzero mask.
         locations: voxels (n, 3: z, y, x) of each class that occurs; keys as in `locations.location_groups`.
         placement: the way back to the grid of the file.
-        previous: (z, y, x) training values that the first stage of a cascade predicted; None without a first stage.
+        first_stage: (z, y, x) training values that the first stage of a cascade predicted; None without a cascade.
     """
 
     identifier: str
@@ -91,7 +109,7 @@ class StoredCase:
     labels: NDArray[np.signedinteger[Any]]
     locations: dict[int, NDArray[np.integer[Any]]]
     placement: Placement
-    previous: NDArray[np.signedinteger[Any]] | None = None
+    first_stage: NDArray[np.signedinteger[Any]] | None = None
 
 
 def store_recipe(plan: Plan, configuration: Configuration, fingerprint: Fingerprint) -> StoreRecipe:
@@ -109,15 +127,13 @@ def store_recipe(plan: Plan, configuration: Configuration, fingerprint: Fingerpr
 
 
 def store_folder(store: Path, plan: Plan, configuration: Configuration, fingerprint: Fingerprint) -> Path:
-    """Where the prepared cases of a configuration lie.
+    """Where the prepared cases of a configuration lie, in `Workspace.store`."""
+    return store / store_recipe(plan, configuration, fingerprint).name
 
-    Args:
-        store: `Workspace.store`.
-        plan: of the dataset.
-        configuration: one of the plan's.
-        fingerprint: the one that was planned from.
-    """
-    return store / content_hash(store_recipe(plan, configuration, fingerprint))
+
+def stored_file(path: Path) -> StoredFile:
+    """A file as it is now."""
+    return StoredFile(path.stat().st_size, sha256_of_file(path))
 
 
 def open_case(folder: Path) -> StoredCase:
@@ -128,33 +144,29 @@ def open_case(folder: Path) -> StoredCase:
         IntegrityRefusal: a file is missing or has another size or shape than its record says.
     """
     record = load(CaseRecord, folder / RECORD)
-    _refuse_wrong_sizes(folder, record)
+    if not all(name in record.files and record.files[name].has_size(folder / name) for name in ARRAYS):
+        raise _damaged(folder, f"{', '.join(ARRAYS)} are not of the sizes that its record says")
     try:
-        image, labels, rows = (
-            np.load(folder / name, mmap_mode="r", allow_pickle=False) for name in (IMAGE, LABELS, LOCATIONS)
-        )
+        image, labels, rows = (np.load(folder / name, mmap_mode="r", allow_pickle=False) for name in ARRAYS)
     except (ValueError, OSError) as error:
         raise _damaged(folder, str(error)) from error
-    shape = record.placement.prepared_shape
-    if image.shape[1:] != shape or labels.shape != shape or len(rows) != sum(record.locations.values()):
+    shape, counts = record.placement.prepared_shape, list(record.locations.values())
+    if image.shape[1:] != shape or labels.shape != shape or len(rows) != sum(counts):
         raise _damaged(folder, "its arrays have other shapes than its record says")
-    ends = np.cumsum([0, *record.locations.values()])
-    locations = {int(key): rows[ends[index] : ends[index + 1]] for index, key in enumerate(record.locations)}
+    parts = np.split(rows, np.cumsum(counts, dtype=int))  # views, of which nothing is read; the last one is empty
+    locations = {int(key): part for key, part in zip(record.locations, parts, strict=False)}
     return StoredCase(record.identifier, image, labels, locations, record.placement)
 
 
 def is_intact(folder: Path, content: str) -> bool:
     """Whether a stored case is there, complete, made of the files with this hash, and every byte as it was written."""
-    if not (folder / RECORD).exists():
-        return False
     try:
         record = load(CaseRecord, folder / RECORD)
-        _refuse_wrong_sizes(folder, record)
-    except AutoSegError:
+    except AutoSegError:  # not there, or damaged
         return False
-    if record.version != STORE_VERSION or record.content != content:
-        return False
-    return all(sha256_of_file(folder / name) == file.sha256 for name, file in record.files.items())
+    return (record.version, record.content) == (STORE_VERSION, content) and all(
+        name in record.files and record.files[name].is_intact(folder / name) for name in ARRAYS
+    )
 
 
 def write_case(folder: Path, content: str, prepared: Prepared, locations: dict[int, NDArray[np.integer[Any]]]) -> None:
@@ -174,11 +186,9 @@ def write_case(folder: Path, content: str, prepared: Prepared, locations: dict[i
     temporary = temporary_beside(folder)
     temporary.mkdir(parents=True)
     try:
-        for name, array in ((IMAGE, prepared.image), (LABELS, prepared.labels), (LOCATIONS, rows)):
+        for name, array in zip(ARRAYS, (prepared.image, prepared.labels, rows), strict=True):
             np.save(temporary / name, array, allow_pickle=False)
-        files = {
-            file.name: StoredFile(file.stat().st_size, sha256_of_file(file)) for file in sorted(temporary.iterdir())
-        }
+        files = {name: stored_file(temporary / name) for name in sorted(ARRAYS)}
         counts = {str(key): len(found) for key, found in locations.items()}
         record = CaseRecord(STORE_VERSION, folder.name, content, prepared.placement, counts, files)
         (temporary / RECORD).write_text(to_json(record))
@@ -186,14 +196,6 @@ def write_case(folder: Path, content: str, prepared: Prepared, locations: dict[i
         temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _refuse_wrong_sizes(folder: Path, record: CaseRecord) -> None:
-    for name, file in record.files.items():
-        path = folder / name
-        size = path.stat().st_size if path.is_file() else 0
-        if size != file.size or {IMAGE, LABELS, LOCATIONS} - set(record.files):
-            raise _damaged(folder, f"{name} has {size} bytes and should have {file.size}")
 
 
 def _damaged(folder: Path, why: str) -> IntegrityRefusal:

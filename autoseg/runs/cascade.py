@@ -27,18 +27,19 @@ from autoseg.networks.build import build_network
 from autoseg.networks.weights import newest_weights, weights_hash
 from autoseg.planning.plan import Configuration, Plan
 from autoseg.preprocessing.fill import hold_store
-from autoseg.preprocessing.first_stage import network_input, prepare_previous
-from autoseg.preprocessing.first_stage_store import (
-    PREVIOUS_VERSION,
+from autoseg.preprocessing.first_stage import (
+    FIRST_STAGE_VERSION,
     RECIPE,
-    PreviousRecipe,
-    PreviousRecord,
-    PreviousSource,
-    is_previous_intact,
+    FirstStageRecipe,
+    FirstStageRecord,
+    FirstStageSource,
+    is_first_stage_intact,
+    network_input,
+    prepare_first_stage,
     start_extra,
-    write_previous,
+    write_first_stage,
 )
-from autoseg.preprocessing.store import RECORD, CaseRecord, StoredFile, open_case, store_folder
+from autoseg.preprocessing.store import RECORD, CaseRecord, open_case, store_folder
 from autoseg.runs.records import RunRecord, RunStatus
 from autoseg.runs.setup import check_same_plan
 from autoseg.runs.validation import SCORES_FILE, FoldScores, make_predictor
@@ -47,8 +48,6 @@ from autoseg.training.step import Compute
 
 LATE_FOLDER = "out_of_fold"
 """In a run of the first stage: predictions of validation cases that its own validation had no time for."""
-
-_UNWRITTEN = StoredFile(0, "")
 
 _log = logging.getLogger(__name__)
 
@@ -97,7 +96,7 @@ def fill_previous(
         progress: told about every case.
 
     Returns:
-        The folder of the extra, for `open_with_previous`.
+        The folder of the extra, for `open_with_first_stage`.
 
     Raises:
         MissingInput: folds of the first stage are not trained yet.
@@ -114,7 +113,7 @@ def fill_previous(
     for count, (name, run) in enumerate(kept_back.items()):
         progress(count, 2 * len(cases))
         sources[name] = _source(workspace, plan, run, name, predict)
-    recipe = PreviousRecipe(PREVIOUS_VERSION, first.name, store.name, sources)
+    recipe = FirstStageRecipe(FIRST_STAGE_VERSION, first.name, store.name, sources)
     with hold_store(store):
         folder = start_extra(store, recipe)
         for count, name in enumerate(cases, start=len(cases) + 1):
@@ -171,7 +170,7 @@ def check_first_stage(folder: RunFolder) -> None:
     path = workspace.store / str(record.previous) / RECIPE
     if record.previous is None or not path.exists():
         return
-    recipe = load(PreviousRecipe, path)
+    recipe = load(FirstStageRecipe, path)
     used = {source.fold: source.weights for source in recipe.sources.values()}
     for fold, weights in sorted(used.items()):
         run = workspace.run(recipe.configuration, fold)
@@ -223,7 +222,7 @@ def _is_done(folder: RunFolder) -> bool:
 
 def _source(
     workspace: Workspace, plan: Plan, run: _FirstStage, name: str, predict: Callable[[_FirstStage, str, Path], None]
-) -> PreviousSource:
+) -> FirstStageSource:
     """The label map of a case, predicted now if the validation left it out."""
     file = run.folder.validation / f"{name}{plan.file_ending}"
     if not file.exists() or name not in run.validated:
@@ -231,17 +230,17 @@ def _source(
         if not file.exists():
             predict(run, name, file)
     relative = file.relative_to(workspace.root).as_posix()
-    return PreviousSource(run.fold, run.weights, relative, sha256_of_file(file))
+    return FirstStageSource(run.fold, run.weights, relative, sha256_of_file(file))
 
 
-def _fill_case(workspace: Workspace, plan: Plan, stored: Path, folder: Path, recipe: PreviousRecipe) -> None:
+def _fill_case(workspace: Workspace, plan: Plan, stored: Path, folder: Path, recipe: FirstStageRecipe) -> None:
     case = load(CaseRecord, stored / RECORD)
     source = recipe.sources[case.identifier]
-    record = PreviousRecord(PREVIOUS_VERSION, case.identifier, recipe.configuration, case.content, source, _UNWRITTEN)
-    if is_previous_intact(folder, record):
+    record = FirstStageRecord(FIRST_STAGE_VERSION, case.identifier, recipe.configuration, case.content, source)
+    if is_first_stage_intact(folder, record):
         return
     labels = to_training_values(read_labels(workspace.root / source.file).array, plan.labels)
-    write_previous(folder, record, prepare_previous(labels, case.placement))
+    write_first_stage(folder, record, prepare_first_stage(labels, case.placement))
 
 
 def _late_predictor(

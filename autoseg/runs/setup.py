@@ -23,7 +23,7 @@ from autoseg.data.model import Dataset
 from autoseg.launch.precision import choose_compute, compiled, step_seconds
 from autoseg.networks.build import build_network
 from autoseg.planning.plan import Configuration, Plan
-from autoseg.preprocessing.first_stage_store import open_with_previous
+from autoseg.preprocessing.first_stage import open_with_first_stage
 from autoseg.preprocessing.store import StoredCase
 from autoseg.runs.records import RECORD_VERSION, RunRecord, differing
 from autoseg.runs.validation import (
@@ -148,7 +148,7 @@ def set_up(job: Job) -> Run:
     """
     assert (job.previous is None) == (job.configuration.cascade_from is None), "a cascade needs its first stage"
     network = _fresh_network(job)
-    opened = lru_cache(maxsize=OPEN_CASES)(lambda name: open_with_previous(job.store, job.previous, name))
+    opened = lru_cache(maxsize=OPEN_CASES)(lambda name: open_with_first_stage(job.store, job.previous, name))
     is_new = not job.folder.recipe.exists()
     record = _decide(job, network) if is_new else _checked_record(job)
     compute = Compute(job.device, record.precision, record.memory_format)

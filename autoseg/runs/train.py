@@ -15,6 +15,7 @@ from autoseg.core.progress import Progress, silent
 from autoseg.core.workspace import Workspace
 from autoseg.launch.devices import choose_devices, use_cores
 from autoseg.preprocessing.fill import fill_store
+from autoseg.preprocessing.store import store_recipe
 from autoseg.runs.cascade import fill_previous
 from autoseg.runs.execute import Assignment, Materials, RunReport, budget_deadline, look_at_done, run_deadline
 from autoseg.runs.executors.processes import Alone, Crew, Team
@@ -195,10 +196,9 @@ class _Trainer:
         with self._noted(name) as progress:
             result = fill_store(
                 self.queue.dataset,
-                self.queue.plan,
-                self.queue.plan.configurations[name],
                 self.queue.fingerprint,
-                self.workspace,
+                store_recipe(self.queue.plan, self.queue.plan.configurations[name], self.queue.fingerprint),
+                self.workspace.store,
                 jobs=self.options.jobs,
                 progress=progress,
             )

@@ -43,7 +43,7 @@ class Samplable(Protocol):
         """Voxels (n, 3: z, y, x) of each foreground class present and, with an ignore label, of `ANNOTATED`."""
 
     @property
-    def previous(self) -> NDArray[Any] | None:
+    def first_stage(self) -> NDArray[Any] | None:
         """(z, y, x), label map of a cascade's first stage; None without one."""
 
 
@@ -147,7 +147,7 @@ def draw_patch(case: Samplable, sampling: Sampling, is_forced: bool, generator: 
         raise ValueError("it has no labels")
     image = cut(case.image, corner, size, PADDED_IMAGE, np.dtype(np.float32))
     labels = _cut_map(case.labels, corner, size)
-    previous = None if case.previous is None else _cut_map(case.previous, corner, size)
+    previous = None if case.first_stage is None else _cut_map(case.first_stage, corner, size)
     if flat:
         return Patch(image[:, 0], labels[0], None if previous is None else previous[0])
     return Patch(image, labels, previous)

@@ -16,7 +16,7 @@ from autoseg.inference.ensemble import Ensemble, EnsembleMember
 from autoseg.inference.postprocessing import PostprocessingStep, postprocess
 from autoseg.inference.predictor import Predictor
 from autoseg.inference.restore import predict_case, predict_case_probabilities
-from autoseg.preprocessing.first_stage import one_hot, prepare_previous
+from autoseg.preprocessing.first_stage import one_hot, prepare_first_stage
 from autoseg.preprocessing.prepare import Preparation
 from tests.inference.examples import configuration, random_unet
 
@@ -100,7 +100,7 @@ def test_a_cascade_gets_what_its_first_stage_predicts():
     case = ensemble.prepare(volume())
     low, high = case[first.preparation], case[second.preparation]
     previous = predict_case(first.predictor, low.image, low.placement, LABELS)
-    image = np.concatenate([high.image, one_hot(prepare_previous(previous, high.placement), LABELS)])
+    image = np.concatenate([high.image, one_hot(prepare_first_stage(previous, high.placement), LABELS)])
     expected = predict_case(second.predictor, image, high.placement, LABELS)
     assert np.array_equal(ensemble.predict(case).labels, expected)
     empty = np.concatenate([high.image, np.zeros_like(image[1:])])

@@ -188,7 +188,7 @@ from autoseg.core.geometry import Geometry
 from autoseg.data.model import LabelSet
 from autoseg.inference.predictor import Predictor
 from autoseg.inference.restore import predict_case
-from autoseg.preprocessing.placement import Placement
+from autoseg.preprocessing.prepare import Placement
 from tests.inference.examples import configuration, VoxelWise
 heads, shape, full, patch = {heads}, {shape}, {full}, {patch}
 predictor = Predictor((VoxelWise(heads),), configuration(patch), heads)

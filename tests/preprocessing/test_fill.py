@@ -17,7 +17,7 @@ import pytest
 from autoseg.core.errors import NotEnoughResources
 from autoseg.preprocessing import fill
 from autoseg.preprocessing.fill import fill_store
-from autoseg.preprocessing.store import is_intact, open_case
+from autoseg.preprocessing.store import is_intact, open_case, store_recipe, write_case
 from tests.preprocessing.tiny_dataset import Planned, planned_tiny_dataset, write_volume
 
 
@@ -29,10 +29,9 @@ def planned(tmp_path):
 def run(planned: Planned, **options: object) -> fill.StoreResult:
     return fill_store(
         planned.dataset,
-        planned.plan,
-        planned.plan.configurations["3d_fullres"],
         planned.fingerprint,
-        planned.workspace,
+        store_recipe(planned.plan, planned.plan.configurations["3d_fullres"], planned.fingerprint),
+        planned.workspace.store,
         **options,  # type: ignore[arg-type]
     )
 
@@ -87,27 +86,18 @@ def test_too_small_a_disk_is_refused_before_anything_is_done(planned, monkeypatc
 
 
 def test_a_disk_that_becomes_full_stops_cleanly_and_the_next_run_goes_on(planned, monkeypatch):
-    monkeypatch.setattr(fill, "_store_one", _no_space_for_case_2)
+    def write(folder, *arguments):
+        if folder.name == "case_2":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write_case(folder, *arguments)
+
+    monkeypatch.setattr(fill, "write_case", write)
     with pytest.raises(NotEnoughResources, match="No space left"):
-        run(planned)
+        run(planned, jobs=0)
     monkeypatch.undo()
     result = run(planned)
     assert set(result.reused) | set(result.done) == set(IDENTIFIERS)
     assert "case_2" in result.done
-
-
-_store_one = fill._store_one
-
-
-def _no_space_for_case_2(folder, dataset, recipe, task):
-    if task.case.identifier != "case_2":
-        return _store_one(folder, dataset, recipe, task)
-    fill.write_case = _raise_no_space
-    return _store_one(folder, dataset, recipe, task)
-
-
-def _raise_no_space(*_arguments):
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 FILL = textwrap.dedent("""

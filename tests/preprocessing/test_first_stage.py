@@ -12,7 +12,7 @@ from autoseg.core.errors import GeometryMismatch
 from autoseg.core.geometry import Geometry
 from autoseg.data.model import LabelSet
 from autoseg.images.volume import Volume
-from autoseg.preprocessing.first_stage import network_input, one_hot, prepare_previous
+from autoseg.preprocessing.first_stage import network_input, one_hot, prepare_first_stage
 from autoseg.preprocessing.prepare import Preparation, prepare
 from autoseg.preprocessing.store import StoredCase
 
@@ -33,7 +33,7 @@ def test_a_first_stage_that_predicts_the_labels_is_prepared_exactly_as_the_label
     preparation = Preparation(tuple(order), (1.0, 1.2, 0.9), ("zscore",), (False,), (None,))
     inside = np.where(image[0] > 0, labels, 0)
     prepared = prepare(volume, inside, preparation)
-    previous = prepare_previous(inside, prepared.placement)
+    previous = prepare_first_stage(inside, prepared.placement)
     assert previous.dtype == np.int8
     known = prepared.labels >= 0
     np.testing.assert_array_equal(previous[known], prepared.labels[known])
@@ -46,10 +46,10 @@ def test_values_beyond_127_are_kept():
         Preparation((0, 1, 2), (1.0, 1.0, 1.0), ("none",), (False,), (None,)),
     ).placement
     labels = np.full((3, 3, 3), 200, np.uint8)
-    assert prepare_previous(labels, placement).dtype == np.int16
-    np.testing.assert_array_equal(prepare_previous(labels, placement), labels)
+    assert prepare_first_stage(labels, placement).dtype == np.int16
+    np.testing.assert_array_equal(prepare_first_stage(labels, placement), labels)
     with pytest.raises(GeometryMismatch, match="first stage"):
-        prepare_previous(labels[:2], placement)
+        prepare_first_stage(labels[:2], placement)
 
 
 def test_every_foreground_value_has_a_channel_of_its_own():
@@ -65,7 +65,7 @@ def test_the_network_gets_the_first_stage_behind_the_image():
     previous = np.ones((2, 3, 4), np.int8)
     stored = StoredCase("a", image, previous, {}, None)
     assert network_input(stored, LABELS) is image
-    both = network_input(replace(stored, previous=previous), LABELS)
+    both = network_input(replace(stored, first_stage=previous), LABELS)
     assert both.shape == (4, 2, 3, 4)
     np.testing.assert_array_equal(both[:2], image)
     np.testing.assert_array_equal(both[2:].sum((1, 2, 3)), [24, 0])

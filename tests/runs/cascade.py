@@ -11,6 +11,7 @@ from autoseg.core.records import save
 from autoseg.core.workspace import Workspace
 from autoseg.planning.plan import Configuration
 from autoseg.preprocessing.fill import fill_store
+from autoseg.preprocessing.store import store_recipe
 from autoseg.runs.cascade import fill_previous
 from autoseg.runs.records import RunStatus
 from autoseg.runs.setup import Job
@@ -46,7 +47,8 @@ class Cascade:
 
     def store(self, name: str) -> Path:
         own = self.planned
-        return fill_store(own.dataset, own.plan, self.configuration(name), own.fingerprint, own.workspace).folder
+        recipe = store_recipe(own.plan, self.configuration(name), own.fingerprint)
+        return fill_store(own.dataset, own.fingerprint, recipe, own.workspace.store).folder
 
     def fill(self, folds=FOLDS, **options) -> Path:
         store = self.store(SECOND)

@@ -16,9 +16,13 @@ from autoseg.data.labels import to_training_values
 from autoseg.images.readers import read_labels
 from autoseg.inference.restore import predict_case
 from autoseg.networks.weights import newest_weights, weights_hash
-from autoseg.preprocessing.first_stage import network_input, prepare_previous
-from autoseg.preprocessing.first_stage_store import RECIPE as EXTRA_RECIPE
-from autoseg.preprocessing.first_stage_store import PreviousRecipe, open_with_previous
+from autoseg.preprocessing.first_stage import RECIPE as EXTRA_RECIPE
+from autoseg.preprocessing.first_stage import (
+    FirstStageRecipe,
+    network_input,
+    open_with_first_stage,
+    prepare_first_stage,
+)
 from autoseg.runs.cascade import check_first_stage
 from autoseg.runs.records import RunRecord, RunStatus
 from autoseg.runs.setup import set_up
@@ -63,7 +67,7 @@ def test_every_case_gets_what_a_network_predicted_that_never_saw_it(cascade):
     told = []
     extra = cascade.fill(progress=lambda done, total: told.append((done, total)))
     assert told[-1] == (8, 8)
-    recipe = load(PreviousRecipe, extra / EXTRA_RECIPE)
+    recipe = load(FirstStageRecipe, extra / EXTRA_RECIPE)
     assert sorted(recipe.sources) == CASES
     for name, source in recipe.sources.items():
         run = cascade.workspace.run(FIRST, source.fold)
@@ -72,11 +76,11 @@ def test_every_case_gets_what_a_network_predicted_that_never_saw_it(cascade):
         assert name not in record.train
         assert source.weights == weights_hash(run.checkpoint)
         assert source.file == f"runs/{FIRST}/fold_{source.fold}/validation/{name}.nii.gz"
-        stored = open_with_previous(cascade.store(SECOND), extra, name)
+        stored = open_with_first_stage(cascade.store(SECOND), extra, name)
         file = read_labels(cascade.workspace.root / source.file).array
-        expected = prepare_previous(to_training_values(file, cascade.planned.plan.labels), stored.placement)
-        np.testing.assert_array_equal(stored.previous, expected)
-        assert stored.previous.shape == stored.image.shape[1:]
+        expected = prepare_first_stage(to_training_values(file, cascade.planned.plan.labels), stored.placement)
+        np.testing.assert_array_equal(stored.first_stage, expected)
+        assert stored.first_stage.shape == stored.image.shape[1:]
 
 
 def test_a_filled_extra_is_left_as_it_is_and_a_damaged_case_is_prepared_again(cascade):
@@ -133,7 +137,7 @@ def test_the_network_sees_the_first_stage_in_training_and_in_validation(cascade)
     stored, labels = run.open_case("case_2"), cascade.planned.plan.labels
     predictor = make_predictor(run.state.network, cascade.planned.plan, cascade.configuration(SECOND), CPU, "fp32")
     full = network_input(stored, labels)
-    other = network_input(replace(stored, previous=np.full_like(stored.previous, 2)), labels)
+    other = network_input(replace(stored, first_stage=np.full_like(stored.first_stage, 2)), labels)
     assert np.abs(predictor.logits(full) - predictor.logits(other)).max() > 1e-3
 
 
@@ -197,7 +201,7 @@ def test_what_the_validation_had_no_time_for_is_predicted_now(cascade):
     assert "autoseg preprocess" in str(caught.value)
     prepared.with_name("elsewhere").rename(prepared)
     extra = cascade.fill()
-    source = load(PreviousRecipe, extra / EXTRA_RECIPE).sources["case_0"]
+    source = load(FirstStageRecipe, extra / EXTRA_RECIPE).sources["case_0"]
     assert source.file.startswith(f"runs/{FIRST}/fold_1/out_of_fold/{source.weights}/")
     np.testing.assert_array_equal(read_labels(cascade.workspace.root / source.file).array, before)
     written = (cascade.workspace.root / source.file).stat().st_mtime_ns
@@ -239,14 +243,14 @@ def test_a_damaged_extra_is_refused_when_it_is_opened(cascade):
     for content in (b"no array", array.read_bytes() + b"\0"):
         array.write_bytes(content)
         with pytest.raises(IntegrityRefusal, match="case_0 is damaged"):
-            open_with_previous(store, extra, "case_0")
+            open_with_first_stage(store, extra, "case_0")
     np.save(array, other)
     with pytest.raises(IntegrityRefusal, match="case_0 is damaged"):
-        open_with_previous(store, extra, "case_0")
+        open_with_first_stage(store, extra, "case_0")
     shutil.rmtree(extra / "case_0")
     with pytest.raises(MissingInput):
-        open_with_previous(store, extra, "case_0")
-    assert open_with_previous(store, None, "case_0").previous is None
+        open_with_first_stage(store, extra, "case_0")
+    assert open_with_first_stage(store, None, "case_0").first_stage is None
 
 
 def test_cases_that_the_store_lacks_are_passed_over(cascade):
@@ -255,4 +259,4 @@ def test_cases_that_the_store_lacks_are_passed_over(cascade):
     with pytest.raises(MissingInput, match="not trained yet: 2"):
         cascade.fill(folds)
     more = tuple(replace(fold, val=(*fold.val, "case_9")) for fold in FOLDS)
-    assert sorted(load(PreviousRecipe, cascade.fill(more) / EXTRA_RECIPE).sources) == CASES
+    assert sorted(load(FirstStageRecipe, cascade.fill(more) / EXTRA_RECIPE).sources) == CASES

@@ -23,7 +23,7 @@ from autoseg.planning.lateral import lateral_swap
 from autoseg.planning.plan import Plan
 from autoseg.preprocessing.fill import fill_store
 from autoseg.preprocessing.locations import ANNOTATED
-from autoseg.preprocessing.store import open_case
+from autoseg.preprocessing.store import open_case, store_recipe
 from autoseg.runs.records import RunStatus
 from autoseg.runs.setup import Job
 from autoseg.runs.training import run_job
@@ -61,7 +61,8 @@ def train_and_validate(folder: Path, kind: str, unlabeled: int | None = None) ->
     planned = made.plan.configurations["3d_fullres"]
     configuration = replace(planned, patch_size=(4, 8, 8), batch_size=2, network=unet_spec(3))
     plan = replace(made.plan, configurations={"3d_fullres": configuration})
-    store = fill_store(made.dataset, plan, configuration, made.survey.fingerprint, workspace).folder
+    recipe = store_recipe(plan, configuration, made.survey.fingerprint)
+    store = fill_store(made.dataset, made.survey.fingerprint, recipe, workspace.store).folder
     recipe = Recipe(epochs=2, steps_per_epoch=2, validation_steps=2, precision="fp32", memory_format="contiguous")
     job = Job(
         plan=plan,

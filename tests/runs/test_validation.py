@@ -16,7 +16,7 @@ from autoseg.inference.out_of_fold import load_probabilities, probabilities_file
 from autoseg.inference.predictor import Predictor
 from autoseg.planning.lateral import LateralSwap
 from autoseg.preprocessing.fill import fill_store
-from autoseg.preprocessing.store import open_case
+from autoseg.preprocessing.store import open_case, store_recipe
 from autoseg.runs.validation import (
     CaseSize,
     FoldScores,
@@ -91,7 +91,8 @@ def stored(tmp_path_factory):
     made = planned_tiny_dataset(tmp_path_factory.mktemp("fold") / "data", cases=3)
     own = made.plan.configurations["3d_fullres"]
     small = replace(own, patch_size=(8, 8, 8), network=unet_spec(3), mirror_axes=())
-    folder = fill_store(made.dataset, made.plan, own, made.fingerprint, made.workspace).folder
+    recipe = store_recipe(made.plan, own, made.fingerprint)
+    folder = fill_store(made.dataset, made.fingerprint, recipe, made.workspace.store).folder
     predictor = Predictor((random_unet(3, heads=3),), small, 3)
     return made, folder, predictor
 

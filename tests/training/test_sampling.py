@@ -122,7 +122,7 @@ def test_a_case_without_labels_is_named() -> None:
 
 def test_the_first_stage_is_cut_where_its_case_is() -> None:
     case = make_case(0)
-    both = {"a": replace(case, previous=case.labels)}
+    both = {"a": replace(case, first_stage=case.labels)}
     for patch in ((8, 8, 8), (6, 6)):
         batch = sampling(cases=both, patch=patch, initial_patch=patch)(3)
         assert batch.previous is not None

@@ -35,7 +35,7 @@ class TinyCase:
     image: Any
     labels: Any
     locations: dict[int, Any]
-    previous: Any = None
+    first_stage: Any = None
 
 
 def make_case(seed: int, shape: tuple[int, ...] = (10, 12, 9)) -> TinyCase:
