@@ -1,8 +1,25 @@
-"""Work spread over processes that are watched: whatever happens to one of them, the caller hears of it in time.
+"""Processes that serve calls, and a pool of them; one that dies, hangs or runs out of memory is named and replaced.
 
-Readers of damaged files crash, the system kills what takes too much memory, a network drive hangs. So items are worked
-on in spawned processes, one item at a time each; a process that dies or exceeds its time is replaced, its item is tried
-once more when no other process takes memory, and after that it is a failure with a name, not a hang.
+Readers of damaged files crash, the system kills what takes too much memory, a network drive hangs. `map_supervised`
+works on items in processes, one item at a time each; a process that dies or exceeds its time is replaced, its item is
+tried once more when nothing else takes memory, and after that it is a failure with a reason.
+
+`Worker` is one such process. An executor of training runs keeps one for each device:
+
+    worker = Worker(partial(train, queue, options, device), name="autoseg cuda:1")   # train(run, send) of a module
+    worker.call(run)                                    # returns at once
+    for worker, answer in answers(workers, timeout_s=0.2):
+        if isinstance(answer, Message): ...             # what `train` sent meanwhile: steps done, log records
+        elif isinstance(answer, Failure): ...           # an exception of `train`, or how the process died
+        else: ...                                       # Returned: what `train` returned; the worker is free again
+    worker.process.terminate()                          # SIGTERM, as a request: launch.interrupts.stoppable
+    worker.close(grace_s=60)                            # a worker at work has a minute to end, then it is killed
+
+A worker whose parent dies sends itself SIGTERM as well, and so never outlives it.
+
+Why neither concurrent.futures nor loky: their result pipe stays open in the parent. A process that is killed while its
+answer is on the way is therefore not noticed before the timeout, and the program can never exit afterwards. Here each
+process has a pipe of its own, whose end is seen at once.
 """
 
 from __future__ import annotations
@@ -13,17 +30,15 @@ import logging
 import multiprocessing
 import multiprocessing.process
 import os
-import queue
 import signal
 import sys
 import threading
 import time
 import traceback
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
-from types import TracebackType
+from functools import partial
+from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, TypeVar
 
 Item = TypeVar("Item")
@@ -42,28 +57,39 @@ _THREAD_VARIABLES = (
 _TICK_S = 0.2
 _GRACE_S = 1.0
 
-logger = logging.getLogger(__name__)
-
-
 _hiding = threading.Lock()
 _SCRIPT_NAMES = ("__file__", "__spec__")  # by which a spawned process finds the script that it would run
 
+logger = logging.getLogger(__name__)
 
-def start_without_script(process: multiprocessing.process.BaseProcess) -> None:
-    """Starts a spawned process that does not run the caller's script again.
 
-    Otherwise a script that plans or trains without `if __name__ == "__main__":` would start itself once more in every
-    process. What the process is given to do must be in an importable module, not in the script.
+@dataclass(frozen=True, slots=True)
+class Message:
+    """Something that the function of a worker sent before it returned."""
+
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Returned:
+    """What the function of a worker returned."""
+
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a call has no value.
+
+    Attributes:
+        sentence: the exception, or how the process died.
+        trace: of the exception; empty if the process died.
+        may_pass_alone: whether another try makes sense when nothing else runs: after a death or a lack of memory.
     """
-    script = sys.modules["__main__"]
-    with _hiding:
-        kept: dict[str, Any] = {name: vars(script)[name] for name in _SCRIPT_NAMES if name in vars(script)}
-        try:
-            script.__spec__ = None
-            vars(script).pop("__file__", None)
-            process.start()
-        finally:
-            vars(script).update(kept)
+
+    sentence: str
+    trace: str = ""
+    may_pass_alone: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,40 +107,98 @@ class Outcome(Generic[Value]):
     failure: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class _Raised:
-    """An exception of the function, as text: the exception itself may not survive the way between processes."""
+class Worker:
+    """A process that serves calls of one function, one after another.
 
-    sentence: str
-    trace: str
-    is_lack_of_memory: bool
+    Args:
+        function: called with an item and a function that sends messages; both it and the items must be importable from
+            a module, as they are sent to the process.
+        name: of the process, as the system's tools show it.
+        threads: for linear algebra; None for the libraries' default.
+    """
+
+    def __init__(
+        self, function: Callable[[Any, Callable[[Any], None]], Any], name: str | None = None, threads: int | None = None
+    ) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, threads), name=name, daemon=True)
+        start_without_script(self.process)
+        theirs.close()
+        # a caller that is interrupted may never close its workers; multiprocessing would then only ask them to end, and
+        # wait for those that do not hear
+        atexit.register(self.process.kill)
+        self.is_busy = False
+        self._timeout_s = self._deadline = self._killed_at = float("inf")
+        self._closed = threading.Event()
+        threading.Thread(target=self._kill_when_overdue, daemon=True).start()
+        self._send(function)
+
+    def call(self, item: Any, timeout_s: float = float("inf")) -> None:
+        """Starts a call and returns at once; a process that exceeds its time is killed."""
+        self.is_busy = True
+        self._timeout_s, self._deadline = timeout_s, time.monotonic() + timeout_s
+        self._send(item)
+
+    def answer(self) -> Message | Returned | Failure:
+        """The next answer of the call, waited for; after anything but a message the call is over."""
+        answer: Message | Returned | Failure
+        try:
+            if self.is_stuck:
+                raise EOFError
+            answer = self.connection.recv()
+        except (EOFError, OSError):
+            answer = Failure(self._cause_of_death())
+        if not isinstance(answer, Message):
+            self.is_busy, self._deadline = False, float("inf")
+        return answer
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether the process was killed and yet is not gone, as happens while it waits for a dead network drive."""
+        return time.monotonic() > self._killed_at + _GRACE_S
+
+    def close(self, grace_s: float = 0.0) -> None:
+        """Ends the process: asks an idle one by closing its pipe, and kills what is still there after a while."""
+        self.is_busy = False
+        self._closed.set()
+        self.connection.close()
+        self.process.join(grace_s)
+        if self.process.exitcode is None:
+            self.process.kill()
+            self.process.join(_GRACE_S)
+        atexit.unregister(self.process.kill)
+
+    def _send(self, something: Any) -> None:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # `answer` tells how the process died
+            self.connection.send(something)
+
+    def _kill_when_overdue(self) -> None:
+        # in a thread of its own: what hangs in the middle of an item or of an answer blocks who writes or reads it
+        while not self._closed.wait(_TICK_S):
+            if time.monotonic() > self._deadline:
+                self._killed_at, self._deadline = time.monotonic(), float("inf")
+                self.process.kill()
+
+    def _cause_of_death(self) -> str:
+        if self._killed_at < float("inf"):
+            return f"the process took longer than {self._timeout_s:g} s"
+        self.process.join(_GRACE_S)
+        code = self.process.exitcode
+        if code is None:
+            return "the process has closed its pipe but does not end"
+        return _death(code)
 
 
-class _Catch:
-    """Turns an exception of the function into a value; signals and exits still end the process."""
-
-    def __init__(self) -> None:
-        self.raised: _Raised | None = None
-
-    def __enter__(self) -> _Catch:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool:
-        if not isinstance(error, Exception):
-            return False
-        text = "".join(traceback.format_exception(kind, error, trace))
-        sentence = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        self.raised = _Raised(sentence, text, isinstance(error, MemoryError))
-        return True
-
-
-def _attempt(function: Callable[[Any], Any], item: Any) -> Any:
-    value = None
-    with _Catch() as catch:
-        value = function(item)
-    return catch.raised or value
+def answers(
+    workers: Iterable[Worker], timeout_s: float | None = None
+) -> Iterator[tuple[Worker, Message | Returned | Failure]]:
+    """The answers of busy workers that are there, or come first within some time; none after that."""
+    busy = [worker for worker in workers if worker.is_busy]
+    ready = wait([worker.connection for worker in busy], timeout_s)
+    for worker in busy:
+        if worker.connection in ready or worker.is_stuck:
+            yield worker, worker.answer()
 
 
 def map_supervised(
@@ -137,172 +221,102 @@ def map_supervised(
         for index, item in enumerate(items):
             yield _outcome(index, _attempt(function, item))
         return
-    crew = _Crew(function, items, min(jobs, len(items)), timeout_s)
-    # a caller that is interrupted between two outcomes may never close this generator; multiprocessing would then only
-    # ask the processes to end, and wait for those that do not hear
-    atexit.register(crew.dismiss)
+    pool = _Pool(function, items, timeout_s)
     try:
-        yield from crew.work()
-    finally:
-        crew.dismiss()
-        atexit.unregister(crew.dismiss)
-
-
-def _outcome(index: int, answer: Any) -> Outcome[Any]:
-    if isinstance(answer, _Raised):
-        logger.debug("item %d failed\n%s", index, answer.trace)
-        return Outcome(index, None, answer.sentence)
-    return Outcome(index, answer)
-
-
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    worker: _Worker
-    value: Any
-
-
-@dataclass(frozen=True, slots=True)
-class _Gone:
-    worker: _Worker
-
-
-class _Worker:
-    """One process, and a thread that talks with it so that the supervisor itself never waits on a pipe."""
-
-    def __init__(self, function: Callable[[Any], Any], events: queue.SimpleQueue[_Answer | _Gone]) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs,), daemon=True)
-        start_without_script(self.process)
-        theirs.close()
-        self.index: int | None = None
-        self.deadline = float("inf")
-        self.killed_at: float | None = None
-        self.inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self.events = events
-        self.thread = threading.Thread(target=self._talk, args=(function,), daemon=True)
-        self.thread.start()
-
-    def _talk(self, function: Callable[[Any], Any]) -> None:
-        try:
-            self.connection.send(function)
-            while True:
-                self.connection.send(self.inbox.get())
-                self.events.put(_Answer(self, self.connection.recv()))
-        except (EOFError, OSError):
-            self.events.put(_Gone(self))
-
-    def give(self, index: int, item: Any, timeout_s: float) -> None:
-        self.index, self.deadline = index, time.monotonic() + timeout_s
-        self.inbox.put(item)
-
-    def kill_if_overdue(self) -> None:
-        """Kills the process after its deadline; its thread then reads the end of the pipe and reports it gone."""
-        now = time.monotonic()
-        if now > self.deadline:
-            self.killed_at, self.deadline = now, now + _GRACE_S
-            self.process.kill()
-
-    @property
-    def is_unkillable(self) -> bool:
-        """Whether the process was killed and yet is not gone, as happens while it waits for a dead network drive."""
-        return self.killed_at is not None and time.monotonic() > self.killed_at + _GRACE_S
-
-    def end(self) -> str:
-        """Sees the process off; returns how it went."""
-        self.process.join(_GRACE_S)
-        if self.process.is_alive():
-            self.process.kill()
-            self.process.join(_GRACE_S)
-        self.inbox.put(None)  # a thread that waits for an item finds the pipe closed
-        exitcode = self.process.exitcode
-        if exitcode is not None:
-            self.connection.close()
-        return "the process cannot be ended" if exitcode is None else _cause_of_death(exitcode)
-
-
-class _Crew:
-    """The processes, the items still to be done, and those that killed a process once."""
-
-    def __init__(self, function: Callable[[Any], Any], items: Sequence[Any], size: int, timeout_s: float) -> None:
-        self.function = function
-        self.items = items
-        self.size = size
-        self.timeout_s = timeout_s
-        self.waiting = deque(range(len(items)))
-        self.again: deque[int] = deque()
-        self.workers: set[_Worker] = set()
-        self.events: queue.SimpleQueue[_Answer | _Gone] = queue.SimpleQueue()
-
-    def work(self) -> Iterator[Outcome[Any]]:
-        while self.waiting or any(worker.index is not None for worker in self.workers):
-            self._assign(self.waiting, self.size)
-            yield from self._next_outcome(is_last_try=False)
-        while self.again or any(worker.index is not None for worker in self.workers):
-            self._assign(self.again, 1)
-            yield from self._next_outcome(is_last_try=True)
-
-    def _assign(self, waiting: deque[int], size: int) -> None:
-        idle = [worker for worker in self.workers if worker.index is None]
-        for worker in idle[: max(0, len(self.workers) - size)]:
-            self.workers.discard(worker)
-            worker.process.terminate()
-            worker.end()
-        while waiting and sum(worker.index is not None for worker in self.workers) < size:
-            worker = next((worker for worker in self.workers if worker.index is None), None) or self._hire()
-            index = waiting.popleft()
-            worker.give(index, self.items[index], self.timeout_s)
-
-    def _hire(self) -> _Worker:
-        worker = _Worker(self.function, self.events)
-        self.workers.add(worker)
-        return worker
-
-    def _next_outcome(self, *, is_last_try: bool) -> Iterator[Outcome[Any]]:
-        for worker in list(self.workers):
-            worker.kill_if_overdue()
-        event = self._next_event()
-        if event is None or event.worker not in self.workers:
-            return
-        worker, index = event.worker, event.worker.index
-        worker.index, worker.deadline = None, float("inf")
-        if isinstance(event, _Gone):
-            self.workers.discard(worker)
-            failure = self._describe(worker)
-        elif isinstance(event.value, _Raised) and event.value.is_lack_of_memory:
-            failure = event.value.sentence
-        elif index is not None:
-            yield _outcome(index, event.value)
-            return
-        if index is not None and is_last_try:
-            yield Outcome(index, None, f"{failure}, twice")
-        elif index is not None:
-            logger.warning("item %d: %s; it is tried again alone", index, failure)
-            self.again.append(index)
-
-    def _next_event(self) -> _Answer | _Gone | None:
-        try:
-            return self.events.get(timeout=_TICK_S)
-        except queue.Empty:
-            return next((_Gone(worker) for worker in self.workers if worker.is_unkillable), None)
-
-    def _describe(self, worker: _Worker) -> str:
-        cause = worker.end()
-        return cause if worker.killed_at is None else f"the process took longer than {self.timeout_s:g} s"
-
-    def dismiss(self) -> None:
-        """Ends every process at once."""
-        for worker in self.workers:
-            if worker.index is None:
-                worker.process.terminate()
+        again = []
+        for index, answer in pool.work(range(len(items)), jobs):
+            if isinstance(answer, Failure) and answer.may_pass_alone:
+                logger.warning("item %d: %s; it is tried again alone", index, answer.sentence)
+                again.append(index)
             else:
-                worker.process.kill()
-        for worker in self.workers:
-            worker.end()
-        self.workers.clear()
+                yield _outcome(index, answer)
+        for index, answer in pool.work(again, 1):
+            is_second = isinstance(answer, Failure) and answer.may_pass_alone
+            yield _outcome(index, answer, ", twice" if is_second else "")
+    finally:
+        pool.close()
 
 
-def _cause_of_death(exitcode: int) -> str:
+class _Pool:
+    """Workers, and the item that each of them has."""
+
+    def __init__(self, function: Callable[[Any], Any], items: Sequence[Any], timeout_s: float) -> None:
+        self._function = function
+        self._items = items
+        self._timeout_s = timeout_s
+        self._idle: list[Worker] = []
+        self._at_work: dict[Worker, int] = {}
+
+    def work(self, indices: Iterable[int], size: int) -> Iterator[tuple[int, Returned | Failure]]:
+        """Has the items worked on by so many workers; those beyond them are ended, so that their memory is free."""
+        while len(self._idle) > size:
+            self._idle.pop().close()
+        waiting = iter(indices)
+        self._hand_out(waiting, size)
+        while self._at_work:
+            for worker, answer in answers(list(self._at_work), _TICK_S):
+                index = self._at_work.pop(worker)
+                if isinstance(answer, Failure) and not answer.trace:
+                    worker.close()
+                else:
+                    self._idle.append(worker)
+                assert not isinstance(answer, Message), "functions of a pool send none"
+                self._hand_out(waiting, size)
+                yield index, answer
+
+    def _hand_out(self, waiting: Iterator[int], size: int) -> None:
+        while len(self._at_work) < size and (index := next(waiting, None)) is not None:
+            worker = self._idle.pop() if self._idle else Worker(partial(_without_messages, self._function), threads=1)
+            self._at_work[worker] = index
+            worker.call(self._items[index], self._timeout_s)
+
+    def close(self) -> None:
+        """Ends every process at once."""
+        everyone = [*self._idle, *self._at_work]
+        for worker in everyone:
+            worker.process.kill()
+        for worker in everyone:
+            worker.close()
+
+
+def start_without_script(process: multiprocessing.process.BaseProcess) -> None:
+    """Starts a spawned process that does not run the caller's script again.
+
+    Otherwise a script that plans or trains without `if __name__ == "__main__":` would start itself once more in every
+    process. What the process is given to do must be in an importable module, not in the script.
+    """
+    script = sys.modules["__main__"]
+    with _hiding:
+        kept: dict[str, Any] = {name: vars(script)[name] for name in _SCRIPT_NAMES if name in vars(script)}
+        try:
+            script.__spec__ = None
+            vars(script).pop("__file__", None)
+            process.start()
+        finally:
+            vars(script).update(kept)
+
+
+def _outcome(index: int, answer: Returned | Failure, remark: str = "") -> Outcome[Any]:
+    if isinstance(answer, Returned):
+        return Outcome(index, answer.value)
+    logger.debug("item %d failed\n%s", index, answer.trace)
+    return Outcome(index, None, answer.sentence + remark)
+
+
+def _attempt(function: Callable[..., Any], *arguments: Any) -> Returned | Failure:
+    """What a function returns or raises; as text, as an exception itself may not survive the way between processes."""
+    try:
+        return Returned(function(*arguments))
+    except Exception as error:  # whatever a reader of damaged files raises; interrupts and exits pass
+        sentence = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        return Failure(sentence, traceback.format_exc(), isinstance(error, MemoryError))
+
+
+def _without_messages(function: Callable[[Any], Any], item: Any, _send: Callable[[Any], None]) -> Any:
+    return function(item)
+
+
+def _death(exitcode: int) -> str:
     if exitcode >= 0:
         return f"the process ended by itself with exit code {exitcode}"
     try:
@@ -324,12 +338,33 @@ def _peak_memory() -> str:
     return f" (largest process so far: {peak / (1 << 30):.2f} GiB)"
 
 
-def _serve(connection: Connection) -> None:
+def _serve(connection: Connection, threads: int | None) -> None:
     """The life of a worker: a function first, then items, until the pipe closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the supervisor ends this one
-    for variable in _THREAD_VARIABLES:
-        os.putenv(variable, "1")  # one thread each; numpy is only imported by what comes through the pipe
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends this one
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    for variable in _THREAD_VARIABLES if threads else ():
+        os.putenv(variable, str(threads))  # in time: numpy is only imported by what comes through the pipe
+    lock = threading.Lock()
+
+    def send(something: Any) -> None:
+        with lock:
+            connection.send(something)
+
+    def send_message(value: Any) -> None:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # SIGTERM is on its way
+            send(Message(value))
+
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         function = connection.recv()
         while True:
-            connection.send(_attempt(function, connection.recv()))
+            answer = _attempt(function, connection.recv(), send_message)
+            unsent = _attempt(send, answer)  # nothing of a value that cannot be sent is in the pipe
+            if isinstance(unsent, Failure):
+                send(unsent)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "workers are spawned"
+    wait([parent.sentinel])
+    os.kill(os.getpid(), signal.SIGTERM)

@@ -6,11 +6,12 @@ import subprocess
 import sys
 import textwrap
 import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
 
-from autoseg.core.workers import map_supervised
+from autoseg.core.workers import Failure, Message, Returned, Worker, answers, map_supervised
 
 TIMEOUT_S = 3.0
 
@@ -55,6 +56,17 @@ def stop_in_the_middle_of_an_answer(number: int) -> bytes:
         signal.setitimer(signal.ITIMER_REAL, 0.05)
         return b"x" * (1 << 28)  # does not fit the pipe's buffer
     return b""
+
+
+def die_while_answering(number: int) -> bytes:
+    if number == 2:
+
+        def send_some_of(connection, message):
+            os.write(connection.fileno(), bytes(message[:1000]))
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        Connection._send = send_some_of  # of this process, which ends here
+    return b"x" * 100_000
 
 
 def die_the_first_time(marker: str) -> str:
@@ -111,7 +123,8 @@ def test_no_items_give_no_outcomes(jobs):
         (stop_in_the_middle_of_an_answer, "longer than"),
         (fault_at_two, "ValueError: two is too many"),
         (no_memory_at_two, "MemoryError"),
-        (unpicklable, "exit code 1"),
+        (unpicklable, "pickle"),
+        (die_while_answering, "SIGKILL"),
     ],
 )
 def test_whatever_happens_to_a_process_is_reported_and_the_rest_goes_on(function, named, capfd):
@@ -124,6 +137,7 @@ def test_whatever_happens_to_a_process_is_reported_and_the_rest_goes_on(function
     if function is not unpicklable:
         assert outcomes[0].failure is None
         assert outcomes[2].failure is None
+    assert ("twice" in outcomes[1].failure) == (function not in (fault_at_two, unpicklable))
 
 
 def test_an_exception_is_reported_without_processes_too():
@@ -195,3 +209,78 @@ def test_a_script_without_a_guard_starts_itself_only_once(tmp_path, repository):
     script.write_text(SCRIPT)
     ran = subprocess.run([sys.executable, script], cwd=repository, capture_output=True, text=True, check=False)
     assert ran.stdout.splitlines() == ["[-1, -2]", f"{script} None"], ran.stderr
+
+
+def count_to(number: int, send) -> int:
+    for step in range(number):
+        send(step)
+    return number
+
+
+def sleep_aloud(seconds: float, send) -> None:
+    send(os.getpid())
+    time.sleep(seconds)
+
+
+def say_then_die(number: int, send) -> None:
+    send(number)
+    os.kill(os.getpid(), number)
+
+
+def answers_of(worker: Worker) -> list[object]:
+    found = []
+    while worker.is_busy:
+        found += [answer for _, answer in answers([worker], 0.2)]
+    return found
+
+
+def test_a_worker_sends_messages_before_it_returns_and_serves_again():
+    worker = Worker(count_to)
+    for number in (2, 0, 1):
+        worker.call(number)
+        assert answers_of(worker) == [*(Message(step) for step in range(number)), Returned(number)]
+    worker.close(grace_s=10)
+    assert worker.process.exitcode == 0
+
+
+def test_the_death_of_a_worker_comes_after_its_messages_and_is_named():
+    worker = Worker(say_then_die)
+    worker.call(int(signal.SIGSEGV))
+    message, failure = answers_of(worker)
+    worker.close()
+    assert message == Message(signal.SIGSEGV)
+    assert isinstance(failure, Failure)
+    assert "SIGSEGV" in failure.sentence
+
+
+def test_a_worker_at_work_is_killed_after_its_grace():
+    worker = Worker(sleep_aloud)
+    worker.call(60)
+    worker.answer()
+    worker.close(grace_s=0.1)
+    assert worker.process.exitcode == -signal.SIGKILL
+
+
+def test_nothing_comes_of_workers_without_a_call():
+    worker = Worker(count_to)
+    assert list(answers([worker], 0)) == []
+    worker.close()
+
+
+PARENT = """
+import os, signal
+from autoseg.core.workers import Worker
+from tests.core.test_workers import sleep_aloud
+worker = Worker(sleep_aloud)
+worker.call(60)
+print(worker.answer().value, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_worker_does_not_outlive_its_parent(repository):
+    ran = subprocess.run([sys.executable, "-c", PARENT], cwd=repository, capture_output=True, text=True, check=False)
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{int(ran.stdout)}").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
