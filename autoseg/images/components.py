@@ -40,19 +40,14 @@ def components(mask: Mask) -> Components:
     return Components(numbers, box, sizes.astype(np.int64))
 
 
-def largest_component(mask: Mask) -> Mask:
-    """The mask without all but its largest piece; of equally large ones all are kept."""
-    found = components(mask)
-    return _kept(mask, found, found.sizes == found.sizes.max(initial=0))
+def keep_components(mask: Mask, found: Components, is_kept: NDArray[np.bool_]) -> Mask:
+    """The mask with only some of its pieces.
 
-
-def without_small_components(mask: Mask, minimum_voxels: float) -> Mask:
-    """The mask without the pieces of less than `minimum_voxels` voxels."""
-    found = components(mask)
-    return _kept(mask, found, found.sizes >= minimum_voxels)
-
-
-def _kept(mask: Mask, found: Components, is_kept: NDArray[np.bool_]) -> Mask:
+    Args:
+        mask: that the pieces were found in.
+        found: its pieces.
+        is_kept: (pieces,), in the order of their numbers.
+    """
     if is_kept.all():
         return mask
     kept = np.zeros_like(mask)

@@ -1,7 +1,8 @@
-"""Which postprocessing helps, tried on out-of-fold predictions and believed only if it helps cases not looked at."""
+"""Which postprocessing helps: tried on out-of-fold predictions, accepted only if it helps cases not used to decide."""
 
 from __future__ import annotations
 
+import logging
 import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,21 +17,25 @@ from autoseg.core.geometry import Geometry
 from autoseg.data.model import LabelSet
 from autoseg.evaluation.confusion import dice, overlaps
 from autoseg.evaluation.statistics import foreground_mean
-from autoseg.images.components import components
 from autoseg.images.crop import Box, nonzero_box, slices
-from autoseg.inference.postprocessing import PostprocessingStep, class_mask, postprocess, voxel_volume
+from autoseg.inference.postprocessing import (
+    POSTPROCESSING,
+    LabelMap,
+    ObjectSizes,
+    PostprocessingStep,
+    class_mask,
+    postprocess,
+    voxel_volume,
+)
 from autoseg.selection.record import PostprocessingTrial
-
-LARGEST_MINIMUM_SHARE = 0.1
-"""Largest minimum volume that is tried, as a share of a class's median volume in the references (assumption: what is
-smaller than a tenth of the usual object is an invention or does not matter)."""
 
 _LEAST_GAIN = 1e-6
 """Gains below this are rounding."""
 
-LabelMap = NDArray[np.integer[Any]]
 Table = NDArray[np.float64]  # Dice (cases, classes), NaN where undefined
 Indices = NDArray[np.integer[Any]]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +64,7 @@ class PredictedCase:
     Attributes:
         identifier: of the case.
         prediction: of the chosen ensemble, with the steps accepted so far.
-        reference: the truth.
+        reference: the label map of the dataset.
         geometry: grid of the whole label maps.
         box: of the cut in it.
     """
@@ -94,8 +99,12 @@ def predicted_case(identifier: str, prediction: LabelMap, reference: LabelMap, g
 
 
 @dataclass(slots=True)
-class Search:
+class PostprocessingSearch:
     """Tries one step after the other; each is accepted, or the predictions stay as they are.
+
+    A class offers variants of a step (several minimum volumes), of which at most one is accepted. Each decision is also
+    made without each group of cases in turn: what it gains on the cases of the group is the nested gain, and a step
+    without nested gain is not accepted.
 
     Attributes:
         cases: out-of-fold predictions; replaced when a step is accepted.
@@ -119,46 +128,45 @@ class Search:
         self.dice = self._each(partial(case_dice, labels=self.labels))
         self.nested = self.dice.copy()
 
-    def run(self, told: Callable[[str], None] = lambda _title: None) -> None:
-        """Tries everything: the largest component of the whole foreground, then each class by itself.
-
-        Args:
-            told: before each trial, what is tried.
+    def run(self) -> None:
+        """Tries every kind on the whole foreground where it is meant for that, then on each class by itself.
 
         Source: nnU-Net v2 postprocessing/remove_connected_components.py, `determine_postprocessing` (largest
         components); minimum volumes and the nested estimate are our own.
         """
-        names = self.labels.foreground
-        whole = PostprocessingStep("largest_component", names)
         if not np.isfinite(self.dice).any():
             return
-        told(whole.title)
-        self._try_whole(whole)
+        names = self.labels.foreground
+        for kind in POSTPROCESSING.values():
+            for step in kind.proposals(names, self._sizes(names)) if kind.is_for_foreground else ():
+                _log.info("postprocessing: %s?", step.title)
+                self._try_foreground(step)
         for index, name in enumerate(names):
-            if len(names) > 1:
-                step = PostprocessingStep("largest_component", (name,))
-                told(step.title)
-                self._try_class(index, [step])
-            told(f"minimum volume of {name}")
-            self._try_class(index, [PostprocessingStep("minimum_volume", (name,), own) for own in self._minima(name)])
+            sizes = self._sizes((name,))
+            for title, kind in POSTPROCESSING.items():
+                if kind.is_for_foreground and len(names) == 1:
+                    continue  # the class is the whole foreground
+                if steps := kind.proposals((name,), sizes):
+                    _log.info("postprocessing: %s of %s?", title.replace("_", " "), name)
+                    self._try_class(index, steps)
 
-    def _try_whole(self, step: PostprocessingStep) -> None:
+    def _try_foreground(self, step: PostprocessingStep) -> None:
         after = self._each(partial(_dice_after, step=step, labels=self.labels))
-        accepted_without = [_whole_helps(self.dice[own], after[own]) for own in self._others()]
-        nested = self._nested(after, accepted_without, self.dice)
+        accepted_without = [_helps_foreground(self.dice[own], after[own]) for own in self._others()]
         before, now = foreground_mean(self.dice), foreground_mean(after)
-        gain = foreground_mean(nested) - before
-        helps = _whole_helps(self.dice, after)
-        told = "" if helps or now <= before + _LEAST_GAIN else "; a class loses"
-        if self._conclude(step, (before, now, gain), helps, told):
+        gain = foreground_mean(self._nested(after, accepted_without, self.dice)) - before
+        helps = _helps_foreground(self.dice, after)
+        flaw = "" if helps or now <= before + _LEAST_GAIN else "; a class loses"
+        if self._decide(step, (before, now, gain), helps, flaw):
             self._accept(step, self._nested(after, accepted_without, self.nested))
 
     def _try_class(self, index: int, steps: Sequence[PostprocessingStep]) -> None:
-        """Tries steps for one class of which one at most is wanted; without a group, the best without it is taken."""
-        if not steps:
-            return
-        variants = self._each(partial(_class_dice, steps=steps, labels=self.labels))  # (cases, steps)
-        if not np.isfinite(_means(variants)).any():
+        """Tries steps for one class, of which at most one is accepted: the best on all cases.
+
+        In the nested estimate each group's cases get the step that is best without them, which may be another one.
+        """
+        variants = self._each(partial(class_dice, steps=steps, labels=self.labels))  # (cases, steps)
+        if not np.isfinite(variants).any():
             return
         own = self.dice[:, index]
         best = _best_variant(own, variants)
@@ -168,8 +176,8 @@ class Search:
         chosen = [_best_variant(own[others], variants[others]) for others in self._others()]
         gain = _mean(self._with_variants(own, variants, chosen)) - _mean(own)
         measured = (_mean(own), _mean(variants[:, tried]), gain)
-        told = "; other classes lose" if harms and best is not None else ""
-        if self._conclude(steps[tried], measured, best is not None and not harms, told):
+        flaw = "; other classes lose" if harms and best is not None else ""
+        if self._decide(steps[tried], measured, best is not None and not harms, flaw):
             nested = self._nested(after, [variant == tried for variant in chosen], self.nested)
             nested[:, index] = self._with_variants(self.nested[:, index], variants, chosen)
             self._accept(steps[tried], nested)
@@ -190,18 +198,17 @@ class Search:
                 replaced[self.groups == group] = variants[self.groups == group, variant]
         return replaced
 
-    def _conclude(self, step: PostprocessingStep, measured: tuple[float, float, float], helps: bool, told: str) -> bool:
-        """Adds the trial; whether its step is accepted."""
+    def _decide(self, step: PostprocessingStep, measured: tuple[float, float, float], helps: bool, flaw: str) -> bool:
+        """Records the trial; whether its step is accepted."""
         before, after, gain = measured
         is_accepted = helps and gain > _LEAST_GAIN
+        because = f"Dice {before:.4f} -> {after:.4f}"
         if abs(after - before) <= _LEAST_GAIN:
             because = "it changes nothing"
         elif not helps:
-            because = f"Dice {before:.4f} -> {after:.4f}{told}"
-        elif not is_accepted:
-            because = f"Dice {before:.4f} -> {after:.4f}, but {gain:+.4f} on cases that had no part in the decision"
+            because += flaw
         else:
-            because = f"Dice {before:.4f} -> {after:.4f}, {gain:+.4f} on cases that had no part in the decision"
+            because += f", {'' if is_accepted else 'but '}{gain:+.4f} on cases that had no part in the decision"
         gain = gain if np.isfinite(gain) else 0.0
         self.trials.append(PostprocessingTrial(step, before, after, gain, is_accepted, because))
         return is_accepted
@@ -225,18 +232,10 @@ class Search:
         with ThreadPoolExecutor(self.threads) as pool:
             return np.array(list(pool.map(measure, self.cases)), np.float64)
 
-    def _minima(self, name: str) -> list[float]:
-        """Minimum volumes worth trying: 2, 4, 8, ... voxels, up to a share of the class's median volume."""
-        with ThreadPoolExecutor(self.threads) as pool:
-            measured = list(pool.map(partial(_reference_volume, name=name, labels=self.labels), self.cases))
-        volumes = [volume for volume, _ in measured if volume > 0]
-        voxel = float(np.median([voxel for _, voxel in measured]))
-        most = LARGEST_MINIMUM_SHARE * float(np.median(volumes)) if volumes else 0.0
-        minima, size = [], 2 * voxel
-        while size <= most:
-            minima.append(round(size, 6))
-            size *= 2
-        return minima
+    def _sizes(self, classes: tuple[str, ...]) -> ObjectSizes:
+        volume_and_voxel = self._each(partial(_reference_volume, classes=classes, labels=self.labels))
+        volumes = tuple(volume for volume in volume_and_voxel[:, 0].tolist() if volume > 0)
+        return ObjectSizes(volumes, float(np.median(volume_and_voxel[:, 1])))
 
 
 def case_dice(case: PredictedCase, labels: LabelSet) -> list[float]:
@@ -244,9 +243,30 @@ def case_dice(case: PredictedCase, labels: LabelSet) -> list[float]:
     return _dice(case.prediction.open(), case.reference.open(), labels)
 
 
+def class_dice(case: PredictedCase, steps: Sequence[PostprocessingStep], labels: LabelSet) -> list[float]:
+    """Dice of the steps' class after each of them, from one analysis of its mask; NaN where undefined.
+
+    Args:
+        case: not changed.
+        steps: of one kind and the same classes.
+        labels: classes of the plan.
+    """
+    prediction, reference = case.prediction.open(), case.reference.open()
+    mask, truth = (class_mask(array, steps[0].classes, labels) for array in (prediction, reference))
+    voxel_mm3 = voxel_volume(prediction.shape, case.geometry.spacing_mm)
+    kept_by = POSTPROCESSING[steps[0].kind].analyze(mask, voxel_mm3)
+    counted = True if labels.ignore is None else reference != labels.ignore
+    found = []
+    for step in steps:
+        kept = kept_by(step) & counted
+        own = dice(*(int(np.count_nonzero(voxels)) for voxels in (kept & truth, kept, truth)))
+        found.append(np.nan if own is None else own)
+    return found
+
+
 def _dice(prediction: LabelMap, reference: LabelMap, labels: LabelSet) -> list[float]:
-    found = overlaps(prediction, reference, labels)
-    return [np.nan if own.dice is None else own.dice for own in (found[name] for name in labels.foreground)]
+    dice_of = [own.dice for own in overlaps(prediction, reference, labels).values()]
+    return [np.nan if own is None else own for own in dice_of]
 
 
 def _dice_after(case: PredictedCase, step: PostprocessingStep, labels: LabelSet) -> list[float]:
@@ -259,34 +279,14 @@ def _with_step(case: PredictedCase, step: PostprocessingStep, labels: LabelSet) 
     return replace(case, prediction=pack(after))
 
 
-def _class_dice(case: PredictedCase, steps: Sequence[PostprocessingStep], labels: LabelSet) -> list[float]:
-    """Dice of the steps' class after each of them, from one look at its components."""
-    prediction, reference = case.prediction.open(), case.reference.open()
-    found = components(class_mask(prediction, steps[0].classes, labels))
-    truth = class_mask(reference, steps[0].classes, labels)
-    counted = np.ones_like(truth) if labels.ignore is None else reference != labels.ignore
-    numbers, count = found.numbers, len(found.sizes)
-    predicted = np.bincount(numbers[counted[found.box]], minlength=count + 1)[1:]
-    hits = np.bincount(numbers[truth[found.box]], minlength=count + 1)[1:]
-    voxel = voxel_volume(prediction.shape, case.geometry.spacing_mm)
-    found_dice = []
-    for step in steps:
-        is_largest = step.kind == "largest_component"
-        least = found.sizes.max(initial=0) if is_largest else (step.minimum_mm3 or 0.0) / voxel
-        kept = found.sizes >= least
-        own = dice(int(hits[kept].sum()), int(predicted[kept].sum()), int(truth.sum()))
-        found_dice.append(np.nan if own is None else own)
-    return found_dice
-
-
-def _reference_volume(case: PredictedCase, name: str, labels: LabelSet) -> tuple[float, float]:
-    """Volume of a class in the reference, and of a voxel."""
+def _reference_volume(case: PredictedCase, classes: Sequence[str], labels: LabelSet) -> tuple[float, float]:
+    """Volume of some classes in the reference, and of a voxel."""
     reference = case.reference.open()
     voxel = voxel_volume(reference.shape, case.geometry.spacing_mm)
-    return float(class_mask(reference, (name,), labels).sum()) * voxel, voxel
+    return np.count_nonzero(class_mask(reference, classes, labels)) * voxel, voxel
 
 
-def _whole_helps(before: Table, after: Table) -> bool:
+def _helps_foreground(before: Table, after: Table) -> bool:
     """nnU-Net's criterion for the whole foreground: the mean over the classes rises and no class falls."""
     falls = _means(after) < _means(before) - _LEAST_GAIN
     return foreground_mean(after) > foreground_mean(before) + _LEAST_GAIN and not falls.any()

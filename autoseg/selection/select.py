@@ -33,7 +33,7 @@ from autoseg.selection.choose import (
     nested_groups,
 )
 from autoseg.selection.ensemble_dice import CaseFiles, CaseMaps, dice_of_blends, labels_of_blend, read_maps
-from autoseg.selection.postprocessing import PredictedCase, Search, predicted_case
+from autoseg.selection.postprocessing import PostprocessingSearch, PredictedCase, predicted_case
 from autoseg.selection.record import SELECTION_VERSION, NestedScore, Selection, plan_hash
 from autoseg.selection.trained import TrainedMatrix, common_cases, costs_of, trained_matrix
 
@@ -124,15 +124,15 @@ def _score_table(matrix: TrainedMatrix, files: Sequence[CaseFiles], folds: Seque
     )
 
 
-def _search(table: ScoreTable, files: Sequence[CaseFiles], blend: Blend, work: _Work) -> Search:
+def _search(table: ScoreTable, files: Sequence[CaseFiles], blend: Blend, work: _Work) -> PostprocessingSearch:
     """The search for postprocessing on the predictions of the chosen ensemble."""
 
     def predicted(maps: CaseMaps) -> PredictedCase:
         labels = labels_of_blend(maps, work.labels, blend)
         return predicted_case(maps.files.identifier, labels, maps.reference, maps.geometry)
 
-    search = Search(work.each(predicted, files), nested_groups(table.groups), work.labels, work.threads)
-    search.run(lambda title: _log.info("postprocessing: %s?", title))
+    search = PostprocessingSearch(work.each(predicted, files), nested_groups(table.groups), work.labels, work.threads)
+    search.run()
     return search
 
 
@@ -145,7 +145,7 @@ class _Comparison:
     costs: Costs
     choice: Choice
     nested: Nested | None
-    search: Search
+    search: PostprocessingSearch
     seed: int
 
     def selection(self, objective: str, notes: Sequence[str]) -> Selection:
@@ -192,7 +192,7 @@ class _Comparison:
         }
 
 
-def _write_label_maps(workspace: Workspace, matrix: TrainedMatrix, search: Search) -> None:
+def _write_label_maps(workspace: Workspace, matrix: TrainedMatrix, search: PostprocessingSearch) -> None:
     """The out-of-fold label maps of the choice, postprocessed, beside selection.json."""
     labels, ending = matrix.plan.labels, matrix.plan.file_ending
     with atomic_folder(workspace.selected) as folder:

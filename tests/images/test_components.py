@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from autoseg.images.components import components, largest_component, without_small_components
+from autoseg.images.components import components, keep_components
 
 MASKS = hnp.arrays(bool, st.tuples(st.integers(1, 5), st.integers(1, 6), st.integers(1, 6)))
 
@@ -23,13 +23,10 @@ def test_components_partition_the_mask(mask) -> None:
 @given(MASKS, st.integers(0, 12))
 @settings(max_examples=60, deadline=None)
 def test_filters_only_remove_whole_components(mask, least) -> None:
-    sizes = components(mask).sizes
-    kept = without_small_components(mask, least)
+    found = components(mask)
+    kept = keep_components(mask, found, found.sizes >= least)
     assert not (kept & ~mask).any()
-    assert kept.sum() == sizes[sizes >= least].sum()
-    largest = largest_component(mask)
-    assert not (largest & ~mask).any()
-    assert largest.sum() == sizes[sizes == sizes.max(initial=0)].sum()
+    assert kept.sum() == found.sizes[found.sizes >= least].sum()
 
 
 def test_voxels_that_touch_by_a_corner_belong_together() -> None:
@@ -41,13 +38,8 @@ def test_voxels_that_touch_by_a_corner_belong_together() -> None:
     assert len(components(mask).sizes) == 2
 
 
-def test_equally_large_components_are_all_kept() -> None:
-    mask = np.array([[[1, 1, 0, 1, 1, 0, 1]]], bool)
-    assert largest_component(mask).tolist() == [[[True, True, False, True, True, False, False]]]
-
-
 def test_an_empty_mask_stays_empty() -> None:
     mask = np.zeros((2, 3, 4), bool)
-    assert components(mask).sizes.size == 0
-    assert not largest_component(mask).any()
-    assert not without_small_components(mask, 3).any()
+    found = components(mask)
+    assert found.sizes.size == 0
+    assert not keep_components(mask, found, found.sizes > 0).any()

@@ -6,6 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from autoseg.core.errors import RecordFault
+from autoseg.core.records import from_data
 from autoseg.data.model import LabelSet
 from autoseg.inference.postprocessing import PostprocessingStep, postprocess, voxel_volume
 
@@ -43,6 +45,17 @@ def test_the_largest_component_of_merged_classes_keeps_its_smaller_classes() -> 
     assert merged.tolist() == [[[1, 1, 2, 0, 0, 0]]]
     only_two = postprocess(labels, [PostprocessingStep("largest_component", ("two",))], TWO, (1, 1, 1))
     assert only_two.tolist() == [[[1, 1, 0, 0, 2, 2]]]
+
+
+def test_equally_large_components_are_all_kept() -> None:
+    labels = np.array([[[1, 1, 0, 1, 1, 0, 1]]], np.uint8)
+    largest = postprocess(labels, [PostprocessingStep("largest_component", ("one",))], TWO, (1, 1, 1))
+    assert largest.tolist() == [[[1, 1, 0, 1, 1, 0, 0]]]
+
+
+def test_unknown_kinds_are_refused_where_they_are_read() -> None:
+    with pytest.raises(RecordFault, match="largest_component, minimum_volume"):
+        from_data(PostprocessingStep, {"kind": "closing", "classes": ["one"]}, "selection.json")
 
 
 def test_a_region_is_removed_with_everything_inside() -> None:

@@ -13,7 +13,14 @@ from autoseg.data.model import LabelSet
 from autoseg.evaluation.confusion import overlaps
 from autoseg.evaluation.statistics import foreground_mean
 from autoseg.inference.postprocessing import PostprocessingStep, postprocess
-from autoseg.selection.postprocessing import PredictedCase, Search, _class_dice, case_dice, pack, predicted_case
+from autoseg.selection.postprocessing import (
+    PostprocessingSearch,
+    PredictedCase,
+    case_dice,
+    class_dice,
+    pack,
+    predicted_case,
+)
 from tests.selection.examples import IGNORE, REGIONS, THREE
 
 SHAPE = (3, 12, 12)
@@ -25,9 +32,9 @@ def case_of(prediction, reference, name="a") -> PredictedCase:
     return predicted_case(name, prediction, reference, Geometry(prediction.shape, SPACING))
 
 
-def searched(predictions, references, labels, folds=2) -> Search:
+def searched(predictions, references, labels, folds=2) -> PostprocessingSearch:
     cases = [case_of(*both, f"case_{i}") for i, both in enumerate(zip(predictions, references, strict=True))]
-    search = Search(cases, np.arange(len(cases)) % folds, labels)
+    search = PostprocessingSearch(cases, np.arange(len(cases)) % folds, labels)
     search.run()
     return search
 
@@ -54,7 +61,9 @@ VARIANTS = [
 @given(MAPS, hnp.arrays(np.uint8, (2, 4, 5), elements=st.integers(0, 3)))
 @settings(max_examples=60, deadline=None)
 def test_scores_from_components_are_those_of_the_label_map_after_the_step(prediction, reference) -> None:
-    found = _class_dice(case_of(prediction, reference), VARIANTS, IGNORE)
+    case = case_of(prediction, reference)
+    found = [class_dice(case, [step], IGNORE)[0] for step in VARIANTS]
+    assert found[1:] == pytest.approx(class_dice(case, VARIANTS[1:], IGNORE), nan_ok=True)
     for step, dice in zip(VARIANTS, found, strict=True):
         after = case_of(postprocess(prediction, [step], IGNORE, SPACING), reference)
         assert dice == pytest.approx(case_dice(after, IGNORE)[1], nan_ok=True)
@@ -161,7 +170,7 @@ def test_a_region_is_cleaned_together_with_what_it_holds() -> None:
     search = searched(predictions, [truth(2)] * 4, REGIONS)
     assert accepted(search)[0].classes == ("whole", "core")
     assert search.dice.min() == pytest.approx(1.0)
-    again = Search(list(search.cases), search.groups, REGIONS)
+    again = PostprocessingSearch(list(search.cases), search.groups, REGIONS)
     again.run()
     assert accepted(again) == []
 
