@@ -15,8 +15,8 @@ from autoseg.core import machine
 DISTRIBUTION = "autosegkit"
 
 REQUIRED = (
-    *("torch", "numpy", "scipy", "scikit-image", "tifffile", "SimpleITK", "nibabel", "batchgenerators"),
-    *("click", "PyYAML", "pydantic", "safetensors", "filelock", "rich", "matplotlib"),
+    *("torch", "numpy", "scipy", "scikit-image", "pillow", "tifffile", "SimpleITK", "nibabel", "batchgenerators"),
+    *("click", "pyyaml", "pydantic", "safetensors", "filelock", "psutil", "rich", "jinja2", "markupsafe", "matplotlib"),
 )
 """Distributions that AutoSeg needs."""
 
@@ -94,13 +94,14 @@ class Checkup:
 
 
 def examine(folder: Path) -> Checkup:
-    """Looks at this machine; changes nothing, and works without torch.
+    """Looks at this machine; changes nothing, and works without torch and psutil.
 
     Args:
         folder: where data would be; its free space is reported.
     """
-    memory, available = machine.memory_bytes(), machine.available_memory_bytes()
     parts = {name: _version(name) for name in REQUIRED}
+    has_psutil = parts["psutil"] is not None
+    memory, available = (machine.memory_bytes(), machine.available_memory_bytes()) if has_psutil else (None, None)
     disk_gib = machine.free_disk_bytes(folder) / machine.BYTES_PER_GIB
     threads, devices = _torch_state(_gib(memory)) if parts["torch"] else (None, ())
     findings = [*_missing(parts), *_collisions(), *_shortages(_gib(memory), disk_gib, devices)]

@@ -71,7 +71,7 @@ def predict(
     grid and the values of the dataset's label files; a case that fails does not stop the others.
     """
     from autoseg.api.predict import predict_files
-    from autoseg.inference.stream import peak_memory_bytes
+    from autoseg.core.machine import peak_memory_bytes
 
     chosen = _options(options)
     if dry_run:
@@ -109,7 +109,7 @@ def _show(manifest: PredictionManifest, folder: Path, output: Output) -> None:
     output.say(f"{done} of {len(manifest.cases)} cases done in {folder} ({seconds:.1f} s of work on {manifest.device})")
 
 
-def _document(manifest: PredictionManifest, folder: Path, peak_ram_bytes: int) -> dict[str, object]:
+def _document(manifest: PredictionManifest, folder: Path, peak_ram_bytes: int | None) -> dict[str, object]:
     cases = {
         name: {
             "status": case.status,

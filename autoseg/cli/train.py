@@ -79,7 +79,8 @@ def train(dataset: Path, work: Path | None, output: Output, **options: Any) -> i
     written.
     """
     started = time.monotonic()
-    from autoseg.launch.interrupts import seconds_since_start, stoppable
+    from autoseg.core.machine import seconds_since_start
+    from autoseg.launch.interrupts import stoppable
     from autoseg.runs.train import train as train_all
 
     workspace = workspace_of(dataset, work)

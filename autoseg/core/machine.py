@@ -1,47 +1,71 @@
-"""What this machine has: cores, memory, disk, processors that compute bfloat16 by themselves."""
+"""What this machine has - cores, memory, disk, processor - and what this process takes of it."""
 
 from __future__ import annotations
 
 import os
 import platform
 import shutil
+import sys
+import time
 from pathlib import Path
 
 BYTES_PER_GIB = 1 << 30
 
-_MEMORY_TABLE = Path("/proc/meminfo")
+_CORES_TABLE = Path("/sys/devices/system/cpu")
 _PROCESSOR_TABLE = Path("/proc/cpuinfo")
-_MEMORY_LIMITS = (  # of the container this runs in, where there is one
+_TIME_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+_MEMORY_LIMITS = (  # of the container this runs in, where there is one; psutil gives the machine's
     Path("/sys/fs/cgroup/memory.max"),
     Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
 )
 
 
 def available_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Cores that this process may use; hardware threads count."""
+    return len(_usable_cores())
 
 
-def memory_bytes() -> int | None:
-    """Memory of the machine, or of the container if that is less; None where the system does not say."""
-    try:
-        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return None
+def physical_cores() -> int:
+    """Physical cores among those that this process may use; hardware threads of one core count once.
+
+    Not `psutil.cpu_count(logical=False)`: that counts the machine's, however few of them this process may use.
+    """
+    return max(1, min(len({_siblings(number) for number in _usable_cores()}), _quota()))
+
+
+def memory_bytes() -> int:
+    """Memory of the machine, or of the container if that is less."""
+    import psutil
+
     limits = [int(text) for path in _MEMORY_LIMITS if path.is_file() and (text := path.read_text().strip()).isdigit()]
-    return min([total, *limits])
+    return min([psutil.virtual_memory().total, *limits])
 
 
-def available_memory_bytes() -> int | None:
-    """Memory that programs can still have without swapping; None where the system does not say (Linux does)."""
-    if not _MEMORY_TABLE.is_file():
+def available_memory_bytes() -> int:
+    """Memory that programs can still have without swapping."""
+    import psutil
+
+    return min(psutil.virtual_memory().available, memory_bytes())
+
+
+def resident_memory_bytes() -> int:
+    """Memory that this process has now."""
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)
+
+
+def peak_memory_bytes(*, of_children: bool = False) -> int | None:
+    """The most memory that this process has had, or any child of it that has ended; None on Windows.
+
+    Not from psutil, which knows peaks on Windows only.
+    """
+    if sys.platform == "win32":
         return None
-    for line in _MEMORY_TABLE.read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return min(int(line.split()[1]) * 1024, memory_bytes() or 1 << 62)
-    return None
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN if of_children else resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def free_disk_bytes(folder: Path) -> int:
@@ -51,9 +75,39 @@ def free_disk_bytes(folder: Path) -> int:
 
 
 def processor() -> str:
-    """The processor's own name for itself, or at least its architecture."""
+    """The processor's own name for itself, or at least its architecture; psutil has none."""
     if _PROCESSOR_TABLE.is_file():
         for line in _PROCESSOR_TABLE.read_text().splitlines():
             if line.lower().startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def seconds_since_start() -> float:
+    """Wall time since this process was started, the interpreter's own start included."""
+    import psutil
+
+    return max(0.0, time.time() - psutil.Process().create_time())
+
+
+def _usable_cores() -> list[int]:
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def _siblings(number: int) -> str:
+    """Hardware threads of the physical core of a hardware thread: equal text for all of them."""
+    try:
+        return (_CORES_TABLE / f"cpu{number}/topology/thread_siblings_list").read_text().strip()
+    except OSError:
+        return str(number)
+
+
+def _quota() -> int:
+    """Whole cores that a container's time quota amounts to."""
+    try:
+        quota, period = _TIME_QUOTA.read_text().split()
+        return max(1, int(quota) // int(period))
+    except (OSError, ValueError):  # no such file, or "max"
+        return os.cpu_count() or 1

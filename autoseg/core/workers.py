@@ -41,6 +41,8 @@ from functools import partial
 from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, TypeVar
 
+from autoseg.core.machine import BYTES_PER_GIB, peak_memory_bytes
+
 Item = TypeVar("Item")
 Value = TypeVar("Value")
 
@@ -324,18 +326,9 @@ def _death(exitcode: int) -> str:
     except ValueError:
         name = f"signal {-exitcode}"
     likely = "; the system does this when memory runs out" if name == "SIGKILL" else ""
-    return f"the process was ended by {name}{likely}{_peak_memory()}"
-
-
-def _peak_memory() -> str:
-    """The most memory that any process of ours which has ended took, as far as the system tells."""
-    if sys.platform == "win32":
-        return ""
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1 << 10
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit
-    return f" (largest process so far: {peak / (1 << 30):.2f} GiB)"
+    peak = peak_memory_bytes(of_children=True)
+    largest = f" (largest process so far: {peak / BYTES_PER_GIB:.2f} GiB)" if peak else ""
+    return f"the process was ended by {name}{likely}{largest}"
 
 
 def _serve(connection: Connection, threads: int | None) -> None:

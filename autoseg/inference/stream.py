@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import resource
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +18,7 @@ import torch
 from autoseg.core.errors import AutoSegError, Interrupted, NotEnoughResources
 from autoseg.core.files import atomic_file, sha256_of_file
 from autoseg.core.geometry import Geometry
-from autoseg.core.machine import BYTES_PER_GIB, available_memory_bytes
+from autoseg.core.machine import BYTES_PER_GIB, available_memory_bytes, resident_memory_bytes
 from autoseg.core.progress import Progress
 from autoseg.data.labels import to_file_values
 from autoseg.data.model import Case
@@ -43,12 +41,6 @@ _POLL_S = 0.2
 
 _ACTIVATIONS_AT_ONCE = 4
 """Feature maps of full resolution that a network holds together while predicting; assumption, for the estimate."""
-
-
-def peak_memory_bytes() -> int:
-    """The most memory that this process has had so far."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def network_bytes(predictor: Predictor) -> int:
@@ -97,8 +89,7 @@ class PredictionRun:
         self.finished = 0
         self.stop = threading.Event()
         self.hashes: dict[str, str] = {}
-        free = available_memory_bytes()
-        allowed = free and int(free * _USABLE_MEMORY_SHARE)
+        allowed = int(available_memory_bytes() * _USABLE_MEMORY_SHARE)
         self.max_ram_bytes = int(options.max_ram_gib * BYTES_PER_GIB) if options.max_ram_gib else allowed
 
     @property
@@ -180,12 +171,10 @@ class PredictionRun:
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()
 
-    def _limit(self, prepared: PreparedCase) -> int | None:
-        if self.max_ram_bytes is None:
-            return None
+    def _limit(self, prepared: PreparedCase) -> int:
         computing = max(network_bytes(member.predictor) for member in self.ensemble.every)
         images = sum(one.image.nbytes for one in prepared.values())
-        return max(0, self.max_ram_bytes - _resident_bytes() - computing - images)
+        return max(0, self.max_ram_bytes - resident_memory_bytes() - computing - images)
 
     def _tile_progress(self, done: int, total: int) -> None:
         if self.stop.is_set():
@@ -219,11 +208,3 @@ def _stages(stop: threading.Event) -> Iterator[tuple[ThreadPoolExecutor, ThreadP
             pool.shutdown(wait=False, cancel_futures=True)
         for pool in pools:
             pool.shutdown(wait=True)
-
-
-def _resident_bytes() -> int:
-    """Memory that this process has now, or the most it has had where the system does not tell."""
-    table = Path("/proc/self/statm")
-    if not table.is_file():
-        return peak_memory_bytes()
-    return int(table.read_text().split()[1]) * resource.getpagesize()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import torch
 
 from autoseg.core.errors import UsageError
+from autoseg.core.machine import physical_cores
 
 
 def choose_device(name: str = "auto") -> tuple[torch.device, str]:
@@ -54,31 +54,6 @@ def use_cores(threads: int | None = None) -> int:
     count = threads or (int(wanted) if wanted.isdigit() and int(wanted) else physical_cores())
     torch.set_num_threads(count)
     return count
-
-
-def physical_cores() -> int:
-    """Physical cores among those that this process may use; hardware threads of one core count once."""
-    allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    cores = {_core_of(number) for number in allowed}
-    return max(1, min(len(cores), _quota()))
-
-
-def _core_of(number: int) -> str:
-    """Name of the physical core of a hardware thread, equal for its siblings."""
-    siblings = Path(f"/sys/devices/system/cpu/cpu{number}/topology/thread_siblings_list")
-    try:
-        return siblings.read_text().strip()
-    except OSError:
-        return str(number)
-
-
-def _quota() -> int:
-    """Whole cores that a container's time quota amounts to."""
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return max(1, int(quota) // int(period))
-    except (OSError, ValueError):  # no such file, or "max"
-        return os.cpu_count() or 1
 
 
 def _best_device() -> tuple[torch.device, str]:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType
 
 from autoseg.core.errors import Interrupted
@@ -40,13 +38,3 @@ def stoppable() -> Iterator[Callable[[], None]]:
     finally:
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)
-
-
-def seconds_since_start() -> float:
-    """Wall time since this process was started, the interpreter's own start included; 0 where it is not known."""
-    try:
-        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
-        up_seconds = float(Path("/proc/uptime").read_text().split()[0])
-        return max(0.0, up_seconds - int(fields[19]) / os.sysconf("SC_CLK_TCK"))
-    except (OSError, ValueError, IndexError):
-        return 0.0

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from autoseg.core.errors import MissingInput, RecordFault
 from autoseg.core.files import remove_leftovers
+from autoseg.core.machine import BYTES_PER_GIB
 from autoseg.core.records import load, save
 from autoseg.data.labels import to_file_values, to_training_values
 from autoseg.data.model import Dataset
@@ -49,7 +50,6 @@ PROBABILITIES_GIB = 10.0
 FREE_DISK_SHARE = 0.5
 """Of the disk that is free when a fold's validation starts, how much its probabilities may take at most."""
 
-_BYTES_PER_GIB = 1 << 30
 
 Labels = NDArray[np.integer]
 CaseScores = dict[str, dict[str, float | None]]  # class -> `COUNT_METRICS`, voxels
@@ -212,7 +212,7 @@ def probability_allowance(runs: Path, budget_gib: float = PROBABILITIES_GIB) -> 
     """
     used = sum(file.stat().st_size for file in runs.glob("*/fold_*/validation/*.probabilities.npz"))
     free = shutil.disk_usage(runs).free
-    return max(0, min(int(budget_gib * _BYTES_PER_GIB) - used, int(FREE_DISK_SHARE * free)))
+    return max(0, min(int(budget_gib * BYTES_PER_GIB) - used, int(FREE_DISK_SHARE * free)))
 
 
 @dataclass(slots=True)

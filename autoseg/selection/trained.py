@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from autoseg.core.errors import IntegrityRefusal, MissingInput, RecordFault, UsageError
+from autoseg.core.machine import BYTES_PER_GIB
 from autoseg.core.records import load
 from autoseg.core.registry import choose
 from autoseg.core.workspace import RunFolder, Workspace
@@ -27,7 +28,6 @@ from autoseg.selection.candidates import Costs
 from autoseg.selection.ensemble_dice import CaseFiles
 from autoseg.training.splits import settle_folds
 
-_BYTES_PER_GIB = 1 << 30
 _FLOAT_BYTES = 4
 _SHOWN_RUNS = 6
 
@@ -271,7 +271,7 @@ def _memory_gib(matrix: TrainedMatrix, configuration: Configuration, runs: Seque
     image = _FLOAT_BYTES * plan.input_channels(configuration.name) * int(np.prod(shape))
     tiling = predictor.tiling(shape)
     needed = weights + image + network_bytes(predictor) + predictor.slab_bytes(tiling)
-    return needed / _BYTES_PER_GIB
+    return needed / BYTES_PER_GIB
 
 
 def _median_shape(matrix: TrainedMatrix, configuration: Configuration) -> tuple[int, ...]:

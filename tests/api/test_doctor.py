@@ -1,8 +1,11 @@
 """The checkup names what is there, what is missing and what collides."""
 
 import json
+import re
 import subprocess
 import sys
+import tomllib
+from importlib import metadata
 
 import pytest
 
@@ -24,6 +27,26 @@ def test_a_missing_part_is_a_problem_with_its_remedy(tmp_path, monkeypatch):
     assert not found.works
     assert "no-such-part" in found.findings[0].what
     assert found.findings[0].do.endswith("-m pip install no-such-part")
+
+
+def test_memory_is_unknown_without_the_package_that_knows(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "psutil", None)  # importing it fails
+    known = metadata.version
+
+    def version(name):
+        if name == "psutil":
+            raise metadata.PackageNotFoundError(name)
+        return known(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+    found = doctor.examine(tmp_path)
+    assert found.memory_gib is None
+    assert "psutil" in found.findings[0].what
+
+
+def test_every_dependency_is_checked(repository):
+    listed = tomllib.loads((repository / "pyproject.toml").read_text())["project"]["dependencies"]
+    assert sorted(re.split("[<>=]", one)[0] for one in listed) == sorted(doctor.REQUIRED)
 
 
 def test_the_other_project_called_autoseg_is_found(tmp_path, monkeypatch):

@@ -1,8 +1,11 @@
 """What the machine says of itself, checked against a second source."""
 
 import os
+import resource
 import shutil
+import time
 
+import numpy as np
 import pytest
 
 from autoseg.core import machine
@@ -10,6 +13,29 @@ from autoseg.core import machine
 
 def test_cores_are_those_the_process_may_use():
     assert machine.available_cores() == len(os.sched_getaffinity(0))
+    assert 1 <= machine.physical_cores() <= machine.available_cores()
+
+
+def test_hardware_threads_of_one_core_count_once(tmp_path, monkeypatch):
+    for number in range(8):
+        table = tmp_path / f"cpu{number}" / "topology" / "thread_siblings_list"
+        table.parent.mkdir(parents=True)
+        table.write_text(f"{number // 2},{number // 2 + 4}\n")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(8)))
+    monkeypatch.setattr(machine, "_CORES_TABLE", tmp_path)
+    monkeypatch.setattr(machine, "_TIME_QUOTA", tmp_path / "absent")
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    assert machine.physical_cores() == 4
+
+
+@pytest.mark.parametrize(("quota", "cores"), [("200000 100000", 2), ("50000 100000", 1), ("max 100000", 8)])
+def test_a_containers_share_of_the_time_counts_as_whole_cores(tmp_path, monkeypatch, quota, cores):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(8)))
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(machine, "_CORES_TABLE", tmp_path)  # where no core names its siblings, each counts
+    monkeypatch.setattr(machine, "_TIME_QUOTA", tmp_path / "cpu.max")
+    (tmp_path / "cpu.max").write_text(quota)
+    assert machine.physical_cores() == cores
 
 
 def test_memory_is_at_most_the_machines():
@@ -31,28 +57,26 @@ def test_no_limit_is_no_limit(tmp_path, monkeypatch):
     assert machine.memory_bytes() == os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def test_free_disk_is_told_for_folders_not_yet_made(tmp_path):
-    told = machine.free_disk_bytes(tmp_path / "not" / "yet")
-    assert told == pytest.approx(shutil.disk_usage(tmp_path).free, rel=0.05)
+def test_memory_in_use_grows_with_what_is_held():
+    before = machine.resident_memory_bytes()
+    held = np.ones(1 << 25, dtype=np.uint8)
+    grown = machine.resident_memory_bytes() - before
+    assert held.nbytes * 0.9 < grown < held.nbytes * 1.5
+    assert machine.peak_memory_bytes() == resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def test_the_processor_has_a_name():
+def test_free_disk_is_known_for_folders_not_yet_made(tmp_path):
+    free = machine.free_disk_bytes(tmp_path / "not" / "yet")
+    assert free == pytest.approx(shutil.disk_usage(tmp_path).free, rel=0.05)
+
+
+def test_the_processor_has_a_name(tmp_path, monkeypatch):
     assert machine.processor()
-
-
-def test_a_system_that_does_not_say_leaves_it_unknown(tmp_path, monkeypatch):
-    monkeypatch.setattr(machine, "_MEMORY_TABLE", tmp_path / "absent")
     monkeypatch.setattr(machine, "_PROCESSOR_TABLE", tmp_path / "absent")
-    monkeypatch.delattr(os, "sysconf")
-    monkeypatch.delattr(os, "sched_getaffinity")
-    assert machine.memory_bytes() is None
-    assert machine.available_memory_bytes() is None
-    assert machine.available_cores() == os.cpu_count()
     assert machine.processor()
 
 
-def test_a_table_without_the_line_leaves_it_unknown(tmp_path, monkeypatch):
-    table = tmp_path / "table"
-    table.write_text("MemTotal: 1 kB\n")
-    monkeypatch.setattr(machine, "_MEMORY_TABLE", table)
-    assert machine.available_memory_bytes() is None
+def test_the_process_was_started_a_while_ago():
+    first = machine.seconds_since_start()
+    time.sleep(0.05)
+    assert 0 < first < first + 0.04 < machine.seconds_since_start() < 1e6

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from autoseg.core.errors import Interrupted, UsageError
-from autoseg.launch import devices
-from autoseg.launch.devices import choose_device, choose_devices, physical_cores, use_cores
-from autoseg.launch.interrupts import seconds_since_start, stoppable
+from autoseg.core.machine import physical_cores
+from autoseg.launch.devices import choose_device, choose_devices, use_cores
+from autoseg.launch.interrupts import stoppable
 
 
 def test_the_cpu_is_there() -> None:
@@ -63,19 +63,6 @@ def test_threads_follow_the_cores_or_the_environment(monkeypatch: pytest.MonkeyP
         torch.set_num_threads(before)
 
 
-def test_hardware_threads_of_one_core_count_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "_core_of", lambda number: str(number // 2))
-    monkeypatch.setattr(devices, "_quota", lambda: 64)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(8)), raising=False)
-    assert physical_cores() == 4
-    monkeypatch.setattr(devices, "_quota", lambda: 2)
-    assert physical_cores() == 2
-
-
-def test_an_unknown_core_counts_as_its_own() -> None:
-    assert devices._core_of(123456) == "123456"
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_becomes_a_question_answered_later(number: signal.Signals) -> None:
     with stoppable() as check:
@@ -104,7 +91,3 @@ def test_outside_the_main_thread_nothing_is_caught() -> None:
     thread.start()
     thread.join()
     assert checked == [True]
-
-
-def test_the_process_was_started_a_while_ago() -> None:
-    assert 0 <= seconds_since_start() < 1e6
