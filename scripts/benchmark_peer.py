@@ -288,7 +288,7 @@ def own_step(bench: Bench) -> float:
     from autoseg.launch.precision import choose_compute
     from autoseg.networks.build import build_network
     from autoseg.planning.plan import Plan
-    from autoseg.training.losses import LOSSES, supervised_loss
+    from autoseg.training.losses import make_objective
     from autoseg.training.recipe import load_recipe
     from autoseg.training.step import start_state, train_step
 
@@ -301,10 +301,7 @@ def own_step(bench: Bench) -> float:
     state = start_state(network, recipe, chosen.compute, configuration.dimensions)
     image, labels = random_batch(configuration.patch_size, len(plan.channels), plan.labels.head_count)
     image, labels = chosen.compute.place_image(image), labels[:, 0]
-
-    def loss(outputs: Any, targets: Any) -> Any:
-        return supervised_loss(LOSSES[recipe.loss], outputs, targets, plan.labels, configuration.batch_dice)
-
+    loss = make_objective(recipe.loss, plan.labels, configuration.batch_dice)
     return timed_steps(lambda: train_step(state, image, labels, loss, recipe, chosen.compute), bench.steps)
 
 

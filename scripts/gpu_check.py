@@ -45,7 +45,7 @@ from autoseg.preprocessing.prepare import (  # noqa: E402
     prepare,
 )
 from autoseg.training.checkpoint import restore, save_checkpoint  # noqa: E402
-from autoseg.training.losses import LOSSES, supervised_loss  # noqa: E402
+from autoseg.training.losses import make_objective  # noqa: E402
 from autoseg.training.recipe import Recipe  # noqa: E402
 from autoseg.training.sampling import Sampling  # noqa: E402
 from autoseg.training.step import Compute, TrainingState, start_state, train_step  # noqa: E402
@@ -53,6 +53,7 @@ from autoseg.training.step import Compute, TrainingState, start_state, train_ste
 LIMIT_SECONDS = 8 * 60.0
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 LABELS = LabelSet({name: (value,) for name, value in CLASSES.items()}, file_values=tuple(CLASSES.values()))
+_OBJECTIVE = make_objective("dice_ce", LABELS, False)
 SPACING_MM = (3.3, 1.18, 1.18)  # about the median of the phantoms
 PREPARATION = Preparation((0, 1, 2), SPACING_MM, ("zscore", "zscore"), (False, False), (None, None))
 
@@ -132,7 +133,7 @@ class Bench:
     def step(self, state: TrainingState, configuration: Configuration, compute: Compute, index: int) -> float:
         """One training step with batch `index`; its loss."""
         image, labels = self.augmented(configuration, index, compute)
-        return train_step(state, image, labels, _loss, self.recipe, compute)
+        return train_step(state, image, labels, _OBJECTIVE, self.recipe, compute)
 
     def predictor(self, network: nn.Module, precision: str, device: torch.device) -> Predictor:
         """The predictor of one network, with mirroring."""
@@ -184,10 +185,6 @@ def _configuration(
     )
 
 
-def _loss(outputs: Any, target: Tensor) -> Tensor:
-    return supervised_loss(LOSSES["dice_ce"], outputs, target, LABELS, False)
-
-
 def check_first_loss(bench: Bench) -> Iterator[Row]:
     """The first step's loss on the device against the CPU's in single precision, without augmentation."""
     cpu = bench.compute("fp32", torch.device("cpu"))
@@ -198,7 +195,7 @@ def check_first_loss(bench: Bench) -> Iterator[Row]:
     def first(compute: Compute) -> float:
         state = bench.state(bench.learning, compute)
         target = labels.to(compute.device)
-        return train_step(state, compute.place_image(image), target, _loss, bench.recipe, compute)
+        return train_step(state, compute.place_image(image), target, _OBJECTIVE, bench.recipe, compute)
 
     expected = first(cpu)
     for precision in bench.precisions:
@@ -296,7 +293,7 @@ def time_training(bench: Bench) -> Iterator[Row]:
         if bench.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(bench.device)
         seconds = _median_seconds(
-            bench, lambda s=state, i=image, t=labels, c=compute: train_step(s, i, t, _loss, bench.recipe, c)
+            bench, lambda s=state, i=image, t=labels, c=compute: train_step(s, i, t, _OBJECTIVE, bench.recipe, c)
         )
         memory = ""
         if bench.device.type == "cuda":

@@ -22,8 +22,8 @@ from autoseg.runs.records import RunRecord, RunStatus, differing
 from autoseg.runs.setup import Job, check_same_plan, discard
 from autoseg.runs.training import run_job
 from autoseg.runs.work_intervals import Sitting, read_sittings, sitting, wall_seconds
+from autoseg.training.callbacks.time_budget import fair_shares
 from autoseg.training.splits import Fold
-from autoseg.training.time_budget import fair_shares
 
 MOST_READERS = 4
 """Threads that cut batches, per run (assumption: more only wait for each other)."""

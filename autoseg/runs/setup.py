@@ -34,10 +34,10 @@ from autoseg.runs.validation import (
     make_predictor,
     measure_pace,
 )
+from autoseg.training.callbacks.time_budget import fit_epochs
 from autoseg.training.recipe import Recipe
 from autoseg.training.splits import Fold
 from autoseg.training.step import Compute, TrainingState, start_state
-from autoseg.training.time_budget import fit_epochs
 
 ENDING_SECONDS = 1.5
 """Of a budget, kept for the last checkpoint, the curves and the end of the process (assumption)."""

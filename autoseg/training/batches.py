@@ -1,19 +1,106 @@
-"""Making batches ahead of the training in a few threads that can neither hang it nor change its order."""
+"""Batches of a run: drawn, augmented and put on the device ahead of the training.
+
+Batch i is a function of (seed, fold, stream, i) alone: threads can neither change it nor the order of the batches, and
+a resumed run goes on with the batch that comes next.
+"""
 
 from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass
+from itertools import count
+from queue import SimpleQueue
 from types import TracebackType
 from typing import Generic, TypeVar
 
+import numpy as np
+import torch
+from torch import Tensor
+
+from autoseg.augmentation.kinds import AUGMENTATIONS, Augment
+from autoseg.augmentation.spec import AugmentationSpec, augmentation_spec
 from autoseg.core.errors import TrainingStopped
+from autoseg.core.registry import choose
+from autoseg.planning.lateral import LateralSwap
+from autoseg.planning.plan import Configuration
+from autoseg.training.recipe import Recipe
+from autoseg.training.sampling import (
+    AUGMENTATION_STREAM,
+    TRAINING_STREAM,
+    VALIDATION_STREAM,
+    Batch,
+    Samplable,
+    Sampling,
+    draw_batch,
+)
+from autoseg.training.splits import Fold
 
 T = TypeVar("T")
 
 TIMEOUT_SECONDS = 300.0
 """Longest wait for one batch before the training stops (assumption: the slowest network disk needs seconds)."""
+
+Placed = tuple[Tensor, Tensor, tuple[str, ...]]
+"""Image (b, c, *patch) and labels (b, *patch) on the device, and the case of each patch."""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchSource:
+    """Makes the batches of a run by number, for training and for the validation after each epoch.
+
+    Attributes:
+        configuration: patch size, batch size, mirror axes.
+        recipe: augmentation, share of foreground.
+        fold: its cases.
+        open_case: gives the stored case of an identifier.
+        seed: (seed of the run, number of the fold).
+        device: of the batches.
+        previous_values: in a cascade the label values of its first stage.
+        swap: labels that change places where a patch is mirrored from left to right; None if there are none.
+    """
+
+    configuration: Configuration
+    recipe: Recipe
+    fold: Fold
+    open_case: Callable[[str], Samplable]
+    seed: tuple[int, int]
+    device: torch.device
+    previous_values: tuple[int, ...] = ()
+    swap: LateralSwap | None = None
+
+    def training(self, index: int) -> Placed:
+        """Training batch number `index`, augmented."""
+        spec = augmentation_spec(self.configuration, self.previous_values, self.swap)
+        batch = draw_batch(self._sampling(self.fold.train, spec.initial_patch_size, TRAINING_STREAM), index)
+        seeds = np.random.SeedSequence([*self.seed, AUGMENTATION_STREAM, index])
+        generator = torch.Generator().manual_seed(int(seeds.generate_state(1)[0]))
+        return self._placed(batch, choose(self.recipe.augmentation, AUGMENTATIONS, "augmentation"), spec, generator)
+
+    def validation(self, index: int) -> Placed:
+        """Validation batch number `index`, not augmented."""
+        spec = augmentation_spec(self.configuration, self.previous_values)
+        batch = draw_batch(self._sampling(self.fold.val, spec.patch_size, VALIDATION_STREAM), index)
+        return self._placed(batch, AUGMENTATIONS["none"], spec, torch.Generator())
+
+    def _sampling(self, cases: tuple[str, ...], initial_patch: tuple[int, ...], stream: int) -> Sampling:
+        return Sampling(
+            cases=cases,
+            open_case=self.open_case,
+            initial_patch=initial_patch,
+            patch=self.configuration.patch_size,
+            batch_size=self.configuration.batch_size,
+            oversample_foreground=self.recipe.oversample_foreground,
+            seed=(*self.seed, stream),
+        )
+
+    def _placed(self, batch: Batch, augment: Augment, spec: AugmentationSpec, generator: torch.Generator) -> Placed:
+        image, labels = (torch.from_numpy(own).to(self.device) for own in (batch.image, batch.labels))
+        previous = None if batch.previous is None else torch.from_numpy(batch.previous).to(self.device)
+        return *augment(image, labels, spec, generator, previous), batch.cases
 
 
 class Prefetcher(Generic[T]):
@@ -30,27 +117,30 @@ class Prefetcher(Generic[T]):
     ) -> None:
         self.waited_seconds = 0.0
         self._make = make
-        self._next_made = start
-        self._next_given = start
-        self._ahead = 2 * threads
+        self._numbers = count(start)
         self._timeout_seconds = timeout_seconds
-        self._ready: dict[int, T | BaseException] = {}
-        self._changed = threading.Condition()
-        self._is_closed = False
-        # Daemons: a thread stuck in a dead file system must not keep the process from ending.
+        # A ring of two batches per thread: the oldest leaves at the left when it is asked for, and only then is the
+        # next one ordered at the right. So order does not depend on which thread is faster, and memory is bounded.
+        self._ahead: deque[tuple[int, Future[T]]] = deque()
+        self._orders: SimpleQueue[tuple[int, Future[T]] | None] = SimpleQueue()
+        # Daemons, unlike the threads of concurrent.futures, which Python waits for when it ends: a thread that is stuck
+        # in a dead file system must not keep the process.
         self._threads = [threading.Thread(target=self._work, daemon=True, name="batches") for _ in range(threads)]
 
     def __enter__(self) -> Prefetcher[T]:
         for thread in self._threads:
             thread.start()
+        for _ in range(2 * len(self._threads)):
+            self._order()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with self._changed:
-            self._is_closed = True
-            self._changed.notify_all()
+        for _, batch in self._ahead:
+            batch.cancel()
+        for _ in self._threads:
+            self._orders.put(None)
         for thread in self._threads:
             thread.join(timeout=1.0)
 
@@ -64,41 +154,36 @@ class Prefetcher(Generic[T]):
             TrainingStopped: it did not come in time.
         """
         begin = time.perf_counter()
-        result = self._take() if self._threads else self._make(self._next_given)
-        self._next_given += 1
-        self.waited_seconds += time.perf_counter() - begin
-        if isinstance(result, BaseException):
-            raise result
-        return result
+        try:
+            return self._take() if self._threads else self._make(next(self._numbers))
+        finally:
+            self.waited_seconds += time.perf_counter() - begin
 
-    def _take(self) -> T | BaseException:
-        index = self._next_given
-        with self._changed:
-            if not self._changed.wait_for(lambda: index in self._ready, self._timeout_seconds):
-                raise TrainingStopped(
-                    f"batch {index} was not ready after {self._timeout_seconds:g} s",
-                    why="the disk of the work folder does not answer",
-                    do="check the disk, then run the same command again",
-                )
-            result = self._ready.pop(index)
-            self._changed.notify_all()
-        return result
+    def _take(self) -> T:
+        number, batch = self._ahead.popleft()
+        try:
+            return batch.result(self._timeout_seconds)
+        except TimeoutError as error:
+            if batch.done():  # it was the batch that failed
+                raise
+            raise TrainingStopped(
+                f"batch {number} was not ready after {self._timeout_seconds:g} s",
+                why="the disk of the work folder does not answer",
+                do="check the disk, then run the same command again",
+            ) from error
+        finally:
+            self._order()
+
+    def _order(self) -> None:
+        order = (next(self._numbers), Future[T]())
+        self._ahead.append(order)
+        self._orders.put(order)
 
     def _work(self) -> None:
-        while (index := self._claim()) is not None:
-            result: T | BaseException
-            try:
-                result = self._make(index)
-            except BaseException as error:  # raised where the batch is asked for
-                result = error
-            with self._changed:
-                self._ready[index] = result
-                self._changed.notify_all()
-
-    def _claim(self) -> int | None:
-        with self._changed:
-            self._changed.wait_for(lambda: self._is_closed or self._next_made - self._next_given < self._ahead)
-            if self._is_closed:
-                return None
-            self._next_made += 1
-            return self._next_made - 1
+        while (order := self._orders.get()) is not None:
+            number, batch = order
+            if batch.set_running_or_notify_cancel():
+                try:
+                    batch.set_result(self._make(number))
+                except BaseException as error:  # raised where the batch is asked for
+                    batch.set_exception(error)

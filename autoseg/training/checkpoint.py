@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -15,15 +15,13 @@ from autoseg.core.files import atomic_folder, remove_leftovers, sha256_of_file, 
 from autoseg.core.records import load, save
 from autoseg.networks.weights import (
     AVERAGED_FILE,
-    BEST_FOLDER,
     MANIFEST_FILE,
     WEIGHTS_FILE,
     generations,
     newest_intact,
     read_tensors,
 )
-from autoseg.training.schedule import Horizon
-from autoseg.training.step import TrainingState
+from autoseg.training.step import TrainingProgress, TrainingState
 
 CHECKPOINT_VERSION = 1
 OPTIMIZER_FILE = "optimizer.safetensors"
@@ -32,33 +30,20 @@ GENERATIONS_KEPT = 2
 """The newest may be damaged by a power cut; the one before it then serves."""
 
 _RANDOM = "random"
+_PROGRESS = tuple(field.name for field in fields(TrainingProgress))
 
 
-@dataclass(frozen=True, slots=True)
-class SavedState:
-    """The numbers of a `TrainingState`; its fields are explained there."""
+@dataclass(slots=True, kw_only=True)
+class SavedProgress(TrainingProgress):
+    """state.json of a checkpoint; what older versions wrote beside it (`best_dice`) is passed over.
+
+    Attributes:
+        version: of the checkpoint's format.
+        loss_scale: `scale` and `growth_tracker` of the loss scaler; None without one.
+    """
 
     version: int
-    step: int
-    epoch: int
-    epoch_begin: int
-    horizon: Horizon
-    steps_per_epoch: int
-    losses: tuple[float, ...]
-    skipped_in_row: int
-    seconds: float
-    ema_dice: float | None
-    best_dice: float | None
-    history_lines: int
-    events: tuple[str, ...]
     loss_scale: dict[str, float] | None
-
-
-@dataclass(frozen=True, slots=True)
-class Manifest:
-    """SHA-256 of every other file of a generation, by name."""
-
-    sha256: dict[str, str]
 
 
 def save_checkpoint(state: TrainingState, folder: Path) -> Path:
@@ -73,20 +58,10 @@ def save_checkpoint(state: TrainingState, folder: Path) -> Path:
         _write_weights(state, temporary)
         _write_tensors(_optimizer_tensors(state), temporary / OPTIMIZER_FILE)
         save(_saved(state), temporary / STATE_FILE)
-        _write_manifest(temporary)
-    _prune(folder, GENERATIONS_KEPT)
+        hashes = {file.name: sha256_of_file(file) for file in sorted(temporary.iterdir())}
+        save({"sha256": hashes}, temporary / MANIFEST_FILE)
+    _prune(folder)
     return path
-
-
-def save_best(state: TrainingState, folder: Path) -> None:
-    """Keeps the present weights as the best so far."""
-    _refuse_non_finite(state.network)
-    best = folder / BEST_FOLDER
-    with atomic_folder(_next_generation(best)) as temporary:
-        _write_weights(state, temporary)
-        save(_saved(state), temporary / STATE_FILE)
-        _write_manifest(temporary)
-    _prune(best, 1)
 
 
 def has_checkpoint(folder: Path) -> bool:
@@ -103,43 +78,26 @@ def restore(state: TrainingState, folder: Path) -> Path:
     """
     remove_leftovers(folder)
     generation = newest_intact(folder)
-    saved = load(SavedState, generation / STATE_FILE)
+    saved = load(SavedProgress, generation / STATE_FILE)
     _copy_into(state.network, read_tensors(generation / WEIGHTS_FILE), generation)
     if state.averaged is not None:
         _copy_into(state.averaged, read_tensors(generation / AVERAGED_FILE), generation)
     _restore_optimizer(state, read_tensors(generation / OPTIMIZER_FILE))
-    state.step, state.epoch, state.horizon = saved.step, saved.epoch, saved.horizon
-    state.epoch_begin, state.steps_per_epoch = saved.epoch_begin, saved.steps_per_epoch
-    state.losses, state.skipped_in_row, state.events = list(saved.losses), saved.skipped_in_row, list(saved.events)
-    state.seconds, state.history_lines = saved.seconds, saved.history_lines
-    state.ema_dice, state.best_dice = saved.ema_dice, saved.best_dice
+    for name in _PROGRESS:
+        setattr(state, name, getattr(saved, name))
     if state.scaler is not None and saved.loss_scale is not None:
         growth = int(saved.loss_scale["growth_tracker"])
         state.scaler.load_state_dict({**state.scaler.state_dict(), **saved.loss_scale, "_growth_tracker": growth})
     return generation
 
 
-def _saved(state: TrainingState) -> SavedState:
+def _saved(state: TrainingState) -> SavedProgress:
     scale = None
     if state.scaler is not None:
         values = state.scaler.state_dict()
         scale = {"scale": float(values["scale"]), "growth_tracker": float(values["_growth_tracker"])}
-    return SavedState(
-        version=CHECKPOINT_VERSION,
-        step=state.step,
-        epoch=state.epoch,
-        epoch_begin=state.epoch_begin,
-        horizon=state.horizon,
-        steps_per_epoch=state.steps_per_epoch,
-        losses=tuple(state.losses),
-        skipped_in_row=state.skipped_in_row,
-        seconds=state.seconds,
-        ema_dice=state.ema_dice,
-        best_dice=state.best_dice,
-        history_lines=state.history_lines,
-        events=tuple(state.events),
-        loss_scale=scale,
-    )
+    progress = {name: getattr(state, name) for name in _PROGRESS}
+    return SavedProgress(**progress, version=CHECKPOINT_VERSION, loss_scale=scale)
 
 
 def _optimizer_tensors(state: TrainingState) -> dict[str, Tensor]:
@@ -205,17 +163,13 @@ def _write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path)
 
 
-def _write_manifest(folder: Path) -> None:
-    save(Manifest({file.name: sha256_of_file(file) for file in sorted(folder.iterdir())}), folder / MANIFEST_FILE)
-
-
 def _next_generation(folder: Path) -> Path:
     numbers = [int(path.name) for path in generations(folder)]
     return folder / f"{max(numbers, default=0) + 1:08d}"
 
 
-def _prune(folder: Path, kept: int) -> None:
-    for outdated in generations(folder)[:-kept]:
+def _prune(folder: Path) -> None:
+    for outdated in generations(folder)[:-GENERATIONS_KEPT]:
         leftover = temporary_beside(outdated)  # renamed first: a stop while deleting leaves no half generation
         outdated.rename(leftover)
         sync(folder)

@@ -1,4 +1,4 @@
-"""The training loop: epochs of steps, each followed by a quick validation and by whoever watches."""
+"""The training loop: epochs of steps, each followed by a quick validation and by the callbacks."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
+from autoseg.core.errors import Interrupted
 from autoseg.training.step import TrainingState, note_loss
 from autoseg.training.validation import OnlineScores, smoothed
 
@@ -39,6 +40,7 @@ class EpochResult:
         seconds: wall time of steps and validation.
         data_wait_share: share of it spent waiting for training batches.
         lr: learning rate of its last step.
+        events: sentences about what was not as usual.
     """
 
     epoch: int
@@ -47,9 +49,20 @@ class EpochResult:
     seconds: float
     data_wait_share: float
     lr: float
+    events: tuple[str, ...] = ()
 
 
-Watcher = Callable[[EpochResult, TrainingState], None]
+class Callback:
+    """What happens between the steps of a training; a callback overrides the moments that it needs."""
+
+    def after_step(self, state: TrainingState) -> None:
+        """After each step; may move the end of the training, or raise to stop it."""
+
+    def after_epoch(self, result: EpochResult, state: TrainingState) -> None:
+        """After each epoch and its validation; `state.is_finished` says whether it was the last."""
+
+    def on_interrupt(self, state: TrainingState) -> None:
+        """When the training was interrupted, before `fit` passes the interruption on."""
 
 
 def fit(
@@ -57,27 +70,35 @@ def fit(
     batches: Batches[Any],
     take_step: Callable[[TrainingState, Any], tuple[float, Sequence[str]]],
     validate: Callable[[TrainingState], OnlineScores | None],
-    watchers: Sequence[Watcher],
-    after_step: Callable[[TrainingState], None],
+    callbacks: Sequence[Callback] = (),
 ) -> None:
-    """Trains until the state's horizon is reached.
+    """Trains to the end of the state's schedule.
 
     Args:
         state: where to go on from; changed in place.
         batches: from number `state.step` on.
         take_step: updates the state with one batch; gives the loss and the batch's cases.
         validate: scores the network after each epoch.
-        watchers: called after each epoch, in order, with its result and the state.
-        after_step: called after each step; may move the horizon, or raise to stop.
+        callbacks: called in order.
+
+    Raises:
+        Interrupted: by `validate` or a callback; the other callbacks were told.
+        TrainingStopped: the loss stayed non-finite, or a batch could not be made.
     """
-    while not state.is_finished:
-        result = _epoch(state, batches, take_step, validate, after_step)
-        state.epoch += 1
-        state.epoch_begin = state.step
-        state.losses = []
-        state.ema_dice = smoothed(state.ema_dice, result.scores.mean_dice if result.scores else None)
-        for watcher in watchers:
-            watcher(result, state)
+    try:
+        while not state.is_finished:
+            result = _epoch(state, batches, take_step, validate, callbacks)
+            state.epoch += 1
+            state.epoch_begin = state.step
+            # Emptied before the callbacks: a checkpoint made by one of them must not hold what was recorded already.
+            state.losses, state.events = [], []
+            state.ema_dice = smoothed(state.ema_dice, result.scores.mean_dice if result.scores else None)
+            for callback in callbacks:
+                callback.after_epoch(result, state)
+    except Interrupted:
+        for callback in callbacks:
+            callback.on_interrupt(state)
+        raise
 
 
 def _epoch(
@@ -85,15 +106,16 @@ def _epoch(
     batches: Batches[Any],
     take_step: Callable[[TrainingState, Any], tuple[float, Sequence[str]]],
     validate: Callable[[TrainingState], OnlineScores | None],
-    after_step: Callable[[TrainingState], None],
+    callbacks: Sequence[Callback],
 ) -> EpochResult:
     begin, waited_before = time.perf_counter(), batches.waited_seconds
     while state.step < state.end_of_epoch:
-        told = note_loss(state, *take_step(state, next(batches)))
-        if told:
-            _log.warning(told)
-            state.events.append(told)
-        after_step(state)
+        message = note_loss(state, *take_step(state, next(batches)))
+        if message:
+            _log.warning(message)
+            state.events.append(message)
+        for callback in callbacks:
+            callback.after_step(state)
     scores = validate(state)
     seconds = time.perf_counter() - begin
     return EpochResult(
@@ -103,4 +125,5 @@ def _epoch(
         seconds=seconds,
         data_wait_share=(batches.waited_seconds - waited_before) / max(seconds, 1e-9),
         lr=float(state.optimizer.param_groups[0]["lr"]),
+        events=tuple(state.events),
     )

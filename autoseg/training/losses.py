@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from autoseg.core.registry import choose
 from autoseg.data.model import LabelSet
 
 DICE_SMOOTH = 1e-5
@@ -21,7 +22,13 @@ _SMALLEST_DENOMINATOR = 1e-8
 _NOT_A_LABEL = -100
 
 Loss = Callable[[Tensor, Tensor, LabelSet, bool], Tensor]
-"""(logits (b, heads, *shape), labels (b, *shape) of training values, classes, batch Dice or not) -> a number."""
+"""(logits (b, heads, *shape), labels (b, *shape) of training values, classes, batch Dice or not) -> a number.
+
+What a recipe names. Deep supervision is added by `make_objective`, so a loss sees one resolution at a time.
+"""
+
+Objective = Callable[[Tensor | Sequence[Tensor], Tensor], Tensor]
+"""(logits of one or several resolutions, finest first; labels (b, *shape) of the finest) -> a number to minimize."""
 
 
 def dice_ce(logits: Tensor, labels: Tensor, label_set: LabelSet, batch_dice: bool) -> Tensor:
@@ -43,26 +50,30 @@ LOSSES: dict[str, Loss] = {"dice_ce": dice_ce}
 """Kinds of losses by the name used in recipes."""
 
 
-def supervised_loss(
-    loss: Loss, outputs: Tensor | Sequence[Tensor], labels: Tensor, label_set: LabelSet, batch_dice: bool
-) -> Tensor:
-    """The loss of a network's output against labels at full resolution, each output with its deep-supervision weight.
+def make_objective(name: str, label_set: LabelSet, batch_dice: bool) -> Objective:
+    """The loss of that name over all outputs of a network, each output with its deep-supervision weight.
 
     Args:
-        loss: one of `LOSSES`.
-        outputs: logits (b, heads, *shape), or a list of them, finest first.
-        labels: (b, *shape) of the finest output.
-        label_set: classes.
+        name: a key of `LOSSES`.
+        label_set: classes of the dataset.
         batch_dice: whether Dice pools the batch before it divides.
+
+    Raises:
+        UsageError: there is no such loss.
     """
-    levels = [outputs] if isinstance(outputs, Tensor) else list(outputs)
-    weighted = [pair for pair in zip(levels, deep_supervision_weights(len(levels)), strict=True) if pair[1] > 0]
-    targets = deep_supervision_targets(labels, [logits.shape[2:] for logits, _ in weighted])
-    terms = [
-        weight * loss(logits, target, label_set, batch_dice)
-        for (logits, weight), target in zip(weighted, targets, strict=True)
-    ]
-    return torch.stack(terms).sum()
+    loss = choose(name, LOSSES, "loss")
+
+    def objective(outputs: Tensor | Sequence[Tensor], labels: Tensor) -> Tensor:
+        levels = [outputs] if isinstance(outputs, Tensor) else list(outputs)
+        weighted = [pair for pair in zip(levels, deep_supervision_weights(len(levels)), strict=True) if pair[1] > 0]
+        targets = deep_supervision_targets(labels, [logits.shape[2:] for logits, _ in weighted])
+        terms = [
+            weight * loss(logits, target, label_set, batch_dice)
+            for (logits, weight), target in zip(weighted, targets, strict=True)
+        ]
+        return torch.stack(terms).sum()
+
+    return objective
 
 
 def deep_supervision_weights(n: int) -> tuple[float, ...]:

@@ -11,14 +11,15 @@ POLY_POWER = 0.9
 
 
 @dataclass(frozen=True, slots=True)
-class Horizon:
-    """From which step and progress the training runs evenly to its end.
+class ScheduleSegment:
+    """The part of the schedule from a step to the end of the training, along which progress grows evenly.
 
-    It changes only under a time budget: when the end moves, the progress made stays what it is, so that the learning
-    rate never jumps.
+    Without a time budget there is one segment, from step 0 to the last. Under a budget the end moves as the pace
+    becomes known; a new segment then begins at the present step with the progress made, so that the learning rate never
+    jumps: it only falls faster or more slowly from there on.
 
     Attributes:
-        step: where this stretch begins.
+        step: where the segment begins.
         progress: progress at `step`, in [0, 1].
         end: number of steps of the whole training.
     """
@@ -28,14 +29,14 @@ class Horizon:
     end: int
 
     def at(self, step: int) -> float:
-        """Progress in [0, 1] at a step of this stretch."""
+        """Progress in [0, 1] at a step of this segment."""
         if self.end <= self.step:
             return 1.0
         return min(1.0, self.progress + (1.0 - self.progress) * (step - self.step) / (self.end - self.step))
 
-    def moved(self, step: int, end: int) -> Horizon:
-        """The stretch that begins at `step` with the progress made and ends at `end`."""
-        return Horizon(step, self.at(step), end)
+    def moved(self, step: int, end: int) -> ScheduleSegment:
+        """The segment that begins at `step` with the progress made and ends at `end`."""
+        return ScheduleSegment(step, self.at(step), end)
 
 
 def poly(progress: float) -> float:

@@ -7,17 +7,16 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import AliasChoices, Field
 from torch import Tensor, nn
 
 from autoseg.core.errors import TrainingStopped
+from autoseg.training.losses import Objective
 from autoseg.training.recipe import OPTIMIZERS, Recipe
-from autoseg.training.schedule import SCHEDULES, Horizon, warmup
-
-Loss = Callable[[Sequence[Tensor], Tensor], Tensor]
-"""(logits per level, finest first; labels (b, *patch)) -> scalar."""
+from autoseg.training.schedule import SCHEDULES, ScheduleSegment, warmup
 
 MOST_SKIPPED_IN_A_ROW = 10
 """Non-finite steps after which training is not going to recover (assumption; single ones do occur)."""
@@ -60,35 +59,26 @@ class Compute:
 
 
 @dataclass(slots=True)
-class TrainingState:
-    """All that changes while a network is trained; a checkpoint holds all of it.
+class TrainingProgress:
+    """The numbers among all that changes while a network is trained, as a checkpoint's state.json holds them.
 
     Attributes:
-        network: being trained.
-        optimizer: with its momentum.
-        horizon: where the schedule stands and ends.
+        segment: where the schedule stands and ends.
         steps_per_epoch: steps between two validations; the last epoch may be shorter, and a time budget may change it.
-        scaler: loss scale, with fp16.
-        averaged: moving average of the network, if the recipe wants one.
         step: steps done.
         epoch: epochs done and recorded.
         epoch_begin: step at which the current epoch began.
         losses: of this epoch's steps so far, the finite ones.
         skipped_in_row: non-finite steps since the last good one.
-        seconds: wall time of the run so far, all its sittings.
+        seconds: wall time of the run so far, all work intervals together.
         ema_dice: smoothed online Dice.
-        best_dice: the highest of it so far.
         history_lines: epochs written to the history.
         events: sentences to be written with the next epoch.
-        forward: what runs the network; differs from `network` when it is compiled.
     """
 
-    network: nn.Module
-    optimizer: torch.optim.Optimizer
-    horizon: Horizon
+    # Checkpoints written up to 2026-11 call it "horizon".
+    segment: Annotated[ScheduleSegment, Field(validation_alias=AliasChoices("segment", "horizon"))]
     steps_per_epoch: int
-    scaler: torch.amp.GradScaler | None = None
-    averaged: nn.Module | None = None
     step: int = 0
     epoch: int = 0
     epoch_begin: int = 0
@@ -96,25 +86,42 @@ class TrainingState:
     skipped_in_row: int = 0
     seconds: float = 0.0
     ema_dice: float | None = None
-    best_dice: float | None = None
     history_lines: int = 0
     events: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True, kw_only=True)
+class TrainingState(TrainingProgress):
+    """All that changes while a network is trained; a checkpoint holds all of it but `forward`.
+
+    Attributes:
+        network: being trained.
+        optimizer: with its momentum.
+        scaler: loss scale, with fp16.
+        averaged: moving average of the network, if the recipe wants one.
+        forward: what runs the network; differs from `network` when it is compiled.
+    """
+
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler | None = None
+    averaged: nn.Module | None = None
     forward: Callable[..., Any] | None = None
 
     @property
     def epochs(self) -> int:
         """Epochs of the whole training, a shorter last one included."""
-        return self.epoch + math.ceil((self.horizon.end - self.epoch_begin) / self.steps_per_epoch)
+        return self.epoch + math.ceil((self.segment.end - self.epoch_begin) / self.steps_per_epoch)
 
     @property
     def is_finished(self) -> bool:
         """Whether every step is done and every epoch recorded."""
-        return self.step >= self.horizon.end and self.step == self.epoch_begin
+        return self.step >= self.segment.end and self.step == self.epoch_begin
 
     @property
     def end_of_epoch(self) -> int:
         """Step at which the current epoch ends."""
-        return min(self.horizon.end, self.epoch_begin + self.steps_per_epoch)
+        return min(self.segment.end, self.epoch_begin + self.steps_per_epoch)
 
     @property
     def final_network(self) -> nn.Module:
@@ -137,7 +144,7 @@ def start_state(network: nn.Module, recipe: Recipe, compute: Compute, dimensions
     return TrainingState(
         network=network,
         optimizer=OPTIMIZERS[recipe.optimizer](network.parameters(), recipe),
-        horizon=Horizon(0, 0.0, recipe.epochs * recipe.steps_per_epoch),
+        segment=ScheduleSegment(0, 0.0, recipe.epochs * recipe.steps_per_epoch),
         steps_per_epoch=recipe.steps_per_epoch,
         scaler=torch.amp.GradScaler("cuda") if uses_scaler else None,
         averaged=averaged,
@@ -149,12 +156,12 @@ def learning_rate(state: TrainingState, recipe: Recipe) -> float:
     """The learning rate of the next step."""
     step = state.step
     if recipe.lr_update == "epoch":
-        step = max(state.horizon.step, state.epoch_begin)
-    return recipe.lr * SCHEDULES[recipe.schedule](state.horizon.at(step)) * warmup(state.step, recipe.warmup_steps)
+        step = max(state.segment.step, state.epoch_begin)
+    return recipe.lr * SCHEDULES[recipe.schedule](state.segment.at(step)) * warmup(state.step, recipe.warmup_steps)
 
 
 def train_step(
-    state: TrainingState, image: Tensor, labels: Tensor, loss: Loss, recipe: Recipe, compute: Compute
+    state: TrainingState, image: Tensor, labels: Tensor, objective: Objective, recipe: Recipe, compute: Compute
 ) -> float:
     """Updates the network with one batch and returns the loss; a non-finite loss or gradient changes nothing.
 
@@ -162,7 +169,7 @@ def train_step(
         state: changed: network, optimizer, average, `step`.
         image: (b, c, *patch) on the device.
         labels: (b, *patch) on the device, without -1.
-        loss: of all levels' logits.
+        objective: the loss of all levels' logits.
         recipe: learning rate, clipping, average.
         compute: precision.
     """
@@ -171,7 +178,7 @@ def train_step(
         group["lr"] = learning_rate(state, recipe)
     state.optimizer.zero_grad(set_to_none=True)
     with compute.autocast():
-        value = loss((state.forward or state.network)(image, deep_supervision=True), labels)
+        value = objective((state.forward or state.network)(image, deep_supervision=True), labels)
     result = float(value.detach())
     if math.isfinite(result):
         is_good = _update(state, value, recipe)
@@ -207,7 +214,7 @@ def update_average(averaged: nn.Module, network: nn.Module, decay: float) -> Non
 
 
 def note_loss(state: TrainingState, loss: float, cases: Sequence[str]) -> str | None:
-    """Keeps a finite loss; for a non-finite one returns what to tell, or stops when they repeat.
+    """Keeps a finite loss; for a non-finite one returns a sentence about it, or stops when they repeat.
 
     Raises:
         TrainingStopped: `MOST_SKIPPED_IN_A_ROW` steps in a row were not finite.

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from autoseg.data.model import LabelSet
 from autoseg.evaluation.confusion import dice
-from autoseg.training.step import Compute, Loss, TrainingState
+from autoseg.training.losses import Objective
+from autoseg.training.step import Compute, TrainingState
 
 EMA_KEPT = 0.9
 """Share of the old value in the smoothed online Dice (nnU-Net v2, logging/nnunet_logger.py)."""
@@ -40,7 +41,7 @@ class OnlineScores:
 def score_patches(
     state: TrainingState,
     batches: Iterable[tuple[Tensor, Tensor]],
-    loss: Loss,
+    objective: Objective,
     compute: Compute,
     label_set: LabelSet,
 ) -> OnlineScores | None:
@@ -53,7 +54,7 @@ def score_patches(
     for image, labels in batches:
         with compute.autocast():
             logits = network(image, deep_supervision=False)
-            value = float(loss([logits], labels))
+            value = float(objective([logits], labels))
         losses += [value] if math.isfinite(value) else []
         batch_counts = overlap_counts(logits, labels, label_set)
         counts = batch_counts if counts is None else counts + batch_counts
@@ -91,10 +92,7 @@ def _is_any_of(labels: Tensor, values: Sequence[int]) -> Tensor:
 
 def pooled_dice(counts: Tensor) -> tuple[float | None, ...]:
     """2 TP / (2 TP + FP + FN) per column of counts (3, classes); None where all are 0."""
-    scores = []
-    for true, false, missed in counts.T.tolist():
-        scores.append(dice(true, true + false, true + missed))
-    return tuple(scores)
+    return tuple(dice(true, true + false, true + missed) for true, false, missed in counts.T.tolist())
 
 
 def smoothed(previous: float | None, current: float | None) -> float | None:

@@ -26,7 +26,7 @@ from autoseg.preprocessing.first_stage import (
 from autoseg.runs.cascade import check_first_stage
 from autoseg.runs.records import RunRecord, RunStatus
 from autoseg.runs.setup import set_up
-from autoseg.runs.training import training_batches
+from autoseg.runs.training import batch_source
 from autoseg.runs.validation import FoldScores, make_predictor
 from autoseg.training.splits import Fold
 from tests.runs.cascade import CPU, FIRST, FOLDS, SECOND, Cascade, planned_cascade
@@ -128,11 +128,11 @@ def test_a_cascade_trains_validates_and_is_found_done(cascade):
 def test_the_network_sees_the_first_stage_in_training_and_in_validation(cascade):
     extra = cascade.fill()
     run = set_up(cascade.job(SECOND, 0, extra))
-    image, labels, _ = training_batches(run)(0)
+    image, labels, _ = batch_source(run).training(0)
     assert image.shape == (2, 3, *cascade.configuration(SECOND).patch_size)
     assert labels.shape == (2, *cascade.configuration(SECOND).patch_size)
     assert set(image[:, 1:].unique().tolist()) <= {0.0, 1.0}
-    again, _, _ = training_batches(run)(0)
+    again, _, _ = batch_source(run).training(0)
     assert torch.equal(image, again)
     stored, labels = run.open_case("case_2"), cascade.planned.plan.labels
     predictor = make_predictor(run.state.network, cascade.planned.plan, cascade.configuration(SECOND), CPU, "fp32")

@@ -25,7 +25,6 @@ from autoseg.selection.record import (
     Selection,
     plan_hash,
 )
-from autoseg.training.checkpoint import Manifest
 from autoseg.training.recipe import Recipe
 from tests.inference.examples import configuration
 
@@ -133,7 +132,7 @@ def write_weights(run: RunFolder, plan: Plan, name: str, seed: int) -> None:
     generation = run.checkpoint / "00000001"
     generation.mkdir(parents=True, exist_ok=True)
     (generation / "weights.safetensors").write_bytes(content)
-    save(Manifest({"weights.safetensors": sha256(content).hexdigest()}), generation / "manifest.json")
+    save({"sha256": {"weights.safetensors": sha256(content).hexdigest()}}, generation / "manifest.json")
 
 
 def trained_work_folder(folder: Path, plan: Plan | None = None, name: str = "3d_fullres", folds=(0, 1)) -> Path:

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from autoseg.core.errors import IntegrityRefusal, Interrupted, MissingInput, TrainingStopped, UsageError
-from autoseg.core.files import TEMPORARY_MARK
+from autoseg.core.errors import IntegrityRefusal, Interrupted, MissingInput, TrainingStopped
+from autoseg.core.files import TEMPORARY_MARK, sha256_of_file
 from autoseg.networks.weights import AVERAGED_FILE, MANIFEST_FILE, WEIGHTS_FILE, generations, newest_weights
-from autoseg.training.checkpoint import has_checkpoint, restore, save_best, save_checkpoint
+from autoseg.training.checkpoint import restore, save_checkpoint
 from autoseg.training.step import TrainingState
-from tests.training.tiny_training import RECIPE, fresh_state, same_weights, train, train_in_folder
+from tests.training.tiny_training import RECIPE, Calls, fresh_state, same_weights, train, train_in_folder
 
 LONG = replace(RECIPE, epochs=12)
 
@@ -32,7 +32,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, stop: int, ch
 
     first = fresh_state(recipe)
     with pytest.raises(Interrupted):
-        train(first, recipe, after_step=stop_there)
+        train(first, recipe, callbacks=(Calls(stop_there),))
     save_checkpoint(first, tmp_path)
     torch.manual_seed(99)
     second = fresh_state(recipe)
@@ -99,18 +99,32 @@ def test_no_intact_generation_is_an_error(tmp_path: Path) -> None:
         (generation / MANIFEST_FILE).write_text(json.dumps({"sha256": {"../x": "0"}}))
     with pytest.raises(IntegrityRefusal, match="no checkpoint is intact"):
         newest_weights(tmp_path)
-    with pytest.raises(UsageError):
-        newest_weights(tmp_path, "latest")
 
 
-def test_the_best_weights_are_kept_apart(tmp_path: Path) -> None:
-    state = fresh_state()
-    for epoch in range(3):
-        state.epoch = epoch
-        save_best(state, tmp_path)
-    assert [path.name for path in generations(tmp_path / "best")] == ["00000003"]
-    assert newest_weights(tmp_path, "best").keys() == state.network.state_dict().keys()
-    assert not has_checkpoint(tmp_path)
+def test_checkpoints_of_older_versions_go_on_where_they_were(tmp_path: Path) -> None:
+    """They called the schedule's segment "horizon" and kept the best weights apart."""
+    whole = train(fresh_state())
+
+    def stop_at_six(state: TrainingState) -> None:
+        if state.step == 6:
+            raise Interrupted("stopped")
+
+    first = fresh_state()
+    with pytest.raises(Interrupted):
+        train(first, callbacks=(Calls(stop_at_six),))
+    generation = save_checkpoint(first, tmp_path)
+    saved = json.loads((generation / "state.json").read_text())
+    saved["horizon"], saved["best_dice"] = saved.pop("segment"), 0.5
+    (generation / "state.json").write_text(json.dumps(saved))
+    manifest = json.loads((generation / MANIFEST_FILE).read_text())
+    manifest["sha256"]["state.json"] = sha256_of_file(generation / "state.json")
+    (generation / MANIFEST_FILE).write_text(json.dumps(manifest))
+    (tmp_path / "best" / "00000007").mkdir(parents=True)
+    second = fresh_state()
+    assert restore(second, tmp_path) == generation
+    assert (second.step, second.segment, second.losses) == (6, first.segment, first.losses)
+    assert same_weights(whole, train(second))
+    assert newest_weights(tmp_path)
 
 
 def test_weights_that_are_not_finite_are_never_written(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from autoseg.core.errors import TrainingStopped
 from autoseg.data.model import LabelSet
 from autoseg.training.callbacks.history import append_history, read_history, truncate_history
 from autoseg.training.loop import EpochResult
-from autoseg.training.schedule import Horizon
+from autoseg.training.schedule import ScheduleSegment
 from autoseg.training.step import MOST_SKIPPED_IN_A_ROW, Compute, TrainingState, train_step, update_average
 from autoseg.training.validation import OnlineScores, class_dice, overlap_counts, pooled_dice, score_patches, smoothed
 from tests.training.tiny_training import (
@@ -23,6 +23,7 @@ from tests.training.tiny_training import (
     COMPUTE,
     LABELS,
     RECIPE,
+    Calls,
     fresh_state,
     loss,
     on_device,
@@ -32,10 +33,14 @@ from tests.training.tiny_training import (
 )
 
 
+def recording(results: list[EpochResult]) -> Calls:
+    return Calls(after_epoch=lambda result, _state: results.append(result))
+
+
 def test_training_learns_and_reports_every_epoch() -> None:
     results: list[EpochResult] = []
     recipe = replace(RECIPE, epochs=6, steps_per_epoch=8, lr=0.05)
-    state = train(fresh_state(recipe), recipe, watchers=(lambda result, _state: results.append(result),))
+    state = train(fresh_state(recipe), recipe, callbacks=(recording(results),))
     assert [result.epoch for result in results] == list(range(6))
     losses = [result.loss for result in results]
     assert None not in losses
@@ -55,9 +60,9 @@ def test_a_moved_end_ends_in_the_middle_of_an_epoch() -> None:
 
     def shorten(state: TrainingState) -> None:
         if state.step == 5:
-            state.horizon = state.horizon.moved(5, 6)
+            state.segment = state.segment.moved(5, 6)
 
-    state = train(fresh_state(), after_step=shorten, watchers=(lambda result, _state: results.append(result),))
+    state = train(fresh_state(), callbacks=(Calls(shorten), recording(results)))
     assert (state.step, state.epoch, len(results), state.epochs) == (6, 2, 2, 2)
 
 
@@ -83,9 +88,9 @@ def test_a_step_that_is_not_finite_changes_nothing(where: str) -> None:
 
 
 def test_repeated_losses_that_are_not_finite_stop_with_the_cases() -> None:
-    state = fresh_state()
-    next(state.network.parameters()).data[0] = math.nan
     recipe = replace(RECIPE, steps_per_epoch=50)
+    state = fresh_state(recipe)
+    next(state.network.parameters()).data[0] = math.nan
     with pytest.raises(TrainingStopped, match=f"in {MOST_SKIPPED_IN_A_ROW} steps in a row") as caught:
         train(state, recipe)
     assert "case_" in str(caught.value)
@@ -96,7 +101,7 @@ def test_an_epoch_without_a_finite_step_still_counts() -> None:
     results: list[EpochResult] = []
     state = fresh_state(replace(RECIPE, epochs=1))
     next(state.network.parameters()).data[0] = math.nan
-    train(state, replace(RECIPE, epochs=1), watchers=(lambda result, _state: results.append(result),))
+    train(state, replace(RECIPE, epochs=1), callbacks=(recording(results),))
     assert results[0].loss is None
 
 
@@ -118,9 +123,9 @@ def test_the_average_moves_toward_the_weights() -> None:
     assert torch.allclose(mean.weight, expected)
 
 
-def test_the_horizon_knows_the_length() -> None:
+def test_the_segment_knows_the_length() -> None:
     state = fresh_state()
-    state.horizon = Horizon(0, 0.0, 10)
+    state.segment = ScheduleSegment(0, 0.0, 10)
     assert (state.epochs, state.end_of_epoch, state.is_finished) == (3, 4, False)
 
 

@@ -21,8 +21,8 @@ from autoseg.training.losses import (
     dice_and_binary_cross_entropy,
     dice_and_cross_entropy,
     dice_ce,
+    make_objective,
     region_masks,
-    supervised_loss,
 )
 
 TOLERANCE = 1e-5
@@ -82,10 +82,11 @@ def test_coarse_labels_are_those_of_nearest_exact_interpolation(axes: list[tuple
 def test_outputs_are_summed_with_their_weights() -> None:
     labels = torch.randint(0, 3, (2, 4, 8, 8))
     outputs = [torch.randn(2, 3, 4, 8, 8), torch.randn(2, 3, 2, 4, 4), torch.randn(2, 3, 1, 2, 2)]
+    objective = make_objective("dice_ce", PLAIN, False)
     coarse = deep_supervision_targets(labels, [(2, 4, 4)])[0]
     expected = 2 / 3 * dice_ce(outputs[0], labels, PLAIN, False) + 1 / 3 * dice_ce(outputs[1], coarse, PLAIN, False)
-    assert torch.allclose(supervised_loss(dice_ce, outputs, labels, PLAIN, False), expected)
-    single = supervised_loss(dice_ce, outputs[0], labels, PLAIN, False)
+    assert torch.allclose(objective(outputs, labels), expected)
+    single = objective(outputs[0], labels)
     assert torch.allclose(single, dice_ce(outputs[0], labels, PLAIN, False))
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from autoseg.core.configs import shipped
 from autoseg.core.errors import AutoSegError, MissingInput, RecordFault, UsageError
 from autoseg.training.recipe import OPTIMIZERS, Recipe, check_recipe, load_recipe
-from autoseg.training.schedule import SCHEDULES, Horizon, warmup
+from autoseg.training.schedule import SCHEDULES, ScheduleSegment, warmup
 from autoseg.training.step import learning_rate
 from tests.training.tiny_training import RECIPE, fresh_state
 
@@ -88,7 +88,7 @@ def test_every_schedule_falls_from_one_to_zero(name: str) -> None:
 @given(end=st.integers(1, 1000), step=st.integers(0, 999), new_end=st.integers(0, 2000))
 def test_moving_the_end_keeps_the_progress(end: int, step: int, new_end: int) -> None:
     step = min(step, end)
-    moved = Horizon(0, 0.0, end).moved(step, max(step, new_end))
+    moved = ScheduleSegment(0, 0.0, end).moved(step, max(step, new_end))
     if moved.end > step:
         assert math.isclose(moved.at(step), step / end)
     assert math.isclose(moved.at(moved.end), 1.0)

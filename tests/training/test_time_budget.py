@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from autoseg.training.callbacks.time_budget import TimeBudget, fair_shares, fit_epochs
 from autoseg.training.loop import EpochResult
 from autoseg.training.recipe import Recipe
-from autoseg.training.schedule import Horizon
+from autoseg.training.schedule import ScheduleSegment
 from autoseg.training.step import TrainingState
-from autoseg.training.time_budget import Pacer, fair_shares, fit_epochs
 
 RESULT = EpochResult(0, 0.0, None, 1.0, 0.0, 0.0)
 
@@ -23,26 +23,37 @@ class FakeTime:
         return self.now
 
 
+def state_of(end: int, steps_per_epoch: int, step: int = 0) -> TrainingState:
+    segment = ScheduleSegment(0, 0.0, end)
+    return TrainingState(
+        segment=segment,
+        steps_per_epoch=steps_per_epoch,
+        step=step,
+        network=None,  # type: ignore[arg-type]
+        optimizer=None,  # type: ignore[arg-type]
+    )
+
+
 def simulate(recipe: Recipe, seconds: float, step: list[float], between: float) -> tuple[float, TrainingState, int]:
-    """Runs a pretended training with given step times (cycled over thirds of the run) until its horizon."""
+    """Runs a pretended training with given step times (cycled over thirds of the run) until its end."""
     clock = FakeTime()
     end = recipe.epochs * recipe.steps_per_epoch
-    state = TrainingState(None, None, Horizon(0, 0.0, end), recipe.steps_per_epoch)  # type: ignore[arg-type]
-    pacer = Pacer(clock.now + seconds, clock, 50)
+    state = state_of(end, recipe.steps_per_epoch)
+    budget = TimeBudget(clock.now + seconds, 50, clock=clock)
     changes = 0
     while not state.is_finished:
         while state.step < state.end_of_epoch:
             part = min(len(step) - 1, int((clock.now - 100) / seconds * len(step)))
             clock.now += step[part]
             state.step += 1
-            before = state.horizon
-            pacer.after_step(state)
-            changes += state.horizon != before
-            assert state.horizon.at(state.step) >= before.at(state.step) - 1e-9
+            before = state.segment
+            budget.after_step(state)
+            changes += state.segment != before
+            assert state.segment.at(state.step) >= before.at(state.step) - 1e-9
         clock.now += between
         state.epoch += 1
         state.epoch_begin = state.step
-        pacer.after_epoch(RESULT, state)
+        budget.after_epoch(RESULT, state)
     return (clock.now - 100) / seconds, state, changes
 
 
@@ -81,33 +92,33 @@ def test_epochs_are_shortened_until_ten_fit(seconds: float) -> None:
 
 def test_a_deadline_in_the_past_ends_at_once() -> None:
     clock = FakeTime()
-    state = TrainingState(None, None, Horizon(0, 0.0, 50), 5, step=1)  # type: ignore[arg-type]
-    Pacer(clock.now - 5, clock, 10).after_step(state)
-    assert state.horizon.end == 1
+    state = state_of(50, 5, step=1)
+    TimeBudget(clock.now - 5, 10, clock=clock).after_step(state)
+    assert state.segment.end == 1
 
 
 def test_a_large_change_is_written_down() -> None:
     clock = FakeTime()
-    state = TrainingState(None, None, Horizon(0, 0.0, 10), 10)  # type: ignore[arg-type]
-    pacer = Pacer(clock.now + 1000, clock, 10)
+    state = state_of(10, 10)
+    budget = TimeBudget(clock.now + 1000, 10, clock=clock)
     for _ in range(5):
         clock.now += 1
         state.step += 1
-        pacer.after_step(state)
-    assert state.horizon.end > 400
+        budget.after_step(state)
+    assert state.segment.end > 400
     assert "instead of 10" in state.events[0]
 
 
 def test_time_is_kept_for_what_comes_after_in_proportion_to_the_speed() -> None:
     clock = FakeTime()
-    state = TrainingState(None, None, Horizon(0, 0.0, 100), 50)  # type: ignore[arg-type]
-    pacer = Pacer(clock.now + 1000, clock, 50, lambda step_seconds: 300 * step_seconds)
+    state = state_of(100, 50)
+    budget = TimeBudget(clock.now + 1000, 50, lambda step_seconds: 300 * step_seconds, clock)
     for _ in range(6):
         clock.now += 2
         state.step += 1
-        pacer.after_step(state)
-    pacer.plan(state)
-    assert 180 < state.horizon.end < 200  # (1000 - 600 seconds) / 2 seconds
+        budget.after_step(state)
+    budget.plan(state)
+    assert 180 < state.segment.end < 200  # (1000 - 600 seconds) / 2 seconds
 
 
 def test_epochs_grow_when_the_first_guess_was_far_too_slow() -> None:
@@ -121,7 +132,7 @@ def test_epochs_grow_when_the_first_guess_was_far_too_slow() -> None:
 
 @settings(max_examples=80, deadline=None)
 @given(seconds=st.floats(0, 1e4), spent=st.lists(st.floats(0, 1e3), min_size=1, max_size=12))
-def test_shares_use_the_budget_up_and_favor_whoever_had_least(seconds: float, spent: list[float]) -> None:
+def test_shares_use_the_budget_up_and_favor_the_run_that_had_least(seconds: float, spent: list[float]) -> None:
     shares = fair_shares(seconds, spent)
     assert sum(shares) == pytest.approx(seconds, abs=1e-6)
     totals = [own + share for own, share in zip(spent, shares, strict=True)]

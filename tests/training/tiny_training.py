@@ -15,8 +15,8 @@ from autoseg.networks.build import build_network
 from autoseg.planning.plan import NetworkSpec
 from autoseg.training.batches import Prefetcher
 from autoseg.training.checkpoint import has_checkpoint, restore, save_checkpoint
-from autoseg.training.loop import EpochResult, fit
-from autoseg.training.losses import LOSSES, supervised_loss
+from autoseg.training.loop import Callback, EpochResult, fit
+from autoseg.training.losses import make_objective
 from autoseg.training.recipe import Recipe
 from autoseg.training.sampling import Batch, Sampling
 from autoseg.training.step import Compute, TrainingState, start_state, train_step
@@ -46,6 +46,7 @@ def make_case(seed: int, shape: tuple[int, ...] = (10, 12, 9)) -> TinyCase:
     return TinyCase(f"case_{seed}", image, labels, locations)
 
 
+loss = make_objective("dice_ce", LABELS, False)
 CASES = {case.identifier: case for case in (make_case(seed) for seed in range(4))}
 
 
@@ -53,10 +54,6 @@ def sampling(stream: int = 0, cases: dict[str, TinyCase] | None = None, **change
     chosen = CASES if cases is None else cases
     made = Sampling(tuple(sorted(chosen)), chosen.__getitem__, PATCH, PATCH, 2, 0.33, (0, 0, stream))
     return replace(made, **changes)
-
-
-def loss(outputs: Any, labels: torch.Tensor) -> torch.Tensor:
-    return supervised_loss(LOSSES["dice_ce"], outputs, labels, LABELS, False)
 
 
 def on_device(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -68,13 +65,29 @@ def fresh_state(recipe: Recipe = RECIPE) -> TrainingState:
     return start_state(build_network(SPEC, 1, 3), recipe, COMPUTE, 3)
 
 
+class Calls(Callback):
+    """A callback made of functions."""
+
+    def __init__(
+        self,
+        after_step: Callable[[TrainingState], object] = lambda _state: None,
+        after_epoch: Callable[[EpochResult, TrainingState], object] = lambda _result, _state: None,
+    ) -> None:
+        self._after_step, self._after_epoch = after_step, after_epoch
+
+    def after_step(self, state: TrainingState) -> None:
+        self._after_step(state)
+
+    def after_epoch(self, result: EpochResult, state: TrainingState) -> None:
+        self._after_epoch(result, state)
+
+
 def train(
     state: TrainingState,
     recipe: Recipe = RECIPE,
     *,
     threads: int = 0,
-    after_step: Callable[[TrainingState], None] = lambda _state: None,
-    watchers: tuple[Callable[[EpochResult, TrainingState], None], ...] = (),
+    callbacks: tuple[Callback, ...] = (),
 ) -> TrainingState:
     def take_step(now: TrainingState, batch: Batch) -> tuple[float, tuple[str, ...]]:
         return train_step(now, *on_device(batch), loss, recipe, COMPUTE), batch.cases
@@ -85,7 +98,7 @@ def train(
         return score_patches(now, batches, loss, COMPUTE, LABELS)
 
     with Prefetcher(sampling(), state.step, threads) as batches:
-        fit(state, batches, take_step, validate, watchers, after_step)
+        fit(state, batches, take_step, validate, callbacks)
     return state
 
 
@@ -93,7 +106,9 @@ def train_in_folder(folder: Path, recipe: Recipe = RECIPE, **options: Any) -> Tr
     state = fresh_state(recipe)
     if has_checkpoint(folder):
         restore(state, folder)
-    return train(state, recipe, watchers=(lambda _r, now: save_checkpoint(now, folder) and None,), **options)
+    return train(
+        state, recipe, callbacks=(Calls(after_epoch=lambda _result, now: save_checkpoint(now, folder)),), **options
+    )
 
 
 def same_weights(one: TrainingState, other: TrainingState) -> bool:

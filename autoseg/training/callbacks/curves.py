@@ -2,17 +2,40 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
 from autoseg.core.files import atomic_file
+from autoseg.training.callbacks.base import RunContext, Throttle
+from autoseg.training.callbacks.history import read_history
+from autoseg.training.loop import Callback, EpochResult
+from autoseg.training.step import TrainingState
+
+DRAWING_SHARE = 0.01
+"""Largest share of the time spent on drawing the curves."""
 
 DOTS_PER_INCH = 110
 CLASS_COLORS = ("#E69F00", "#56B4E9", "#CC79A7", "#009E73", "#F0E442", "#0072B2", "#D55E00")
 
 _FEW_EPOCHS = 30  # every epoch gets a mark
+_FIRST_COST = 0.1  # seconds (assumption): the first picture comes after 10 s
+
+
+class Curves(Callback):
+    """Draws the learning curves now and then, and at the end."""
+
+    def __init__(self, run: RunContext) -> None:
+        self._run = run
+        self._throttle = Throttle(DRAWING_SHARE, cost=_FIRST_COST, last=time.monotonic())
+
+    def after_epoch(self, _result: EpochResult, state: TrainingState) -> None:
+        """Draws the history that was written so far."""
+        if state.is_finished or self._throttle.is_due():
+            folder = self._run.folder
+            self._throttle.run(lambda: draw_curves(folder.curves, read_history(folder.history)))
 
 
 def draw_curves(path: Path, history: Sequence[Mapping[str, Any]]) -> None:

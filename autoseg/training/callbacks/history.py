@@ -1,15 +1,48 @@
-"""The run's diary: one JSON document per line and epoch."""
+"""The run's history: one JSON document per line and epoch."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
 
 from autoseg.core.files import write_atomic
+from autoseg.training.callbacks.base import RunContext
+from autoseg.training.loop import Callback, EpochResult
+from autoseg.training.step import TrainingState
+from autoseg.training.validation import class_dice
 
 _TAIL_BYTES = 1 << 16  # far more than an epoch's line
+
+
+class History(Callback):
+    """Adds a line to history.jsonl after each epoch; comes before checkpoints, which count its lines."""
+
+    def __init__(self, run: RunContext) -> None:
+        self._run = run
+
+    def after_epoch(self, result: EpochResult, state: TrainingState) -> None:
+        """Adds the epoch."""
+        scores = result.scores
+        state.seconds = self._run.seconds()
+        entry = {
+            "epoch": result.epoch,
+            "step": state.step,
+            "lr": result.lr,
+            "loss": result.loss,
+            "validation_loss": scores.loss if scores and math.isfinite(scores.loss) else None,
+            "dice": class_dice(self._run.classes, scores),
+            "mean_dice": scores.mean_dice if scores else None,
+            "ema_dice": state.ema_dice,
+            "seconds": round(result.seconds, 3),
+            "data_wait_share": round(result.data_wait_share, 4),
+            "total_seconds": round(state.seconds, 1),
+            "events": list(result.events),
+        }
+        append_history(self._run.folder.history, entry)
+        state.history_lines += 1
 
 
 def append_history(path: Path, entry: dict[str, Any]) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from autoseg.training.loop import EpochResult
+from autoseg.training.loop import Callback, EpochResult
 from autoseg.training.recipe import Recipe
 from autoseg.training.step import TrainingState
 
@@ -21,7 +22,7 @@ SAFETY = 0.01
 REPLAN_SHARE = 0.02
 """The end is planned again whenever this share of the training time has passed."""
 
-WORTH_TELLING = 0.05
+WORTH_RECORDING = 0.05
 """A move of the end by less than this share of the steps is not written into the history."""
 
 EPOCH_TOLERANCE = 0.25
@@ -77,35 +78,38 @@ def no_reserve(_step_seconds: float) -> float:
     return 0.0
 
 
-@dataclass(slots=True)
-class Pacer:
-    """Keeps the end of the training at a deadline by moving the state's horizon.
+class TimeBudget(Callback):
+    """Keeps the end of the training at a deadline by moving the end of the schedule; the last of the callbacks.
 
-    Attributes:
-        deadline: clock time at which everything must be over.
-        clock: gives the time in seconds.
-        longest_epoch: steps that an epoch has if time allows.
-        reserve: seconds to keep for what comes after the training, as a function of the seconds per step.
+    The pace is measured over the steps since the last plan and half of those before, so that it follows a machine that
+    becomes slower or faster. Steps that end up behind the moved end are not taken; the learning rate goes on from where
+    it stands (`ScheduleSegment`).
     """
 
-    deadline: float
-    clock: Callable[[], float]
-    longest_epoch: int
-    reserve: Callable[[float], float] = no_reserve
-    _mark: float = 0.0
-    _planned_at: float = 0.0
-    _begin: float = 0.0
-    _ignored: int = 0
-    _step_seconds: float = 0.0
-    _steps: float = 0.0
-    _between_seconds: float = 0.0
+    def __init__(
+        self,
+        deadline: float,
+        longest_epoch: int,
+        reserve: Callable[[float], float] = no_reserve,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Starts the clock.
 
-    def __post_init__(self) -> None:
-        self._mark = self._planned_at = self._begin = self.clock()
+        Args:
+            deadline: clock time at which everything must be over.
+            longest_epoch: steps that an epoch has if time allows.
+            reserve: seconds to keep for what comes after the training, as a function of the seconds per step.
+            clock: gives the time in seconds.
+        """
+        self._deadline, self._longest_epoch, self._reserve, self._clock = deadline, longest_epoch, reserve, clock
+        self._begin = self._mark = self._planned_at = clock()
+        self._ignored = 0  # steps while the machine settles
+        self._step_seconds = self._steps = 0.0  # of the measured steps, older ones with less weight
+        self._between_seconds = 0.0  # from the last step of an epoch to the first of the next
 
     def after_step(self, state: TrainingState) -> None:
         """Notes the time of a step; plans again when enough time has passed."""
-        now = self.clock()
+        now = self._clock()
         if self._ignored < _SETTLING_STEPS:
             self._ignored += 1
         else:
@@ -113,37 +117,38 @@ class Pacer:
             self._steps += 1
         self._mark = now
         is_first = self._steps == _SETTLING_STEPS
-        if is_first or now - self._planned_at > REPLAN_SHARE * (self.deadline - self._begin):
+        if is_first or now - self._planned_at > REPLAN_SHARE * (self._deadline - self._begin):
             self.plan(state)
 
     def after_epoch(self, _result: EpochResult, state: TrainingState) -> None:
-        """Notes the time of validation and watchers; the last watcher of an epoch."""
-        now = self.clock()
+        """Notes the time of the validation and of the callbacks before this one."""
+        now = self._clock()
         passed = now - self._mark
         self._between_seconds = passed if not self._between_seconds else 0.5 * (passed + self._between_seconds)
         self._mark = now
         self.plan(state)
 
     def plan(self, state: TrainingState) -> None:
-        """Moves the end of the training to where the deadline is, with the speed measured lately."""
-        now = self.clock()
+        """Moves the end of the training to where the deadline is, with the pace measured lately."""
+        now = self._clock()
         self._planned_at = now
         if not self._steps:
-            if now >= self.deadline:
-                state.horizon = state.horizon.moved(state.step, state.step)
+            if now >= self._deadline:
+                state.segment = state.segment.moved(state.step, state.step)
             return
         own = self._step_seconds / self._steps
-        left = (self.deadline - now - self.reserve(own)) * (1 - SAFETY) - self._between_seconds
+        left = (self._deadline - now - self._reserve(own)) * (1 - SAFETY) - self._between_seconds
         per_step = own + (self._between_seconds or VALIDATION_COST * own) / state.steps_per_epoch
         end = state.step + max(0, int(left / per_step))
         self._step_seconds, self._steps = 0.5 * self._step_seconds, 0.5 * self._steps
-        before = state.horizon.end
+        before = state.segment.end
         if end < before or end > before * (1 + _LEAST_GAIN):
-            state.horizon = state.horizon.moved(state.step, end)
-            if abs(end - before) > WORTH_TELLING * before:
+            state.segment = state.segment.moved(state.step, end)
+            if abs(end - before) > WORTH_RECORDING * before:
                 state.events.append(f"step {state.step}: the training now ends at step {end} instead of {before}")
-        fitting = max(1, min(self.longest_epoch, end // FEWEST_EPOCHS))
+        fitting = max(1, min(self._longest_epoch, end // FEWEST_EPOCHS))
         if abs(fitting - state.steps_per_epoch) > EPOCH_TOLERANCE * state.steps_per_epoch:
+            # An epoch is never cut to fewer steps than it already has; it then ends now.
             state.steps_per_epoch = max(fitting, state.step - state.epoch_begin)
 
 

@@ -1,0 +1,34 @@
+"""One line per epoch for people."""
+
+from __future__ import annotations
+
+import logging
+from datetime import datetime, timedelta
+
+from autoseg.training.callbacks.base import RunContext
+from autoseg.training.loop import Callback, EpochResult
+from autoseg.training.step import TrainingState
+from autoseg.training.validation import class_dice
+
+_log = logging.getLogger(__name__)
+
+
+class EpochLogger(Callback):
+    """Logs loss, Dice, pace and the expected end after each epoch."""
+
+    def __init__(self, run: RunContext) -> None:
+        self._run = run
+
+    def after_epoch(self, result: EpochResult, state: TrainingState) -> None:
+        """Logs the epoch."""
+        parts = [f"{self._run.title}: epoch {result.epoch + 1}/{state.epochs}"]
+        parts.append("no finite loss" if result.loss is None else f"loss {result.loss:.3f}")
+        if result.scores and result.scores.mean_dice is not None:
+            dice = class_dice(self._run.classes, result.scores)
+            classes = ", ".join(f"{name} {'-' if value is None else f'{value:.3f}'}" for name, value in dice.items())
+            parts.append(f"Dice {result.scores.mean_dice:.3f} ({classes}), smoothed {state.ema_dice:.3f}")
+        parts.append(f"{result.seconds:.1f} s, {100 * result.data_wait_share:.0f} % waiting for data")
+        left = timedelta(seconds=result.seconds * max(0, state.segment.end - state.step) / state.steps_per_epoch)
+        end = datetime.now() + left
+        parts.append(f"ends {end:%H:%M}" if left < timedelta(hours=12) else f"ends {end:%Y-%m-%d %H:%M}")
+        _log.info("%s", " | ".join(parts))
