@@ -1,8 +1,8 @@
 """Reading trained weights out of a run's checkpoint folder: safetensors only, every file checked against its hash.
 
-A checkpoint folder holds generations named by their number (`00000012`), two of them most of the time, and in `best`
-the generation of the best online Dice. A generation has `weights.safetensors`, `averaged.safetensors` if the recipe
-averages weights, files that only training reads, and `manifest.json` with the SHA-256 of all the others.
+A checkpoint folder holds generations named by their number (`00000012`), two of them most of the time. A generation has
+`weights.safetensors`, `averaged.safetensors` if the recipe averages weights, files that only training reads, and
+`manifest.json` with the SHA-256 of all the others. Everything else in the folder is passed over.
 """
 
 from __future__ import annotations
@@ -13,33 +13,29 @@ from pathlib import Path
 
 from torch import Tensor
 
-from autoseg.core.errors import IntegrityRefusal, MissingInput, UsageError
+from autoseg.core.errors import IntegrityRefusal, MissingInput
 from autoseg.core.files import sha256_of_file
 
 WEIGHTS_FILE = "weights.safetensors"
 AVERAGED_FILE = "averaged.safetensors"
 MANIFEST_FILE = "manifest.json"
-BEST_FOLDER = "best"
 
 _log = logging.getLogger(__name__)
 
 
-def newest_weights(checkpoint_folder: Path, prefer: str = "final") -> dict[str, Tensor]:
+def newest_weights(checkpoint_folder: Path) -> dict[str, Tensor]:
     """The weights to predict with, by parameter name, on the CPU.
 
     Averaged weights (exponential moving average) are returned where the recipe keeps them, otherwise the plain ones.
 
     Args:
         checkpoint_folder: `runs/<configuration>/fold_<k>/checkpoint`.
-        prefer: "final" for the newest generation, "best" for the one of the best online validation Dice.
 
     Raises:
         MissingInput: there is no checkpoint yet.
         IntegrityRefusal: none of them is intact.
     """
-    if prefer not in ("final", "best"):
-        raise UsageError(f"no weights called {prefer!r}", do="choose final or best")
-    generation = newest_intact(checkpoint_folder if prefer == "final" else checkpoint_folder / BEST_FOLDER)
+    generation = newest_intact(checkpoint_folder)
     averaged = generation / AVERAGED_FILE
     return read_tensors(averaged if averaged.exists() else generation / WEIGHTS_FILE)
 

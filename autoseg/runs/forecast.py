@@ -135,12 +135,12 @@ def _epochs_left(run: QueuedRun, recipe: Recipe) -> int:
 
 
 def _checkpoint_gib(plan: Plan, name: str, recipe: Recipe) -> float:
-    """All generations of a run's checkpoint: weights, their average, what the optimizer keeps, and the best weights."""
+    """All generations of a run's checkpoint: weights, their average and what the optimizer keeps."""
     with torch.device("meta"):
         network = build_network(plan.configurations[name].network, plan.input_channels(name), plan.labels.head_count)
     weights = sum(parameter.numel() for parameter in network.parameters())
     averaged = int(recipe.ema_decay > 0)
-    copies = GENERATIONS_KEPT * (1 + averaged + _MOMENTS[recipe.optimizer]) + 1 + averaged
+    copies = GENERATIONS_KEPT * (1 + averaged + _MOMENTS[recipe.optimizer])
     return weights * copies * _BYTES_PER_NUMBER / BYTES_PER_GIB
 
 
