@@ -8,11 +8,10 @@ from autoseg.core.errors import MissingInput
 from autoseg.core.progress import Progress, silent
 from autoseg.core.records import load
 from autoseg.core.workspace import Workspace
-from autoseg.networks.weights import weights_hash
 from autoseg.planning.planned import load_planned
 from autoseg.report.collect import write_report
 from autoseg.selection.record import Selection
-from autoseg.selection.select import select_model
+from autoseg.selection.select import SelectionOptions, select_model
 from autoseg.selection.trained import TrainedMatrix, trained_matrix
 
 _log = logging.getLogger(__name__)
@@ -38,7 +37,7 @@ def conclude(workspace: Workspace, *, seed: int = 0, jobs: int = 1, progress: Pr
     selection = _choice_of(workspace, matrix)
     if selection is None:
         try:
-            selection = select_model(workspace, seed=seed, jobs=jobs, progress=progress)
+            selection = select_model(workspace, SelectionOptions(seed=seed), jobs=jobs, progress=progress)
         except MissingInput as error:
             _log.warning("nothing is selected: %s", error)
             return None
@@ -51,5 +50,4 @@ def _choice_of(workspace: Workspace, matrix: TrainedMatrix) -> Selection | None:
     if not workspace.selection.exists():
         return None
     selection = load(Selection, workspace.selection)
-    now = {run.title: weights_hash(run.folder.checkpoint) for own in matrix.runs.values() for run in own}
-    return selection if selection.is_of(matrix.plan) and selection.runs == now else None
+    return selection if selection.is_of(matrix.plan) and selection.runs == matrix.weight_hashes() else None

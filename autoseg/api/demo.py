@@ -26,7 +26,7 @@ from autoseg.report.collect import write_report
 from autoseg.report.figures import draw_overlay
 from autoseg.runs.train import Outlook, TrainOptions, train
 from autoseg.selection.record import Selection
-from autoseg.selection.select import select_model
+from autoseg.selection.select import SelectionOptions, select_model
 from autoseg.training.splits import USER_FILES, make_folds, save_folds
 
 CONFIGURATIONS = ("2d", "3d_fullres")
@@ -132,7 +132,7 @@ def run_demo(
     with _stage("train", seconds):
         _train(workspace, options, check_stop, listeners or DemoListeners())
     with _stage("select", seconds):
-        selection = select_model(workspace, seed=options.seed, jobs=options.jobs)
+        selection = select_model(workspace, SelectionOptions(seed=options.seed), jobs=options.jobs)
     check_stop()
     with _stage("predict", seconds):
         _predict(workspace, dataset / "imagesTs", predictions, options)

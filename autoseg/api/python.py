@@ -36,7 +36,7 @@ from autoseg.planning.plan import Plan
 from autoseg.runs.train import TrainOptions, TrainReport
 from autoseg.runs.train import train as train_queue
 from autoseg.selection.record import Selection
-from autoseg.selection.select import select_model
+from autoseg.selection.select import SelectionOptions, select_model
 
 
 class TrainChoices(TypedDict, total=False):
@@ -157,10 +157,7 @@ def select(
     workspace = workspace_of(Path(dataset), None if work is None else Path(work))
     return select_model(
         workspace,
-        objective,
-        tuple(configurations),
-        allow_missing=allow_missing,
-        seed=seed,
+        SelectionOptions(objective, tuple(configurations), allow_missing, seed),
         jobs=jobs,
         progress=progress,
     )

@@ -42,19 +42,16 @@ def select(
     """Choose the configuration or ensemble for DATASET, and its postprocessing, from cross-validation.
 
     Every configuration, every pair and a greedy ensemble are compared on the predictions of cases that the networks
-    never saw. `autoseg predict DATASET` obeys the result.
+    never saw. `autoseg predict DATASET` follows the result.
     """
     from autoseg.core.records import to_data
-    from autoseg.selection.select import select_model
+    from autoseg.selection.select import SelectionOptions, select_model
 
     workspace = workspace_of(dataset, work)
     with output.progress("Comparing") as progress:
         selection = select_model(
             workspace,
-            objective,
-            configurations,
-            allow_missing=allow_missing,
-            seed=options["seed"],
+            SelectionOptions(objective, configurations, allow_missing, options["seed"]),
             jobs=options["jobs"],
             progress=progress,
         )

@@ -92,7 +92,7 @@ class BundledScores:
         chosen: name of the chosen candidate.
         because: why it was chosen.
         candidates: everything compared.
-        nested: the honest score of the choice.
+        nested: nested cross-validation score of the choice.
     """
 
     chosen: str

@@ -1,4 +1,4 @@
-"""Ensembles as whole-number weights of configurations, and what they cost."""
+"""Ensembles as whole-number weights of configurations, and what predicting with them costs."""
 
 from __future__ import annotations
 
@@ -6,32 +6,33 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations, combinations_with_replacement
+from typing import Literal
 
 from autoseg.selection.record import SelectedMember
 
 MOST_MEMBERS = 4
 """Members of a greedy ensemble, repetitions counted (assumption: later ones change little and cost as much)."""
 
-Blend = tuple[int, ...]
-"""For each configuration its weight; without a common divisor, so that equal ensembles are equal."""
+EnsembleWeights = tuple[int, ...]
+"""Weight of each configuration compared; without a common divisor, so that equal ensembles are equal."""
 
 
-def single(index: int, count: int) -> Blend:
-    """One configuration of `count` alone."""
+def single(index: int, count: int) -> EnsembleWeights:
+    """One configuration of `count` by itself."""
     return tuple(int(other == index) for other in range(count))
 
 
-def singles_and_pairs(count: int) -> tuple[Blend, ...]:
+def singles_and_pairs(count: int) -> tuple[EnsembleWeights, ...]:
     """What nnU-Net compares: every configuration, then every pair.
 
     Source: nnU-Net v2 evaluation/find_best_configuration.py.
     """
-    alone = [single(index, count) for index in range(count)]
-    pairs = [tuple(a + b for a, b in zip(one, other, strict=True)) for one, other in combinations(alone, 2)]
-    return (*alone, *pairs)
+    singles = [single(index, count) for index in range(count)]
+    pairs = [tuple(a + b for a, b in zip(one, other, strict=True)) for one, other in combinations(singles, 2)]
+    return (*singles, *pairs)
 
 
-def all_blends(count: int) -> tuple[Blend, ...]:
+def all_ensembles(count: int) -> tuple[EnsembleWeights, ...]:
     """Every ensemble of up to `MOST_MEMBERS` members, which may repeat; singles and pairs come first."""
     found = dict.fromkeys(singles_and_pairs(count))
     for size in range(1, MOST_MEMBERS + 1):
@@ -40,15 +41,21 @@ def all_blends(count: int) -> tuple[Blend, ...]:
     return tuple(found)
 
 
-def reduced(weights: Sequence[int]) -> Blend:
+def reduced(weights: Sequence[int]) -> EnsembleWeights:
     """The weights without their common divisor."""
     divisor = math.gcd(*weights)
     return tuple(weight // divisor for weight in weights)
 
 
-def members_of(blend: Blend, names: Sequence[str]) -> tuple[SelectedMember, ...]:
+def kind_of(weights: EnsembleWeights) -> Literal["single", "pair", "greedy"]:
+    """What sort of candidate an ensemble is; only greedy selection weights its members or takes three."""
+    kinds: Mapping[tuple[int, ...], Literal["single", "pair"]] = {(1,): "single", (1, 1): "pair"}
+    return kinds.get(tuple(weight for weight in weights if weight), "greedy")
+
+
+def members_of(weights: EnsembleWeights, names: Sequence[str]) -> tuple[SelectedMember, ...]:
     """The configurations that count, with their weights."""
-    return tuple(SelectedMember(name, weight) for name, weight in zip(names, blend, strict=True) if weight)
+    return tuple(SelectedMember(name, weight) for name, weight in zip(names, weights, strict=True) if weight)
 
 
 def title_of(members: Sequence[SelectedMember]) -> str:

@@ -22,7 +22,7 @@ from autoseg.data.model import LabelSet
 from autoseg.evaluation.confusion import confusion, overlaps_of
 from autoseg.images.readers import read_labels
 from autoseg.inference.out_of_fold import CERTAIN, kept_heads, probabilities_at
-from autoseg.selection.candidates import Blend
+from autoseg.selection.candidates import EnsembleWeights
 
 _VOXELS_AT_ONCE = 1 << 18
 
@@ -35,12 +35,14 @@ class CaseFiles:
 
     Attributes:
         identifier: of the case.
+        fold: that kept it back.
         reference: label file of the dataset.
         predictions: label map of each configuration.
         probabilities: kept probabilities of each configuration, or None where they were not kept.
     """
 
     identifier: str
+    fold: int
     reference: Path
     predictions: tuple[Path, ...]
     probabilities: tuple[Path | None, ...]
@@ -52,7 +54,7 @@ class CaseMaps:
 
     Attributes:
         files: where they come from.
-        reference: the truth.
+        reference: of the dataset.
         predictions: of each configuration.
         geometry: their grid.
     """
@@ -91,34 +93,34 @@ def read_maps(files: CaseFiles, labels: LabelSet) -> CaseMaps:
     return CaseMaps(files, truth, tuple(predictions), reference.geometry)
 
 
-def dice_of_blends(maps: CaseMaps, labels: LabelSet, blends: Sequence[Blend]) -> NDArray[np.float64]:
-    """Dice (blends, classes) of every ensemble, NaN where undefined; ignored voxels do not count.
+def ensemble_dice(maps: CaseMaps, labels: LabelSet, ensembles: Sequence[EnsembleWeights]) -> NDArray[np.float64]:
+    """Dice (ensembles, classes) of every ensemble, NaN where undefined; ignored voxels do not count.
 
     Args:
         maps: of a case.
         labels: classes of the plan.
-        blends: ensembles.
+        ensembles: weights of the configurations, in the order of the predictions.
     """
     voxels = np.flatnonzero(_differs(maps))
     truth = maps.reference.reshape(-1)[voxels]
     own_labels = [prediction.reshape(-1)[voxels] for prediction in maps.predictions]
     agreed = confusion(maps.predictions[0], maps.reference, labels) - confusion(own_labels[0], truth, labels)
-    votes = _votes(maps, labels, voxels)
+    probabilities = _probabilities(maps, labels, voxels)
     found = []
-    for blend in blends:
-        decided = own_labels[blend.index(1)] if sum(blend) == 1 else _decided(votes, blend, labels)
+    for weights in ensembles:
+        decided = own_labels[weights.index(1)] if sum(weights) == 1 else _decided(probabilities, weights, labels)
         overlaps = overlaps_of(agreed + confusion(decided, truth, labels), labels)
         found.append([own.dice for own in overlaps.values()])
     return np.array(found, np.float64)  # None becomes NaN
 
 
-def labels_of_blend(maps: CaseMaps, labels: LabelSet, blend: Blend) -> LabelMap:
+def ensemble_labels(maps: CaseMaps, labels: LabelSet, weights: EnsembleWeights) -> LabelMap:
     """The label map (z, y, x) of an ensemble in training values."""
-    first = maps.predictions[blend.index(1)] if sum(blend) == 1 else maps.predictions[0]
+    first = maps.predictions[weights.index(1)] if sum(weights) == 1 else maps.predictions[0]
     decided = first.copy()
-    if sum(blend) > 1:
+    if sum(weights) > 1:
         voxels = np.flatnonzero(_differs(maps))
-        decided.reshape(-1)[voxels] = _decided(_votes(maps, labels, voxels), blend, labels)
+        decided.reshape(-1)[voxels] = _decided(_probabilities(maps, labels, voxels), weights, labels)
     return decided
 
 
@@ -130,18 +132,18 @@ def _differs(maps: CaseMaps) -> NDArray[np.bool_]:
     return differs
 
 
-def _votes(maps: CaseMaps, labels: LabelSet, voxels: NDArray[np.integer[Any]]) -> list[NDArray[np.uint8]]:
+def _probabilities(maps: CaseMaps, labels: LabelSet, voxels: NDArray[np.integer[Any]]) -> list[NDArray[np.uint8]]:
     """For each configuration its probabilities (kept heads, n) times 255; label maps where none were kept."""
-    votes = []
+    probabilities = []
     for prediction, kept in zip(maps.predictions, maps.files.probabilities, strict=True):
         if kept is not None:
-            votes.append(probabilities_at(kept, labels, voxels))
+            probabilities.append(probabilities_at(kept, labels, voxels))
         else:
-            votes.append(_as_votes(prediction.reshape(-1)[voxels], labels))
-    return votes
+            probabilities.append(_one_hot(prediction.reshape(-1)[voxels], labels))
+    return probabilities
 
 
-def _as_votes(values: LabelMap, labels: LabelSet) -> NDArray[np.uint8]:
+def _one_hot(values: LabelMap, labels: LabelSet) -> NDArray[np.uint8]:
     """A label map as probabilities of 0 and 1 of the kept heads."""
     if labels.has_regions:
         heads = [np.isin(values, labels.classes[name]) for name in labels.foreground]
@@ -150,15 +152,15 @@ def _as_votes(values: LabelMap, labels: LabelSet) -> NDArray[np.uint8]:
     return np.stack(heads).astype(np.uint8) * np.uint8(CERTAIN)
 
 
-def _decided(votes: Sequence[NDArray[np.uint8]], blend: Blend, labels: LabelSet) -> LabelMap:
-    """Training values (n,) of the mean probabilities, in whole numbers so that ties are ties."""
-    count = votes[0].shape[1]
+def _decided(probabilities: Sequence[NDArray[np.uint8]], weights: EnsembleWeights, labels: LabelSet) -> LabelMap:
+    """Training values (n,) of the mean probabilities, in whole numbers, as rounding would decide ties."""
+    count = probabilities[0].shape[1]
     decided = np.zeros(count, np.int32)
-    certain = CERTAIN * sum(blend)
+    certain = CERTAIN * sum(weights)
     for start in range(0, count, _VOXELS_AT_ONCE):
         block = slice(start, start + _VOXELS_AT_ONCE)
         total = np.zeros((kept_heads(labels), len(decided[block])), np.int32)
-        for own, weight in zip(votes, blend, strict=True):
+        for own, weight in zip(probabilities, weights, strict=True):
             if weight:
                 total += weight * own[:, block].astype(np.int32)
         if labels.has_regions:

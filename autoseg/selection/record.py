@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
+from typing import Annotated, Literal
 
-from autoseg.core.records import content_hash
+from pydantic import Field
+
+from autoseg.core.records import content_hash, record
 from autoseg.inference.postprocessing import PostprocessingStep
 from autoseg.planning.plan import Plan
 
 SELECTION_VERSION = 1
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class SelectedMember:
     """A configuration in an ensemble.
 
@@ -23,12 +25,12 @@ class SelectedMember:
     """
 
     configuration: str
-    weight: int
+    weight: Annotated[int, Field(gt=0)]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class CandidateScore:
-    """What a candidate is worth and what it costs; scores before postprocessing.
+    """Scores of a candidate before postprocessing, and what predicting with it costs.
 
     Attributes:
         name: "3d_fullres", "2d + 3d_fullres", "2d + 2 x 3d_fullres".
@@ -55,9 +57,9 @@ class CandidateScore:
     memory_gib: float | None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class NestedScore:
-    """The honest score of the choice: every case is scored with what would have been chosen without its fold.
+    """The nested cross-validation score: every case is scored with what would have been chosen without its fold.
 
     Attributes:
         dice: over all cases, postprocessing included.
@@ -74,7 +76,7 @@ class NestedScore:
     choices: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class PostprocessingTrial:
     """A step that was tried on the out-of-fold predictions of the chosen one.
 
@@ -95,9 +97,9 @@ class PostprocessingTrial:
     because: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Selection:
-    """The result of `autoseg select`, obeyed by `autoseg predict DATASET`.
+    """The result of `autoseg select`, which `autoseg predict DATASET` follows.
 
     Attributes:
         version: of this record.

@@ -1,4 +1,4 @@
-"""Choosing the configuration or ensemble that predicts, and its postprocessing, from out-of-fold predictions."""
+"""Selecting the configuration or ensemble that predicts, and its postprocessing, from out-of-fold predictions."""
 
 from __future__ import annotations
 
@@ -19,40 +19,51 @@ from autoseg.data.labels import to_file_values
 from autoseg.data.model import LabelSet
 from autoseg.evaluation.statistics import bootstrap_interval, foreground_mean
 from autoseg.images.writers import write_labels
-from autoseg.networks.weights import weights_hash
+from autoseg.planning.plan import Plan
 from autoseg.planning.planned import load_planned
-from autoseg.selection.candidates import Blend, Costs, all_blends
+from autoseg.selection.candidates import EnsembleWeights, all_ensembles
 from autoseg.selection.choose import (
     OBJECTIVES,
-    Choice,
-    Nested,
     ScoreTable,
+    best_as_nnunet,
     candidate_scores,
-    choose_like_nnunet,
-    nested_choice,
+    nested_choices,
     nested_groups,
 )
-from autoseg.selection.ensemble_dice import CaseFiles, CaseMaps, dice_of_blends, labels_of_blend, read_maps
+from autoseg.selection.ensemble_dice import CaseFiles, CaseMaps, ensemble_dice, ensemble_labels, read_maps
 from autoseg.selection.postprocessing import PostprocessingSearch, PredictedCase, predicted_case
 from autoseg.selection.record import SELECTION_VERSION, NestedScore, Selection, plan_hash
-from autoseg.selection.trained import TrainedMatrix, common_cases, costs_of, trained_matrix
+from autoseg.selection.trained import common_cases, costs_of, trained_matrix
 
 MOST_THREADS = 8
 """Cases worked on at once, each with the label maps of all configurations in memory (assumption)."""
 
 _log = logging.getLogger(__name__)
 
-
 Measured = TypeVar("Measured")
+
+
+@dataclass(frozen=True, slots=True)
+class SelectionOptions:
+    """How to choose.
+
+    Attributes:
+        objective: a key of `selection.choose.OBJECTIVES`: "default", "dice", "nnunet" or "cost".
+        configurations: candidates; all of the plan if empty.
+        allow_missing: whether unfinished runs are left out, and the comparison goes on with the cases in common.
+        seed: of the bootstrap.
+    """
+
+    objective: str = "default"
+    configurations: Sequence[str] = ()
+    allow_missing: bool = False
+    seed: int = 0
 
 
 def select_model(
     workspace: Workspace,
-    objective: str = "default",
-    configurations: Sequence[str] = (),
+    options: SelectionOptions | None = None,
     *,
-    allow_missing: bool = False,
-    seed: int = 0,
     jobs: int = 1,
     progress: Progress = silent,
 ) -> Selection:
@@ -60,12 +71,9 @@ def select_model(
 
     Args:
         workspace: with finished runs.
-        objective: a key of `selection.choose.OBJECTIVES`: "default", "dice", "nnunet" or "cost".
-        configurations: candidates; all of the plan if empty.
-        allow_missing: whether unfinished runs are left out, and the comparison goes on with the cases in common.
-        seed: of the bootstrap.
+        options: how to choose; by default the cheapest within noise of everything trained.
         jobs: threads.
-        progress: told about finished cases, of which each is come to twice.
+        progress: called with the number of finished cases; each case is read twice and counts twice.
 
     Raises:
         MissingInput: nothing is planned or trained, or no case was predicted by all configurations.
@@ -73,129 +81,110 @@ def select_model(
         PlanFault: a run was trained with another plan.
         IntegrityRefusal: a checkpoint or kept probabilities are damaged.
     """
-    rule = choose(objective, OBJECTIVES, "objective")
-    matrix = trained_matrix(workspace, load_planned(workspace), configurations, allow_missing=allow_missing)
-    files, folds, notes = common_cases(matrix)
-    notes += [f"without {', '.join(matrix.missing)}, which are not trained"] if matrix.missing else []
-    work = _Work(matrix.plan.labels, min(jobs, MOST_THREADS), progress, 2 * len(files))
-    table, costs = _score_table(matrix, files, folds, work), costs_of(matrix)
-    choice = rule(table, np.arange(len(files)), costs, seed)
-    nested = nested_choice(table, rule, costs, seed)
-    search = _search(table, files, choice.blend, work)
-    compared = _Comparison(matrix, table, costs, choice, nested, search, seed)
-    selection = compared.selection(objective, notes)
-    _write_label_maps(workspace, matrix, search)
+    options = options or SelectionOptions()
+    rule, seed = choose(options.objective, OBJECTIVES, "objective"), options.seed
+    planned = load_planned(workspace)
+    matrix = trained_matrix(workspace, planned, options.configurations, allow_missing=options.allow_missing)
+    cases, notes = common_cases(matrix)
+    each = _CasePasses(cases, matrix.plan.labels, min(jobs, MOST_THREADS), progress)
+    table, costs = _score_table(matrix.compared, each), costs_of(matrix)
+    weights, because = rule(table, table.every_case, costs, seed)
+    nested = nested_choices(table, rule, costs, seed)
+    search = _postprocessing(table, weights, each)
+    members, dice = table.members(weights), search.dice
+    selection = Selection(
+        version=SELECTION_VERSION,
+        plan=plan_hash(matrix.plan, matrix.runs),
+        objective=options.objective,
+        name=table.title(weights),
+        because=because,
+        members=members,
+        folds={name: tuple(run.fold for run in matrix.runs[name]) for name in costs.with_stages(members)},
+        candidates=candidate_scores(table, costs, seed),
+        nnunet_choice=table.title(best_as_nnunet(table, table.every_case, costs, seed)[0]),
+        nested=None if nested is None else _nested_score(table, weights, nested, search, seed),
+        postprocessing=tuple(search.trials),
+        case_dice={case: _by_class(table.classes, row) for case, row in zip(table.cases, dice, strict=True)},
+        runs=matrix.weight_hashes(),
+        notes=notes,
+    )
+    _write_label_maps(workspace, matrix.plan, search.cases)
     save(selection, workspace.selection)
     _log.info("%s: %s", selection.name, selection.because)
     return selection
 
 
 @dataclass(slots=True)
-class _Work:
-    """Works on cases in threads and tells how far it is."""
+class _CasePasses:
+    """Goes through all cases twice in threads: to score every ensemble, and to keep the predictions of the chosen."""
 
+    cases: Sequence[CaseFiles]
     labels: LabelSet
     threads: int
     progress: Progress
-    total: int
     done: int = 0
 
-    def each(self, measure: Callable[[CaseMaps], Measured], files: Sequence[CaseFiles]) -> list[Measured]:
-        """What `measure` makes of the label maps of each case; few cases are in memory at once."""
+    def each(self, measure: Callable[[CaseMaps], Measured]) -> list[Measured]:
+        """What `measure` makes of the label maps of each case; only as many cases as threads are in memory at once."""
         results = []
         with ThreadPoolExecutor(self.threads) as pool:
-            for result in pool.map(lambda own: measure(read_maps(own, self.labels)), files):
+            for result in pool.map(lambda own: measure(read_maps(own, self.labels)), self.cases):
                 results.append(result)
                 self.done += 1
-                self.progress(self.done, self.total)
+                self.progress(self.done, 2 * len(self.cases))
         return results
 
 
-def _score_table(matrix: TrainedMatrix, files: Sequence[CaseFiles], folds: Sequence[int], work: _Work) -> ScoreTable:
-    blends = all_blends(len(matrix.compared))
-    dice = work.each(lambda maps: dice_of_blends(maps, work.labels, blends), files)
+def _score_table(compared: tuple[str, ...], passes: _CasePasses) -> ScoreTable:
+    ensembles = all_ensembles(len(compared))
+    dice = passes.each(lambda maps: ensemble_dice(maps, passes.labels, ensembles))
     return ScoreTable(
-        configurations=matrix.compared,
-        blends=blends,
-        classes=work.labels.foreground,
-        cases=tuple(own.identifier for own in files),
-        groups=np.array(folds),
+        configurations=compared,
+        ensembles=ensembles,
+        classes=passes.labels.foreground,
+        cases=tuple(case.identifier for case in passes.cases),
+        groups=nested_groups(np.array([case.fold for case in passes.cases])),
         dice=np.stack(dice, axis=1),
     )
 
 
-def _search(table: ScoreTable, files: Sequence[CaseFiles], blend: Blend, work: _Work) -> PostprocessingSearch:
-    """The search for postprocessing on the predictions of the chosen ensemble."""
+def _postprocessing(table: ScoreTable, weights: EnsembleWeights, passes: _CasePasses) -> PostprocessingSearch:
+    """The finished search for postprocessing on the predictions of the chosen ensemble."""
 
     def predicted(maps: CaseMaps) -> PredictedCase:
-        labels = labels_of_blend(maps, work.labels, blend)
+        labels = ensemble_labels(maps, passes.labels, weights)
         return predicted_case(maps.files.identifier, labels, maps.reference, maps.geometry)
 
-    search = PostprocessingSearch(work.each(predicted, files), nested_groups(table.groups), work.labels, work.threads)
+    search = PostprocessingSearch(passes.each(predicted), table.groups, passes.labels, passes.threads)
     search.run()
     return search
 
 
-@dataclass(frozen=True, slots=True)
-class _Comparison:
-    """Everything that selection.json tells of."""
-
-    matrix: TrainedMatrix
-    table: ScoreTable
-    costs: Costs
-    choice: Choice
-    nested: Nested | None
-    search: PostprocessingSearch
-    seed: int
-
-    def selection(self, objective: str, notes: Sequence[str]) -> Selection:
-        """The record."""
-        matrix, table = self.matrix, self.table
-        members = table.members(self.choice.blend)
-        everything = np.arange(len(table.cases))
-        runs = {run.title: weights_hash(run.folder.checkpoint) for own in matrix.runs.values() for run in own}
-        stages = self.costs.with_stages(members)
-        return Selection(
-            version=SELECTION_VERSION,
-            plan=plan_hash(matrix.plan, matrix.runs),
-            objective=objective,
-            name=table.title(self.choice.blend),
-            because=self.choice.because,
-            members=members,
-            folds={name: tuple(run.fold for run in matrix.runs[name]) for name in stages},
-            candidates=candidate_scores(table, self.costs, self.seed),
-            nnunet_choice=table.title(choose_like_nnunet(table, everything, self.costs, self.seed).blend),
-            nested=self._nested_score(),
-            postprocessing=tuple(self.search.trials),
-            case_dice=self._case_dice(),
-            runs=runs,
-            notes=tuple(notes),
-        )
-
-    def _nested_score(self) -> NestedScore | None:
-        """Scores of every case under what was chosen without it, postprocessing included where that is the choice."""
-        if self.nested is None:
-            return None
-        same = np.array([blend == self.choice.blend for blend in self.nested.blends])[self.nested.groups]
-        dice = np.where(same[:, None], self.search.nested, self.nested.dice)
-        mean = foreground_mean(dice)
-        if not np.isfinite(mean):
-            return None
-        choices = tuple(self.table.title(blend) for blend in self.nested.blends)
-        return NestedScore(mean, bootstrap_interval(dice, self.seed), foreground_mean(self.search.dice), choices)
-
-    def _case_dice(self) -> dict[str, dict[str, float | None]]:
-        return {
-            case: {name: float(value) if np.isfinite(value) else None for name, value in zip(names, row, strict=True)}
-            for names in [self.table.classes]
-            for case, row in zip(self.table.cases, self.search.dice, strict=True)
-        }
+def _nested_score(
+    table: ScoreTable,
+    weights: EnsembleWeights,
+    nested: tuple[np.ndarray, tuple[EnsembleWeights, ...]],
+    search: PostprocessingSearch,
+    seed: int,
+) -> NestedScore | None:
+    """Score of every case under what was chosen without it, postprocessing included where that is the choice."""
+    dice, choices = nested
+    is_same = np.array([choice == weights for choice in choices])[table.groups]
+    dice = np.where(is_same[:, None], search.nested, dice)
+    mean = foreground_mean(dice)
+    if not np.isfinite(mean):
+        return None
+    titles = tuple(table.title(choice) for choice in choices)
+    return NestedScore(mean, bootstrap_interval(dice, seed), foreground_mean(search.dice), titles)
 
 
-def _write_label_maps(workspace: Workspace, matrix: TrainedMatrix, search: PostprocessingSearch) -> None:
+def _by_class(classes: Sequence[str], dice: np.ndarray) -> dict[str, float | None]:
+    return {name: float(own) if np.isfinite(own) else None for name, own in zip(classes, dice, strict=True)}
+
+
+def _write_label_maps(workspace: Workspace, plan: Plan, cases: Sequence[PredictedCase]) -> None:
     """The out-of-fold label maps of the choice, postprocessed, beside selection.json."""
-    labels, ending = matrix.plan.labels, matrix.plan.file_ending
     with atomic_folder(workspace.selected) as folder:
-        for case in search.cases:
-            values = to_file_values(case.label_map, labels)
-            write_labels(folder / f"{case.identifier}{ending}", values, case.geometry)
+        for case in cases:
+            values = to_file_values(case.label_map, plan.labels)
+            write_labels(folder / f"{case.identifier}{plan.file_ending}", values, case.geometry)

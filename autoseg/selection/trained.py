@@ -18,7 +18,7 @@ from autoseg.data.model import Dataset
 from autoseg.inference.out_of_fold import probabilities_file
 from autoseg.inference.predictor import Predictor
 from autoseg.inference.stream import network_bytes
-from autoseg.networks.weights import WEIGHTS_FILE, generations
+from autoseg.networks.weights import WEIGHTS_FILE, generations, weights_hash
 from autoseg.planning.plan import Configuration, Plan
 from autoseg.runs.cascade import check_first_stage
 from autoseg.runs.records import RunRecord, RunStatus
@@ -74,11 +74,9 @@ class TrainedMatrix:
     runs: dict[str, tuple[FinishedRun, ...]]
     missing: tuple[str, ...]
 
-    @property
-    def first_stages(self) -> dict[str, str]:
-        """First stage of each cascade."""
-        found = self.plan.configurations.items()
-        return {name: own.cascade_from for name, own in found if own.cascade_from is not None}
+    def weight_hashes(self) -> dict[str, str]:
+        """Hash of the weights of every run, by its title."""
+        return {run.title: weights_hash(run.folder.checkpoint) for runs in self.runs.values() for run in runs}
 
 
 def trained_matrix(
@@ -102,63 +100,60 @@ def trained_matrix(
         PlanFault: a run was trained with another plan, or with another first stage than there is now.
     """
     dataset, fingerprint, plan = planned
-    names = [name for name in plan.configurations if not configurations or name in configurations]
-    for name in configurations:
-        choose(name, plan.configurations, "configuration")
-    usable = {case.identifier for case in fingerprint.cases}
-    refused = {case.identifier for case in dataset.cases} - usable
-    folds = range(len(settle_folds(usable, refused, Path(dataset.root), workspace.splits)))
-    expected = {name: {fold: _finished(workspace, plan, name, fold) for fold in folds} for name in names}
-    runs = {name: tuple(run for run in own.values() if run is not None) for name, own in expected.items()}
-    missing = tuple(f"{name} fold {k}" for name, own in expected.items() for k, run in own.items() if run is None)
-    compared = tuple(name for name in names if runs[name])
-    if not compared:
+    folds = _folds(workspace, dataset, fingerprint)
+    names = _named(plan, configurations)
+    finished = {name: _finished_runs(workspace, plan, name, folds) for name in names}
+    missing = tuple(title for name, runs in finished.items() for title in _unfinished(name, runs, folds))
+    runs = {name: own for name, own in finished.items() if own}
+    if not runs:
         raise MissingInput(
             "no fold is trained yet, so there are no out-of-fold predictions to select by",
             where=str(workspace.root),
             do="run autoseg train DATASET first",
         )
     if missing and not allow_missing:
-        raise _half_trained(workspace, missing, [name for name in compared if len(runs[name]) == len(folds)])
-    found = {name: runs[name] for name in compared}
-    for name in compared:
-        first = plan.configurations[name].cascade_from
-        if first is not None and first not in found:
-            found[first] = _first_stage(workspace, plan, name, first, folds)
-    return TrainedMatrix(plan, dataset, fingerprint, compared, found, missing)
+        raise _half_trained(workspace, missing, runs, len(folds))
+    stages = _runs_of_first_stages(workspace, plan, runs, folds)
+    return TrainedMatrix(plan, dataset, fingerprint, tuple(runs), {**runs, **stages}, missing)
 
 
-def common_cases(matrix: TrainedMatrix) -> tuple[list[CaseFiles], list[int], list[str]]:
-    """The cases that every compared configuration predicted out of fold, the fold of each, and notes for people.
+def common_cases(matrix: TrainedMatrix) -> tuple[list[CaseFiles], tuple[str, ...]]:
+    """The cases that every compared configuration predicted out of fold, by name, and notes for people.
 
     Raises:
         MissingInput: there is no such case.
     """
-    by_name = {name: _predicted_cases(matrix.runs[name]) for name in matrix.compared}
-    first, *others = by_name.values()
-    names = sorted(name for name, run in first.items() if all(_has(own, name, run.fold) for own in others))
-    if not names:
+    run_of = {name: _predicted_cases(matrix.runs[name]) for name in matrix.compared}
+    predicted = sorted(set().union(*run_of.values()))
+    common = [case for case in predicted if _is_common(case, run_of)]
+    if not common:
         raise MissingInput(
             f"no case was predicted out of fold by all of {', '.join(matrix.compared)}",
             why="no fold keeps a case back, or the validations had no time for the same cases",
             do="train with more time, or compare fewer configurations with --configuration",
         )
-    left_out = sorted({name for own in by_name.values() for name in own} - set(names))
-    notes = [f"{_cases(len(left_out))} left out, as not every configuration predicted them"] if left_out else []
-    references = {case.identifier: case.labels for case in matrix.dataset.cases}
-    root, ending, files, votes = Path(matrix.dataset.root), matrix.plan.file_ending, [], 0
-    for name in names:
-        folders = [own[name].folder.validation for own in by_name.values()]
-        kept = [file if file.exists() else None for file in (probabilities_file(own, name) for own in folders)]
-        votes += None in kept
-        predictions = tuple(folder / f"{name}{ending}" for folder in folders)
-        files.append(CaseFiles(name, root / str(references[name]), predictions, tuple(kept)))
+    references = {case.identifier: Path(matrix.dataset.root) / str(case.labels) for case in matrix.dataset.cases}
+    files = []
+    for case in common:
+        runs = [own[case] for own in run_of.values()]
+        predictions = tuple(run.folder.validation / f"{case}{matrix.plan.file_ending}" for run in runs)
+        kept = tuple(_if_there(probabilities_file(run.folder.validation, case)) for run in runs)
+        files.append(CaseFiles(case, runs[0].fold, references[case], predictions, kept))
+    return files, _notes(matrix, files, len(predicted) - len(common))
+
+
+def _notes(matrix: TrainedMatrix, files: Sequence[CaseFiles], left_out: int) -> tuple[str, ...]:
+    """What is not as usual about the cases that are compared."""
+    notes = [f"{_cases(left_out)} left out, as not every configuration predicted them"] if left_out else []
     notes += _less_mirrored(matrix)
-    if votes and len(matrix.compared) > 1:
+    without_probabilities = sum(None in case.probabilities for case in files)
+    if without_probabilities and len(matrix.compared) > 1:
         notes.append(
-            f"{_cases(votes)} decided by label maps that vote, as not all probabilities were kept (disk budget)"
+            f"{_cases(without_probabilities)} decided by label maps that vote, as not all probabilities were kept "
+            "(disk budget)"
         )
-    return files, [first[name].fold for name in names], notes
+    notes += [f"without {', '.join(matrix.missing)}, which are not trained"] if matrix.missing else []
+    return tuple(notes)
 
 
 def costs_of(matrix: TrainedMatrix) -> Costs:
@@ -167,8 +162,50 @@ def costs_of(matrix: TrainedMatrix) -> Costs:
     return Costs(
         seconds={name: _seconds(own[name], runs) for name, runs in matrix.runs.items()},
         memory_gib={name: _memory_gib(matrix, own[name], runs) for name, runs in matrix.runs.items()},
-        first_stage=matrix.first_stages,
+        first_stage=_first_stages(matrix.plan, own),
     )
+
+
+def _named(plan: Plan, configurations: Sequence[str]) -> list[str]:
+    """The configurations asked for, in the order of the plan."""
+    for name in configurations:
+        choose(name, plan.configurations, "configuration")
+    return [name for name in plan.configurations if not configurations or name in configurations]
+
+
+def _folds(workspace: Workspace, dataset: Dataset, fingerprint: Fingerprint) -> range:
+    usable = {case.identifier for case in fingerprint.cases}
+    refused = {case.identifier for case in dataset.cases} - usable
+    return range(len(settle_folds(usable, refused, Path(dataset.root), workspace.splits)))
+
+
+def _first_stages(plan: Plan, names: Iterable[str]) -> dict[str, str]:
+    """First stage of each cascade among the configurations."""
+    stages = ((name, plan.configurations[name].cascade_from) for name in names)
+    return {name: first for name, first in stages if first is not None}
+
+
+def _runs_of_first_stages(
+    workspace: Workspace, plan: Plan, runs: Mapping[str, Sequence[FinishedRun]], folds: Iterable[int]
+) -> dict[str, tuple[FinishedRun, ...]]:
+    """Finished runs of the first stages that are not themselves compared; a cascade cannot predict without them."""
+    found = {}
+    for name, first in _first_stages(plan, runs).items():
+        if first not in runs:
+            found[first] = _finished_runs(workspace, plan, first, folds)
+            if not found[first]:
+                sentence = f"{name} starts from {first}, which is not there"
+                raise MissingInput(sentence, where=str(workspace.root), do=f"train {first} first")
+    return found
+
+
+def _finished_runs(workspace: Workspace, plan: Plan, name: str, folds: Iterable[int]) -> tuple[FinishedRun, ...]:
+    return tuple(run for fold in folds if (run := _finished(workspace, plan, name, fold)) is not None)
+
+
+def _unfinished(name: str, finished: Sequence[FinishedRun], folds: Iterable[int]) -> list[str]:
+    done = {run.fold for run in finished}
+    return [f"{name} fold {fold}" for fold in folds if fold not in done]
 
 
 def _finished(workspace: Workspace, plan: Plan, name: str, fold: int) -> FinishedRun | None:
@@ -198,26 +235,18 @@ def _refuse_seen_cases(folder: RunFolder, record: RunRecord, scores: FoldScores)
         )
 
 
-def _half_trained(workspace: Workspace, missing: Sequence[str], complete: Sequence[str]) -> UsageError:
+def _half_trained(
+    workspace: Workspace, missing: Sequence[str], runs: Mapping[str, Sequence[FinishedRun]], folds: int
+) -> UsageError:
+    complete = [name for name, own in runs.items() if len(own) == folds]
     more = f" and {len(missing) - _SHOWN_RUNS} more" if len(missing) > _SHOWN_RUNS else ""
     only = f", --configuration {complete[0]} to compare what is complete" if complete else ""
     return UsageError(
         f"the matrix is half trained, missing: {', '.join(missing[:_SHOWN_RUNS])}{more}",
         where=str(workspace.root),
-        why="a comparison on different cases would favor whoever got the easy ones",
+        why="a comparison on different cases would favor the configuration with the easier ones",
         do=f"autoseg train DATASET to finish{only}, or --allow-missing to go on with the cases that all have in common",
     )
-
-
-def _first_stage(
-    workspace: Workspace, plan: Plan, name: str, first: str, folds: Iterable[int]
-) -> tuple[FinishedRun, ...]:
-    found = tuple(run for fold in folds if (run := _finished(workspace, plan, first, fold)) is not None)
-    if not found:
-        raise MissingInput(
-            f"{name} starts from {first}, which is not there", where=str(workspace.root), do=f"train {first} first"
-        )
-    return found
 
 
 def _predicted_cases(runs: Sequence[FinishedRun]) -> dict[str, FinishedRun]:
@@ -248,8 +277,14 @@ def _less_mirrored(matrix: TrainedMatrix) -> list[str]:
     ]
 
 
-def _has(cases: Mapping[str, FinishedRun], name: str, fold: int) -> bool:
-    return name in cases and cases[name].fold == fold
+def _is_common(case: str, run_of: Mapping[str, Mapping[str, FinishedRun]]) -> bool:
+    """Whether all configurations predicted a case, and kept it back in the same fold."""
+    runs = [own.get(case) for own in run_of.values()]
+    return None not in runs and len({run.fold for run in runs if run is not None}) == 1
+
+
+def _if_there(path: Path) -> Path | None:
+    return path if path.exists() else None
 
 
 def _seconds(configuration: Configuration, runs: Sequence[FinishedRun]) -> float | None:

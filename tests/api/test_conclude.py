@@ -11,7 +11,7 @@ from autoseg.core.workspace import Workspace
 from autoseg.planning.plan import Plan
 from autoseg.runs.validation import FoldScores
 from autoseg.selection.record import Selection
-from autoseg.selection.select import select_model
+from autoseg.selection.select import SelectionOptions, select_model
 from tests.runs.trained import add_run
 from tests.selection.cross_validated import write_cross_validated
 
@@ -43,12 +43,12 @@ def test_the_last_run_leads_to_a_choice_and_a_report(workspace) -> None:
 
 
 def test_a_choice_made_from_the_same_runs_is_kept(workspace) -> None:
-    before = select_model(workspace, "cost")
+    before = select_model(workspace, SelectionOptions("cost"))
     assert conclude(workspace) == before
 
 
 def test_a_choice_made_from_other_weights_is_made_again(workspace) -> None:
-    before = select_model(workspace, "cost")
+    before = select_model(workspace, SelectionOptions("cost"))
     plan, run = load(Plan, workspace.plan), workspace.run("2d", 0)
     validated = {path: path.read_bytes() for path in run.validation.iterdir()}
     shutil.rmtree(run.checkpoint)

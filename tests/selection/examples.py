@@ -11,8 +11,8 @@ from autoseg.data.labels import to_file_values
 from autoseg.data.model import LabelSet
 from autoseg.images.writers import write_labels
 from autoseg.inference.out_of_fold import kept_heads, probabilities_file
-from autoseg.selection.candidates import all_blends
-from autoseg.selection.choose import ScoreTable
+from autoseg.selection.candidates import all_ensembles
+from autoseg.selection.choose import ScoreTable, nested_groups
 from autoseg.selection.ensemble_dice import CaseFiles
 
 SHAPE = (3, 5, 6)
@@ -61,26 +61,26 @@ def write_case(folder: Path, name: str, rng, labels: LabelSet, configurations: i
                 rows = np.moveaxis(content, 0, 1)
                 np.savez_compressed(stream, shape=SHAPE, start=(0, 0, 0), order=(0, 1, 2), probabilities=rows)
         probabilities.append(path if kept[index] else None)
-    return CaseFiles(name, reference, tuple(predictions), tuple(probabilities))
+    return CaseFiles(name, 0, reference, tuple(predictions), tuple(probabilities))
 
 
 def table_of(dice, configurations, folds=5) -> ScoreTable:
-    """A table of the given Dice (blends, cases, classes)."""
+    """A table of the given Dice (ensembles, cases, classes)."""
     dice = np.asarray(dice, float)
     cases = dice.shape[1]
     return ScoreTable(
         configurations=tuple(configurations),
-        blends=all_blends(len(configurations)),
+        ensembles=all_ensembles(len(configurations)),
         classes=tuple(f"class_{index}" for index in range(dice.shape[2])),
         cases=tuple(f"case_{index}" for index in range(cases)),
-        groups=np.arange(cases) % folds,
+        groups=nested_groups(np.arange(cases) % folds),
         dice=dice,
     )
 
 
 def simulated_table(rng, truth, cases=40, between_cases=0.08, noise=0.03) -> ScoreTable:
-    """Scores of every blend around its true mean: cases differ in how hard they are, blends add noise of their own."""
+    """Scores of every ensemble around its true mean: cases are harder or easier, ensembles add noise."""
     hard = rng.normal(0, between_cases, (1, cases, 1))
     own = rng.normal(0, noise, (len(truth), cases, 1))
-    count = next(n for n in range(1, 6) if len(all_blends(n)) == len(truth))
+    count = next(n for n in range(1, 6) if len(all_ensembles(n)) == len(truth))
     return table_of(np.asarray(truth)[:, None, None] + hard + own, [f"c{index}" for index in range(count)])

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from autoseg.selection.candidates import (
     MOST_MEMBERS,
     Costs,
-    all_blends,
+    all_ensembles,
     members_of,
     reduced,
     singles_and_pairs,
@@ -20,10 +20,10 @@ from autoseg.selection.record import SelectedMember
 
 @given(st.integers(1, 5))
 def test_every_ensemble_is_there_once_singles_and_pairs_first(count) -> None:
-    found = all_blends(count)
+    found = all_ensembles(count)
     assert len(set(found)) == len(found)
     assert found[: count + math.comb(count, 2)] == singles_and_pairs(count)
-    assert all(math.gcd(*blend) == 1 and sum(blend) <= MOST_MEMBERS for blend in found)
+    assert all(math.gcd(*weights) == 1 and sum(weights) <= MOST_MEMBERS for weights in found)
     assert reduced([2] * count) == (1,) * count
 
 
@@ -58,4 +58,4 @@ def test_what_is_not_known_ranks_by_the_number_of_configurations() -> None:
 
 
 def test_two_configurations_make_seven_different_ensembles() -> None:
-    assert set(all_blends(2)) == {(1, 0), (0, 1), (1, 1), (2, 1), (1, 2), (3, 1), (1, 3)}
+    assert set(all_ensembles(2)) == {(1, 0), (0, 1), (1, 1), (2, 1), (1, 2), (3, 1), (1, 3)}

@@ -11,17 +11,17 @@ from autoseg.core.errors import GeometryMismatch, MissingInput
 from autoseg.evaluation.confusion import overlaps
 from autoseg.images.readers import read_labels
 from autoseg.inference.out_of_fold import CERTAIN, kept_heads, probabilities_at
-from autoseg.selection.candidates import all_blends
-from autoseg.selection.ensemble_dice import dice_of_blends, labels_of_blend, read_maps
+from autoseg.selection.candidates import all_ensembles
+from autoseg.selection.ensemble_dice import ensemble_dice, ensemble_labels, read_maps
 from tests.selection.examples import IGNORE, REGIONS, SHAPE, THREE, decided, write_case
 
 EVERYWHERE = np.arange(np.prod(SHAPE))
 
 
-def by_the_book(files, labels, blend):
+def by_the_book(files, labels, weights):
     """The label map of an ensemble from all its probabilities."""
     total = np.zeros((kept_heads(labels), *SHAPE), np.int64)
-    for prediction, kept, weight in zip(files.predictions, files.probabilities, blend, strict=True):
+    for prediction, kept, weight in zip(files.predictions, files.probabilities, weights, strict=True):
         if kept is not None:
             own = probabilities_at(kept, labels, EVERYWHERE).reshape(-1, *SHAPE).astype(np.int64)
         else:
@@ -29,7 +29,7 @@ def by_the_book(files, labels, blend):
             named = [labels.classes[name] for name in labels.foreground]
             own = np.stack([np.isin(values, classes) for classes in named]) * CERTAIN
         total += weight * own
-    return decided(total, labels, CERTAIN * sum(blend))
+    return decided(total, labels, CERTAIN * sum(weights))
 
 
 @given(
@@ -40,11 +40,11 @@ def test_ensembles_equal_those_of_whole_probabilities(tmp_path_factory, labels, 
     rng = np.random.default_rng(seed)
     files = write_case(tmp_path_factory.mktemp("case"), "a", rng, labels, 3, kept)
     maps = read_maps(files, labels)
-    blends = all_blends(3)
-    dice = dice_of_blends(maps, labels, blends)
-    for blend, found in zip(blends, dice, strict=True):
-        own = labels_of_blend(maps, labels, blend)
-        expected = own if sum(blend) == 1 else by_the_book(files, labels, blend)
+    ensembles = all_ensembles(3)
+    dice = ensemble_dice(maps, labels, ensembles)
+    for weights, found in zip(ensembles, dice, strict=True):
+        own = ensemble_labels(maps, labels, weights)
+        expected = own if sum(weights) == 1 else by_the_book(files, labels, weights)
         assert (own == expected).all()
         scores = overlaps(own, maps.reference, labels)
         assert np.allclose(found, [scores[name].dice for name in labels.foreground], equal_nan=True)
@@ -53,8 +53,8 @@ def test_ensembles_equal_those_of_whole_probabilities(tmp_path_factory, labels, 
 def test_singles_are_their_own_label_maps(tmp_path) -> None:
     files = write_case(tmp_path, "a", np.random.default_rng(0), THREE, 2)
     maps = read_maps(files, THREE)
-    for index, blend in enumerate([(1, 0), (0, 1)]):
-        assert (labels_of_blend(maps, THREE, blend) == read_labels(files.predictions[index]).array).all()
+    for index, weights in enumerate([(1, 0), (0, 1)]):
+        assert (ensemble_labels(maps, THREE, weights) == read_labels(files.predictions[index]).array).all()
 
 
 def test_a_class_that_is_nowhere_has_no_score(tmp_path) -> None:
@@ -62,7 +62,7 @@ def test_a_class_that_is_nowhere_has_no_score(tmp_path) -> None:
     maps = read_maps(files, THREE)
     for array in (maps.reference, *maps.predictions):
         array[array == 2] = 0
-    dice = dice_of_blends(maps, THREE, [(1, 0), (0, 1)])
+    dice = ensemble_dice(maps, THREE, [(1, 0), (0, 1)])
     assert np.isnan(dice[:, 1]).all()
     assert np.isfinite(dice[:, 0]).all()
 

@@ -21,7 +21,7 @@ from autoseg.planning.plan import Plan
 from autoseg.runs.records import RunRecord, RunStatus
 from autoseg.runs.validation import FoldScores
 from autoseg.selection.record import Selection, plan_hash
-from autoseg.selection.select import select_model
+from autoseg.selection.select import SelectionOptions, select_model
 from tests.selection.cross_validated import CASES, LABELS, MISTAKES, SHAPE, reference, write_cross_validated
 
 
@@ -57,12 +57,12 @@ def test_the_choice_is_written_with_everything_behind_it(workspace) -> None:
 
 
 def test_three_that_err_in_different_places_are_best_together_and_islands_are_removed(workspace, everything) -> None:
-    selection = select_model(workspace, "dice")
+    selection = select_model(workspace, SelectionOptions("dice"))
     best = selection.candidates[0]
     assert len(best.members) >= 2
     singles = {own.name: own.dice for own in selection.candidates if own.kind == "single"}
     assert best.dice > singles["3d_fullres"] > singles["2d"]
-    alone = select_model(workspace, "dice", ("2d",))
+    alone = select_model(workspace, SelectionOptions("dice", ("2d",)))
     assert alone.name == "2d"
     accepted = [own for own in alone.postprocessing if own.is_accepted]
     assert accepted
@@ -75,7 +75,7 @@ def test_three_that_err_in_different_places_are_best_together_and_islands_are_re
 
 
 def test_one_configuration_alone_is_simply_chosen(workspace) -> None:
-    selection = select_model(workspace, configurations=("3d_fullres",))
+    selection = select_model(workspace, SelectionOptions(configurations=("3d_fullres",)))
     assert (selection.name, len(selection.candidates)) == ("3d_fullres", 1)
     assert "only candidate" in selection.because
     assert selection.nested.choices == ("3d_fullres",) * 5
@@ -99,8 +99,8 @@ def test_a_half_trained_matrix_says_what_is_missing(workspace) -> None:
         select_model(workspace)
     assert "--configuration 3d_fullres" in str(stopped.value)
     assert stopped.value.exit_code == 2
-    assert select_model(workspace, configurations=("3d_fullres",)).name == "3d_fullres"
-    selection = select_model(workspace, allow_missing=True)
+    assert select_model(workspace, SelectionOptions(configurations=("3d_fullres",))).name == "3d_fullres"
+    selection = select_model(workspace, SelectionOptions(allow_missing=True))
     assert len(selection.case_dice) == 6
     assert any("2d fold 3" in note for note in selection.notes)
     assert "2d/fold_3" not in selection.runs
@@ -111,15 +111,15 @@ def test_a_long_list_of_missing_runs_is_cut(workspace) -> None:
         shutil.rmtree(workspace.root / "runs" / name)
     with pytest.raises(UsageError, match="and 4 more"):
         select_model(workspace)
-    assert select_model(workspace, allow_missing=True).name == "3d_fullres"
+    assert select_model(workspace, SelectionOptions(allow_missing=True)).name == "3d_fullres"
 
 
 def test_unknown_names_are_answered_with_the_known(workspace) -> None:
     with pytest.raises(UsageError, match="unknown configuration '3d_ful'") as stopped:
-        select_model(workspace, configurations=("3d_ful",))
+        select_model(workspace, SelectionOptions(configurations=("3d_ful",)))
     assert "3d_fullres" in str(stopped.value)
     with pytest.raises(UsageError, match="unknown objective"):
-        select_model(workspace, "speed")
+        select_model(workspace, SelectionOptions("speed"))
 
 
 def test_runs_of_another_plan_are_refused(workspace) -> None:
@@ -190,7 +190,7 @@ def as_cascade(workspace: Workspace) -> None:
 
 def test_a_cascade_brings_its_first_stage(workspace) -> None:
     as_cascade(workspace)
-    selection = select_model(workspace, configurations=("3d_fullres",))
+    selection = select_model(workspace, SelectionOptions(configurations=("3d_fullres",)))
     assert set(selection.folds) == {"3d_fullres", "3d_lowres"}
     assert "3d_lowres/fold_4" in selection.runs
     whole = select_model(workspace)
@@ -198,7 +198,7 @@ def test_a_cascade_brings_its_first_stage(workspace) -> None:
     assert seconds["3d_fullres"] == pytest.approx(5 * 8 * (3.0 + 2.0))
     shutil.rmtree(workspace.root / "runs" / "3d_lowres")
     with pytest.raises(MissingInput, match="starts from 3d_lowres"):
-        select_model(workspace, configurations=("3d_fullres",))
+        select_model(workspace, SelectionOptions(configurations=("3d_fullres",)))
 
 
 def keep_only(workspace: Workspace, names: set[str]) -> None:
