@@ -34,8 +34,8 @@ from autoseg.inference.resume import done_before
 from autoseg.inference.stream import PredictionRun, network_bytes
 from autoseg.launch.devices import use_cores
 from autoseg.launch.interrupts import stoppable
-from autoseg.models.files import ModelFiles
 from autoseg.models.model import make_ensemble
+from autoseg.models.record import ModelFiles
 from autoseg.planning.plan import Plan
 
 _log = logging.getLogger(__name__)
@@ -80,25 +80,25 @@ def predict_files(
         Interrupted: stopped later; what is done stays.
     """
     files = find_model(model, options.configuration, options.folds)
-    _log.info("model: %s", files.because)
+    _log.info("model: %s", files.record.because)
     use_cores()
-    cases, failures = _cases(inputs, files.plan)
-    _spare_inputs(cases, output, files.plan)
+    cases, failures = _cases(inputs, files.record.plan)
+    _spare_inputs(cases, output, files.record.plan)
     ensemble = make_ensemble(files, replace(options.predictor, scratch=_made(output)))
     remove_leftovers(output)
     manifest = PredictionManifest(
         version=MANIFEST_VERSION,
         autoseg=__version__,
-        model=files.name,
+        model=files.record.name,
         device=str(ensemble.members[0].predictor.device),
         mirroring=options.predictor.mirroring,
         overlap=options.predictor.overlap,
-        labels=files.plan.labels,
+        labels=files.record.plan.labels,
         cases={name: CaseOutcome("failed", None, 0.0, reason, None) for name, reason in failures},
     )
     manifest.cases.update(done_before(output, manifest, cases, has_probabilities=options.probabilities))
     waiting = [case for case in cases if case.identifier not in manifest.cases]
-    run = PredictionRun(files.plan, ensemble, output, options, progress, len(waiting))
+    run = PredictionRun(files.record.plan, ensemble, output, options, progress, len(waiting))
     with stoppable() as check:
         try:
             for name, outcome in run.outcomes(waiting, check):
@@ -119,7 +119,7 @@ def _report(output: Path, manifest: PredictionManifest, files: ModelFiles, cases
     from autoseg.report.collect import write_prediction_report
 
     try:
-        path = write_prediction_report(output, manifest, files.plan, cases, files.typical)
+        path = write_prediction_report(output, manifest, files.record.plan, cases, files.record.typical)
     except (AutoSegError, OSError) as error:
         _log.warning("the report could not be written: %s", error)
     else:
@@ -131,13 +131,13 @@ def forecast_files(
 ) -> tuple[ModelFiles, dict[str, Forecast | str]]:
     """The model, and for each case what predicting it would take, or why it cannot be predicted."""
     files = find_model(model, options.configuration, options.folds)
-    cases, failures = _cases(inputs, files.plan)
+    cases, failures = _cases(inputs, files.record.plan)
     forecasts: dict[str, Forecast | str] = dict(failures)
     network = replace(options.predictor, device="cpu") if options.predictor.device == "auto" else options.predictor
     ensemble = make_ensemble(files, network)
     for case in cases:
         try:
-            forecasts[case.identifier] = _forecast(case, files.plan, ensemble)
+            forecasts[case.identifier] = _forecast(case, files.record.plan, ensemble)
         except AutoSegError as error:
             forecasts[case.identifier] = str(error)
     return files, dict(sorted(forecasts.items()))

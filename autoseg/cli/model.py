@@ -11,14 +11,13 @@ from autoseg.cli.options import output_options
 from autoseg.cli.output import Output
 
 if TYPE_CHECKING:
-    from autoseg.api.model import ModelCard
-    from autoseg.models.files import Member
+    from autoseg.models.record import Member, ModelFiles, ModelRecord
     from autoseg.planning.plan import Plan
 
 
 @click.group()
 def model() -> None:
-    """Models to share: one file of JSON, weights, hashes and a report; no code."""
+    """Models to share: one safetensors file of weights, hashes and a JSON record; no code."""
 
 
 @model.command()
@@ -36,14 +35,14 @@ def export(
     dataset: Path, out: Path | None, configuration: str | None, folds: tuple[int, ...], no_report: bool, output: Output
 ) -> int:
     """Write what was selected or trained into one file; DATASET: a dataset's folder, its work folder, or one run."""
-    from autoseg.api.model import describe_model, export_model
+    from autoseg.api.model import export_model, show_model
 
     path = export_model(dataset, out, configuration, folds, has_report=not no_report)
-    card = describe_model(path)
-    if card.has_report:
-        output.say("report.html goes along; it names and shows training cases (--no-report leaves it out)")
-    output.say(f"{path} ({_mebibytes(path)} MiB, content {card.content})")
-    output.emit({"file": str(path), "bytes": path.stat().st_size, "content": card.content, "model": card.files.name})
+    files = show_model(path)
+    if files.report is not None:
+        output.say(f"{files.report.name} lies beside it; it names and shows training cases (--no-report leaves it out)")
+    output.say(f"{path} ({_mebibytes(path)} MiB, content {files.content})")
+    output.emit({"file": str(path), "bytes": path.stat().st_size, "content": files.content, "model": files.record.name})
     return 0
 
 
@@ -60,9 +59,9 @@ def export(
 @output_options
 def import_model(source: Path, folder: Path, output: Output) -> int:
     """Verify a bundle, or convert a model of nnU-Net v2 (results folder or zip), and keep it as one file."""
-    from autoseg.api.model import install_model
+    from autoseg.api.model import import_model
 
-    path = install_model(source, folder)
+    path = import_model(source, folder)
     output.say(f"{path} ({_mebibytes(path)} MiB): autoseg predict {path} -i IMAGES -o OUT")
     output.emit({"file": str(path), "bytes": path.stat().st_size})
     return 0
@@ -73,60 +72,61 @@ def import_model(source: Path, folder: Path, output: Output) -> int:
 @output_options
 def show(path: Path, output: Output) -> int:
     """What a model segments, what it was trained on, how good it is; a bundle is verified on the way."""
-    from autoseg.api.model import describe_model
+    from autoseg.api.model import show_model
 
-    card = describe_model(path)
-    output.emit(_document(card))
-    _show_origin(card, output)
-    plan = card.files.plan
+    files = show_model(path)
+    model, plan = files.record, files.record.plan
+    output.emit(_document(files))
+    _show_origin(files, output)
     output.table(("class", "value in files"), list(_class_values(plan).items()), title="Classes")
-    output.table(("channel", "normalization", "mean", "0.5 % to 99.5 %"), _channel_rows(card), title="Channels")
+    output.table(("channel", "normalization", "mean", "0.5 % to 99.5 %"), _channel_rows(model), title="Channels")
     columns = ("configuration", "folds", "share", "network", "patch (z, y, x)", "spacing mm", "precision")
-    rows = [_member_row(member) for member in card.files.members]
-    rows += [(*_member_row(stage)[:2], "first stage", *_member_row(stage)[3:]) for stage in card.files.stages.values()]
+    rows = [_member_row(member) for member in model.members]
+    rows += [(*_member_row(stage)[:2], "first stage", *_member_row(stage)[3:]) for stage in model.stages]
     output.table(columns, rows, title="Configurations")
-    _show_scores(card, output)
-    _show_typical(card, output)
+    _show_scores(model, output)
+    _show_typical(model, output)
     if output.verbose:
         reasons = [(one.configuration, one.name, one.because) for one in plan.decisions]
         output.table(("configuration", "decision", "because"), reasons, title="Reasons")
     return 0
 
 
-def _show_origin(card: ModelCard, output: Output) -> None:
-    origin, plan = card.provenance, card.files.plan
+def _show_origin(files: ModelFiles, output: Output) -> None:
+    model = files.record
+    origin = model.provenance
     cases = "" if origin.training_cases is None else f" of {origin.training_cases} cases"
     versions = ", ".join(f"{name} {version}" for name, version in origin.versions.items())
-    output.say(card.files.name)
-    output.say(card.files.because)
-    output.say(f"dataset {origin.dataset}{cases}, trained by {origin.origin}, preset {plan.preset}")
+    output.say(model.name)
+    output.say(model.because)
+    output.say(f"dataset {origin.dataset}{cases}, trained by {origin.origin}, preset {model.plan.preset}")
     output.say(f"written by autoseg {origin.autoseg}, {versions}")
-    if card.content is not None:
-        output.say(f"content {card.content}, verified; {'with' if card.has_report else 'without'} a report")
-    for step in card.files.postprocessing:
+    if files.content is not None:
+        output.say(f"content {files.content}, verified; {'with' if files.report else 'without'} a report beside it")
+    for step in model.postprocessing:
         output.say(f"postprocessing: {step.title}")
 
 
-def _show_scores(card: ModelCard, output: Output) -> None:
-    if card.scores is None:
+def _show_scores(model: ModelRecord, output: Output) -> None:
+    if model.scores is None:
         output.say("no comparison by cross-validation (autoseg select)")
         return
     rows = [
         (one.name, _rounded(one.dice), _range(one.interval), _rounded(one.seconds_per_case, 1))
-        for one in card.scores.candidates
+        for one in model.scores.candidates
     ]
     output.table(("candidate", "Dice", "95 % interval", "seconds per case"), rows, title="Cross-validation")
-    nested = card.scores.nested
+    nested = model.scores.nested
     if nested is not None:
         output.say(
-            f"{card.scores.chosen}: Dice {nested.dice:.4f} {_range(nested.interval)}, chosen without the cases scored"
+            f"{model.scores.chosen}: Dice {nested.dice:.4f} {_range(nested.interval)}, chosen without the cases scored"
         )
 
 
-def _show_typical(card: ModelCard, output: Output) -> None:
+def _show_typical(model: ModelRecord, output: Output) -> None:
     rows = [
         (name, f"{one.lowest:.4g}", f"{one.quartiles[1]:.4g}", f"{one.highest:.4g}", one.unit)
-        for name, one in card.files.typical.items()
+        for name, one in model.typical.items()
     ]
     output.table(("property", "lowest", "median", "highest", "unit"), rows, title="Cases trained on")
 
@@ -138,8 +138,8 @@ def _class_values(plan: Plan) -> dict[str, str]:
     return named if labels.ignore is None else {**named, "(not annotated)": str(values[labels.ignore])}
 
 
-def _channel_rows(card: ModelCard) -> list[tuple[str, ...]]:
-    plan, first = card.files.plan, card.files.members[0].configuration
+def _channel_rows(model: ModelRecord) -> list[tuple[str, ...]]:
+    plan, first = model.plan, model.members[0].configuration
     entries = zip(plan.channels, first.normalization, plan.intensities, strict=True)
     return [
         (name, how, f"{own.mean:.4g}", f"{own.percentile_00_5:.4g} to {own.percentile_99_5:.4g}")
@@ -155,25 +155,20 @@ def _member_row(member: Member) -> tuple[str, ...]:
     return own.name, folds, f"{member.share:.3g}", network, patch, spacing, member.precision
 
 
-def _document(card: ModelCard) -> dict[str, Any]:
+def _document(files: ModelFiles) -> dict[str, Any]:
     from autoseg.core.records import to_data
 
-    files, plan = card.files, card.files.plan
+    model, plan = files.record, files.record.plan
     return {
-        "name": files.name,
-        "because": files.because,
-        "provenance": to_data(card.provenance),
+        **to_data(model),
         "labels": to_data(plan.labels),
         "channels": list(plan.channels),
         "intensities": [to_data(own) for own in plan.intensities],
-        "members": [_member_document(member) for member in files.members],
-        "stages": {name: _member_document(stage) for name, stage in files.stages.items()},
-        "postprocessing": [to_data(step) for step in files.postprocessing],
-        "typical": {name: to_data(one) for name, one in files.typical.items()},
+        "members": [_member_document(member) for member in model.members],
+        "stages": {stage.configuration.name: _member_document(stage) for stage in model.stages},
         "decisions": [to_data(one) for one in plan.decisions],
-        "scores": None if card.scores is None else to_data(card.scores),
-        "content": card.content,
-        "has_report": card.has_report,
+        "content": files.content,
+        "has_report": files.report is not None,
     }
 
 

@@ -138,12 +138,12 @@ def _show_forecast(model: Path, inputs: tuple[Path, ...], chosen: PredictionOpti
         else (name, "-", "-", "-", "-", own)
         for name, own in forecasts.items()
     ]
-    output.say(f"model: {files.name} ({files.because})")
+    output.say(f"model: {files.record.name} ({files.record.because})")
     output.table(("case", "voxels", "prepared", "tiles", "memory GiB", "output"), rows)
     output.say("memory beyond the program itself; nothing was written (--dry-run)")
     good = {name: to_data(own) for name, own in forecasts.items() if isinstance(own, Forecast)}
     bad = {name: {"error": own} for name, own in forecasts.items() if not isinstance(own, Forecast)}
-    output.emit({"cases": {**good, **bad}, "model": files.name})
+    output.emit({"cases": {**good, **bad}, "model": files.record.name})
     return SOME_FAILED if bad else 0
 
 

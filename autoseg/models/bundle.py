@@ -1,99 +1,63 @@
-"""Bundles: a model in one file of JSON, weights, hashes and a report; no code, nothing that is run when it is read."""
+"""Bundles: a model in one safetensors file, whose metadata is the model's record as JSON; no code, nothing to run.
+
+The tensors are named `<configuration>/<fold>/<parameter>`. The safetensors library refuses files that are cut off, that
+overlap or that have bytes behind them. The record holds a SHA-256 over the tensors of each fold, and the key that it is
+filed under holds the SHA-256 of the record, so that a changed byte is noticed wherever it is. Hashes do not prove who
+made a file, so everything in the record is checked against what a model can be before anything is built of it.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
+import torch
+from pydantic import Field
 from torch import Tensor
 
-from autoseg.core.archives import Archive, open_archive, write_archive
-from autoseg.core.errors import UsageError
-from autoseg.core.records import to_json
-from autoseg.models.bundle_record import (
-    BUNDLE_VERSION,
-    BundledMember,
-    BundledScores,
-    BundleRecord,
-    Provenance,
-    parse_bundle_record,
-)
-from autoseg.models.files import Member, ModelFiles, Weights
-from autoseg.networks.tensors import file_bytes, network_shapes, pack_tensors, unpack_tensors
+from autoseg.core.errors import AutoSegError, IntegrityRefusal, MissingInput, UsageError
+from autoseg.core.files import sha256_of_file, sync, temporary_beside
+from autoseg.core.records import from_json, record, to_json
+from autoseg.models.record import Member, ModelFiles, ModelRecord, plan_faults
+from autoseg.networks.weights import network_shapes, shape_fault
 
 BUNDLE_ENDING = ".autoseg"
-RECORD, REPORT = "model.json", "report.html"
+LARGEST_HEADER_BYTES = 32 << 20
+"""Of names, shapes and record; ensembles of 15 large networks need a fiftieth of it."""
 
-_WEIGHTS = re.compile(r"weights/[A-Za-z0-9_-]{1,64}-fold_[0-9]{1,3}\.safetensors")
-_MOST_BYTES = {RECORD: 16 << 20, REPORT: 256 << 20}
-_MOST_WEIGHTS_BYTES = 16 << 30
-
+_KEY = "autoseg sha256:"
+_ZIP = b"PK\3\4"
+_DTYPE = "F32"
+_SHA256 = r"^[0-9a-f]{64}$"
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.+-]+")
 _LONGEST_NAME = 100
+_LONGEST_TEXT = 20_000
 
 
-@dataclass(frozen=True, slots=True)
-class Bundle:
-    """A bundle that was found to be sound; weights are verified when they are read.
+@record
+class BundleRecord:
+    """The JSON in the metadata of a bundle.
 
     Attributes:
-        archive: the file.
-        record: its model.json.
+        model: what the weights are of.
+        sha256: over the tensors of each fold, by `<configuration>/<fold>`.
+        version: of this record; bundles of version 1 were zip archives.
     """
 
-    archive: Archive
-    record: BundleRecord
-
-    @property
-    def has_report(self) -> bool:
-        """Whether a report is inside."""
-        return REPORT in self.archive.entries
-
-    @property
-    def file_name(self) -> str:
-        """The name that the file is given where it is installed; made of plain letters only."""
-        return f"{_slug(self.record.name)}{BUNDLE_ENDING}"
-
-    def verify(self) -> None:
-        """Reads everything once.
-
-        Raises:
-            IntegrityRefusal: something does not match its hash, or weights are not those of the network.
-        """
-        for name in self.archive.names:
-            if not _WEIGHTS.fullmatch(name):
-                self.archive.read(name)
-        for member in self.record.every:
-            for fold in member.folds:
-                _read_weights(self.archive, member, fold)
+    model: ModelRecord
+    sha256: dict[str, Annotated[str, Field(pattern=_SHA256)]]
+    version: Literal[2] = 2
 
 
-def open_bundle(path: Path) -> Bundle:
-    """The bundle in a file; its structure and model.json are verified, weights are not read yet.
-
-    Raises:
-        MissingInput: there is no such file.
-        IntegrityRefusal: it is not a bundle, is damaged, or holds anything that a bundle does not hold.
-    """
-    archive = open_archive(path, _most_bytes)
-    if RECORD not in archive.entries:
-        raise archive.refusal("it has no model.json")
-    record = parse_bundle_record(archive.read(RECORD), str(path))
-    needed = {_weights_name(member.configuration, fold): member for member in record.every for fold in member.folds}
-    different = set(needed) ^ (set(archive.names) - {RECORD, REPORT})
-    if different:
-        raise archive.refusal(f"{min(different)} is missing, or belongs to no configuration")
-    for name, member in needed.items():
-        if archive.size(name) > file_bytes(network_shapes(member.plan, member.configuration)):
-            raise archive.refusal(f"{name} is larger than the network")
-    return Bundle(archive, record)
-
-
-def find_bundle_model(path: Path, configuration: str | None = None, folds: tuple[int, ...] = ()) -> ModelFiles:
-    """The model in a bundle.
+def find_bundle_model(path: Path, configuration: str | None = None, folds: Sequence[int] = ()) -> ModelFiles:
+    """The model in a bundle; its structure and record are verified, weights when they are read.
 
     Args:
         path: the file.
@@ -101,129 +65,285 @@ def find_bundle_model(path: Path, configuration: str | None = None, folds: tuple
         folds: of every configuration; by default all.
 
     Raises:
-        IntegrityRefusal: the file is not a sound bundle.
+        MissingInput: there is no such file.
+        IntegrityRefusal: it is not a bundle, is damaged, or holds anything that a bundle does not hold.
         UsageError: a configuration or fold is not in it.
     """
-    bundle = open_bundle(path)
-    record, archive = bundle.record, bundle.archive
-    found = {member.configuration: member for member in (*record.stages, *record.members)}
-    if configuration is None:
-        members, stages, steps = record.members, record.stages, record.postprocessing
-    else:
+    with _opened(path) as file:
+        text, digest = _record_text(path, file.metadata() or {})
+        bundle = _parsed(text, str(path))
+        fault = _tensor_fault(file, bundle)
+    if fault is not None:
+        raise _refusal(path, fault)
+    report = report_beside(path)
+    return ModelFiles(
+        record=_part(bundle.model, configuration, tuple(folds)),
+        read=partial(_read_fold, path, bundle.sha256),
+        report=report if report.is_file() else None,
+        content=digest[:16],
+    )
+
+
+def write_bundle(path: Path, model: ModelFiles) -> None:
+    """Writes a model into one file, at once; equal models give equal bytes. All its weights are in memory meanwhile.
+
+    Raises:
+        UsageError: another file has this name already; an equal one is as good.
+    """
+    from safetensors.torch import save_file
+
+    tensors: dict[str, Tensor] = {}
+    hashes: dict[str, str] = {}
+    for name, member in model.record.by_configuration.items():
+        for fold in member.folds:
+            own = {key: value.detach().to(torch.float32).contiguous() for key, value in model.read(name, fold).items()}
+            hashes[f"{name}/{fold}"] = _tensors_hash(own)
+            tensors |= {f"{name}/{fold}/{key}": value for key, value in own.items()}
+    text = to_json(BundleRecord(model.record, hashes))
+    _parsed(text, str(path))  # what cannot be read again is not written
+    with _published(path) as temporary:
+        save_file(tensors, temporary, metadata={_KEY + _text_hash(text): text})
+        find_bundle_model(temporary)
+
+
+def write_report(path: Path, report: Path) -> None:
+    """Copies a report beside a bundle; errors as for `write_bundle`."""
+    with _published(report_beside(path)) as temporary:
+        temporary.write_bytes(report.read_bytes())
+
+
+def bundle_path(folder: Path, name: str) -> Path:
+    """The file in a folder that a model of this name is written to; made of plain letters only."""
+    plain = _UNSAFE.sub("-", name).strip("-.")
+    short = plain if len(plain) <= _LONGEST_NAME else f"{plain[: _LONGEST_NAME - 17]}-{plain[-16:]}"
+    return folder / f"{short or 'model'}{BUNDLE_ENDING}"
+
+
+def report_beside(path: Path) -> Path:
+    """Where the report of a bundle lies."""
+    return path.with_suffix(".report.html")
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """The safetensors file, once its beginning was found to be sound.
+
+    Raises:
+        MissingInput: there is no such file.
+        IntegrityRefusal: the safetensors library cannot read it.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with path.open("rb") as stream:
+            begin = stream.read(8)
+        if begin.startswith(_ZIP):
+            raise IntegrityRefusal(
+                f"{path.name} is a zip archive; bundles are written in another format now",
+                where=str(path),
+                why="an AutoSeg before 0.1 wrote it, or it is something else",
+                do="run autoseg model export DATASET again; if only this file is left, predict with the AutoSeg that "
+                "wrote it",
+            )
+        if int.from_bytes(begin, "little") > LARGEST_HEADER_BYTES:
+            raise _refusal(path, "its header is longer than that of any model")
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except FileNotFoundError as error:
+        raise MissingInput(f"there is no file {path}", where=str(path)) from error
+    except (SafetensorError, OSError, ValueError) as error:
+        raise _refusal(path, f"it cannot be read as safetensors ({error})") from error
+
+
+def _record_text(path: Path, metadata: Mapping[str, str]) -> tuple[str, str]:
+    """The record's JSON and its hash.
+
+    Raises:
+        IntegrityRefusal: it is missing, damaged, or not alone.
+    """
+    text = next(iter(metadata.values()), "")
+    digest = _text_hash(text)
+    if set(metadata) != {_KEY + digest}:
+        raise _refusal(path, "it has no record, or one that does not match its hash")
+    return text, digest
+
+
+def _parsed(text: str, where: str) -> BundleRecord:
+    """The record in a JSON text, if nothing in it could do harm or be misunderstood.
+
+    Raises:
+        IntegrityRefusal: with what is wrong.
+    """
+    try:
+        bundle = from_json(BundleRecord, text, where)
+        to_json(bundle)  # refuses numbers that are infinite or undefined
+        fault = next(_faults(bundle, json.loads(text, object_pairs_hook=_without_duplicates)), None)
+    except (AutoSegError, ValueError, RecursionError) as error:
+        fault = error.what if isinstance(error, AutoSegError) else str(error)
+    if fault is not None:
+        raise IntegrityRefusal(
+            f"the record of the model cannot be used: {_printable(fault)}",
+            where=where,
+            why="it was changed, or made by a newer AutoSeg",
+            do="get the model again, or update AutoSeg",
+        )
+    return bundle
+
+
+def _faults(bundle: BundleRecord, written: object) -> Iterator[str]:
+    yield from _text_faults(written)
+    model = bundle.model
+    if set(bundle.sha256) != set(_fold_titles(model)):
+        yield "its hashes are of other folds than it has"
+    for name, member in model.by_configuration.items():
+        yield from (f"{name}: {fault}" for fault in plan_faults(member.plan))
+
+
+def _text_faults(data: object) -> Iterator[str]:
+    """Texts that are too long, or that would do something invisible to a terminal."""
+    if isinstance(data, str) and (len(data) > _LONGEST_TEXT or _printable(data) != data.replace("\n", "")):
+        yield f"the text {data[:40]!r} is too long or holds control characters"
+    elif isinstance(data, dict):
+        yield from _text_faults([*data, *data.values()])
+    elif isinstance(data, list):
+        for value in data:
+            yield from _text_faults(value)
+
+
+def _fold_titles(model: ModelRecord) -> list[str]:
+    return [f"{name}/{fold}" for name, member in model.by_configuration.items() for fold in member.folds]
+
+
+def _tensor_fault(file: Any, bundle: BundleRecord) -> str | None:
+    """What is wrong with the names, shapes or types of the tensors, which are not read for it."""
+    expected: dict[str, tuple[int, ...]] = {}
+    for name, member in bundle.model.by_configuration.items():
+        shapes = network_shapes(member.plan, name)
+        expected |= {f"{name}/{fold}/{key}": shape for fold in member.folds for key, shape in shapes.items()}
+    slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+    fault = shape_fault({key: tuple(part.get_shape()) for key, part in slices.items()}, expected)
+    if fault is not None:
+        return f"the weights do not belong to its networks: {_printable(fault)[:300]}"
+    return None if {part.get_dtype() for part in slices.values()} == {_DTYPE} else "weights of another type"
+
+
+def _read_fold(path: Path, hashes: Mapping[str, str], configuration: str, fold: int) -> dict[str, Tensor]:
+    """The weights of a fold.
+
+    Raises:
+        IntegrityRefusal: they do not match their hash, or are not finite.
+    """
+    title = f"{configuration}/{fold}"
+    with _opened(path) as file:
+        names = [key for key in file.keys() if key.startswith(f"{title}/")]  # noqa: SIM118 (not a dict)
+        # copies: what was hashed must stay, even if somebody changes the file, which the library maps into memory
+        tensors = {key.removeprefix(f"{title}/"): file.get_tensor(key).clone() for key in names}
+    if _tensors_hash(tensors) != hashes[title]:
+        raise _refusal(path, f"the weights of {configuration}, fold {fold}, do not match their hash")
+    # the least and the largest value are undefined where any is, and take a thirtieth of the time of a look at each
+    extremes = {name: torch.stack(tensor.aminmax()) for name, tensor in tensors.items()}
+    wild = next((name for name, own in extremes.items() if not bool(torch.isfinite(own).all())), None)
+    if wild is not None:
+        raise _refusal(path, f"{wild} of {configuration}, fold {fold}, holds infinite or undefined weights")
+    return tensors
+
+
+def _part(model: ModelRecord, configuration: str | None, folds: tuple[int, ...]) -> ModelRecord:
+    """The model with these folds only, and with one configuration only unless that is None."""
+    if configuration is None and not folds:
+        return model
+    found = model.by_configuration
+    members, stages, steps = model.members, model.stages, model.postprocessing
+    if configuration is not None:
         if configuration not in found:
             raise UsageError(f"{configuration} is not in the bundle", do=f"choose from {', '.join(found)}")
-        alone = found[configuration]
-        stage = alone.plan.configurations[configuration].cascade_from
-        members, steps = (replace(alone, share=1.0),), ()
-        stages = tuple(other for other in record.stages if other.configuration == stage)
-    name = record.name if (configuration, folds) == (None, ()) else f"{record.name}/{configuration or ''}/{list(folds)}"
-    return ModelFiles(
-        name=name,
-        because=f"bundle {path.name}: {record.because}",
-        members=tuple(_member(archive, member, folds) for member in members),
-        stages={stage.configuration: _member(archive, stage, folds) for stage in stages},
+        first = found[configuration].configuration.cascade_from
+        members, steps = (replace(found[configuration], share=1.0),), ()
+        stages = () if first is None else (found[first],)
+    return replace(
+        model,
+        name=f"{model.name}/{configuration or ''}/{list(folds)}",
+        members=tuple(_of_folds(member, folds) for member in members),
+        stages=tuple(_of_folds(stage, folds) for stage in stages),
         postprocessing=steps,
-        typical=record.typical,
+        scores=None,
     )
 
 
-def write_bundle(
-    path: Path,
-    files: ModelFiles,
-    provenance: Provenance,
-    scores: BundledScores | None = None,
-    report: Path | None = None,
-) -> Bundle:
-    """Writes a model into one file; what lies at `path` is replaced.
-
-    Args:
-        path: of the file.
-        files: the model.
-        provenance: where it comes from.
-        scores: how good it is.
-        report: HTML file that goes along, or None.
-    """
-    record = BundleRecord(
-        version=BUNDLE_VERSION,
-        name=files.name,
-        because=files.because,
-        members=tuple(_bundled(member) for member in files.members),
-        stages=tuple(_bundled(stage) for stage in files.stages.values()),
-        postprocessing=files.postprocessing,
-        typical=files.typical,
-        provenance=provenance,
-        scores=scores,
-    )
-    data = to_json(record).encode()
-    parse_bundle_record(data, str(path))  # what cannot be read again is not written
-    write_archive(path, _members(data, files, report))
-    return open_bundle(path)
-
-
-def bundle_path(folder: Path, files: ModelFiles) -> Path:
-    """The file that a model is written to in a folder of models."""
-    return folder / f"{_slug(files.name)}{BUNDLE_ENDING}"
-
-
-def _most_bytes(name: str) -> int | None:
-    return _MOST_WEIGHTS_BYTES if _WEIGHTS.fullmatch(name) else _MOST_BYTES.get(name)
-
-
-def _slug(name: str) -> str:
-    plain = _UNSAFE.sub("-", name).strip("-.")
-    return (plain if len(plain) <= _LONGEST_NAME else f"{plain[: _LONGEST_NAME - 17]}-{plain[-16:]}") or "model"
-
-
-def _weights_name(configuration: str, fold: int) -> str:
-    return f"weights/{configuration}-fold_{fold}.safetensors"
-
-
-def _member(archive: Archive, member: BundledMember, folds: tuple[int, ...]) -> Member:
+def _of_folds(member: Member, folds: tuple[int, ...]) -> Member:
     missing = [fold for fold in folds if fold not in member.folds]
     if missing:
         there = ", ".join(map(str, member.folds))
-        raise UsageError(f"fold {missing[0]} of {member.configuration} is not in the bundle", do=f"choose from {there}")
-    return Member(
-        plan=member.plan,
-        configuration=member.plan.configurations[member.configuration],
-        weights=tuple(
-            Weights(fold, f"{archive.path}, fold {fold}", partial(_read_weights, archive, member, fold))
-            for fold in sorted(folds or member.folds)
-        ),
-        precision=member.precision,
-        memory_format=member.memory_format,
-        device=member.device,
-        share=member.share,
+        name = member.configuration.name
+        raise UsageError(f"fold {missing[0]} of {name} is not in the bundle", do=f"choose from {there}")
+    return replace(member, folds=tuple(sorted(folds or member.folds)))
+
+
+@contextmanager
+def _published(target: Path) -> Iterator[Path]:
+    """A temporary file to write, which gets the name `target` in the end unless that is taken.
+
+    Raises:
+        UsageError: another file is there; one of the same content is as good.
+    """
+    temporary = temporary_beside(target)
+    try:
+        yield temporary
+        sync(temporary)
+        try:
+            _take(temporary, target)
+        except FileExistsError:
+            is_file = target.is_file() and not target.is_symlink()
+            if not is_file or sha256_of_file(target) != sha256_of_file(temporary):
+                raise UsageError(
+                    f"{target.name} exists already and is something else",
+                    where=str(target),
+                    do="choose another name or folder, or move the file away",
+                ) from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _take(finished: Path, target: Path) -> None:
+    """Names a finished file; raises FileExistsError if the name is taken, however late that happened."""
+    try:
+        target.hardlink_to(finished)  # unlike a renaming, a link never replaces
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links
+        target.touch(exist_ok=False)
+        finished.replace(target)
+
+
+def _tensors_hash(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, shapes and values, by name."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(f"{name} {list(tensors[name].shape)}\n".encode())
+        digest.update(tensors[name].numpy().data)
+    return digest.hexdigest()
+
+
+def _text_hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """The object of `json.loads(object_pairs_hook=...)`; raises ValueError for a key given twice."""
+    if len(dict(pairs)) != len(pairs):
+        raise ValueError("a key is given twice")
+    return dict(pairs)
+
+
+def _printable(text: str) -> str:
+    """The text without control, format and private characters, which could steer a terminal."""
+    return "".join(letter for letter in text if letter.isprintable())
+
+
+def _refusal(path: Path, what: str) -> IntegrityRefusal:
+    return IntegrityRefusal(
+        f"{path.name} is not a sound model file: {_printable(what)}",
+        where=str(path),
+        why="it was cut off, changed, or made by something else",
+        do="get it again from where it was made, with autoseg model export",
     )
-
-
-def _read_weights(archive: Archive, member: BundledMember, fold: int) -> dict[str, Tensor]:
-    name = _weights_name(member.configuration, fold)
-    shapes = network_shapes(member.plan, member.configuration)
-    return unpack_tensors(archive.read(name), shapes, f"{archive.path}, {name}")
-
-
-def _bundled(member: Member) -> BundledMember:
-    name = member.configuration.name
-    return BundledMember(
-        configuration=name,
-        folds=member.folds,
-        precision=member.precision,
-        memory_format=member.memory_format,
-        device=member.device,
-        share=member.share,
-        plan=replace(member.plan, configurations={name: member.configuration}),
-    )
-
-
-def _members(record: bytes, files: ModelFiles, report: Path | None) -> Iterator[tuple[str, bytes]]:
-    yield RECORD, record
-    if report is not None:
-        yield REPORT, report.read_bytes()
-    done: set[str] = set()
-    for member in (*files.members, *files.stages.values()):
-        for weights in member.weights:
-            name = _weights_name(member.configuration.name, weights.fold)
-            if name not in done:
-                yield name, pack_tensors(weights.read())
-            done.add(name)

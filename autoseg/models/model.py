@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from autoseg.core.errors import IntegrityRefusal, PlanFault, UsageError
+from autoseg.core.errors import IntegrityRefusal, UsageError
 from autoseg.core.geometry import Geometry
 from autoseg.core.progress import Progress, silent
 from autoseg.data.labels import to_file_values
@@ -20,8 +20,9 @@ from autoseg.inference.manifest import PredictorOptions
 from autoseg.inference.predictor import Predictor
 from autoseg.launch.devices import choose_device
 from autoseg.launch.precision import native_types
-from autoseg.models.files import Member, ModelFiles, Weights
+from autoseg.models.record import Member, ModelFiles
 from autoseg.networks.build import build_network
+from autoseg.networks.weights import shape_fault
 from autoseg.planning.lateral import lateral_swap
 from autoseg.planning.plan import Plan
 from autoseg.preprocessing.prepare import preparation_of
@@ -38,30 +39,24 @@ def make_ensemble(files: ModelFiles, options: PredictorOptions) -> Ensemble:
         UsageError: there is no such device.
         IntegrityRefusal: stored weights do not match their hash, or are of another network.
     """
-    _refuse_other_axes(files)
     device, why = choose_device(options.device)
     _log.info(why)
-    members = tuple(_ensemble_member(member, options, device) for member in files.members)
-    made = {(member.configuration.name, member.folds): own for member, own in zip(files.members, members, strict=True)}
-    stages = {
-        name: made.get((name, stage.folds)) or _ensemble_member(stage, options, device)
-        for name, stage in files.stages.items()
-    }
-    return Ensemble(members, files.plan.labels, stages, files.postprocessing, options.scratch)
+    model = files.record
+    made = {name: _ensemble_member(member, files, options, device) for name, member in model.by_configuration.items()}
+    return Ensemble(
+        members=tuple(made[member.configuration.name] for member in model.members),
+        labels=model.plan.labels,
+        stages={stage.configuration.name: made[stage.configuration.name] for stage in model.stages},
+        postprocessing=model.postprocessing,
+        scratch=options.scratch,
+    )
 
 
-def _refuse_other_axes(files: ModelFiles) -> None:
-    """Raises PlanFault if members turn images differently, as probabilities could not be added up."""
-    orders = {member.plan.axis_order for member in files.members}
-    if len(orders) > 1:
-        raise PlanFault(
-            "the configurations of this model turn images differently", do="choose one of them with --configuration"
-        )
-
-
-def _ensemble_member(member: Member, options: PredictorOptions, device: torch.device) -> EnsembleMember:
+def _ensemble_member(
+    member: Member, files: ModelFiles, options: PredictorOptions, device: torch.device
+) -> EnsembleMember:
     predictor = Predictor(
-        networks=tuple(_load_network(member, weights) for weights in member.weights),
+        networks=tuple(_load_network(member, fold, files) for fold in member.folds),
         configuration=member.configuration,
         heads=member.plan.labels.head_count,
         mirror_axes=member.configuration.mirror_axes if options.mirroring else (),
@@ -91,7 +86,7 @@ class Model:
     @property
     def plan(self) -> Plan:
         """The plan it was trained with: channels, classes, spacing."""
-        return self.files.plan
+        return self.files.record.plan
 
     @property
     def classes(self) -> dict[str, tuple[int, ...]]:
@@ -129,16 +124,15 @@ class Model:
         return self.ensemble.predict(self.ensemble.prepare(volume), progress=progress).labels
 
 
-def _load_network(member: Member, weights: Weights) -> torch.nn.Module:
+def _load_network(member: Member, fold: int, files: ModelFiles) -> torch.nn.Module:
     plan, configuration = member.plan, member.configuration
     network = build_network(configuration.network, plan.input_channels(configuration.name), plan.labels.head_count)
-    tensors = weights.read()
-    expected = {name: tensor.shape for name, tensor in network.state_dict().items()}
-    found = {name: tensor.shape for name, tensor in tensors.items()}
-    if expected != found:
-        different = min(set(expected.items()) ^ set(found.items()))[0]
+    tensors = files.read(configuration.name, fold)
+    expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    fault = shape_fault({name: tuple(tensor.shape) for name, tensor in tensors.items()}, expected)
+    if fault is not None:
         raise IntegrityRefusal(
-            f"the weights do not belong to the planned network: {different} differs", where=weights.where
+            f"the weights do not belong to the planned network: {fault}", where=f"{configuration.name}, fold {fold}"
         )
     network.load_state_dict(tensors)
     return network

@@ -5,16 +5,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
+
+from torch import Tensor
 
 from autoseg.core.errors import MissingInput, PlanFault, UsageError
 from autoseg.core.records import content_hash, load, to_data
 from autoseg.core.workspace import WORK_FOLDER_NAME, RunFolder, Workspace
 from autoseg.data.fingerprint import Fingerprint
+from autoseg.data.model import Dataset
 from autoseg.data.outliers import Typical, properties, typical_of
 from autoseg.inference.postprocessing import PostprocessingStep
-from autoseg.models.files import Member, ModelFiles, Weights
+from autoseg.models.record import Member, ModelFiles, ModelRecord, Provenance, Scores
 from autoseg.networks.weights import generations, newest_weights, weights_hash
 from autoseg.planning.plan import Plan
 from autoseg.runs.records import RunRecord, RunStatus
@@ -23,7 +25,7 @@ from autoseg.selection.record import SelectedMember, Selection, plan_hash
 _log = logging.getLogger(__name__)
 
 PREFERRED_CONFIGURATION = "3d_fullres"
-"""Used when nobody says otherwise: nnU-Net's usual best single configuration (Isensee et al. 2021)."""
+"""Used unless another one is asked for: nnU-Net's usual best single configuration (Isensee et al. 2021)."""
 
 Runs = dict[str, dict[int, RunFolder]]  # configuration -> fold -> run
 
@@ -36,12 +38,20 @@ class _Choice:
     folds: dict[str, tuple[int, ...]]
     because: str
     postprocessing: tuple[PostprocessingStep, ...] = ()
+    scores: Scores | None = None
 
 
-def work_folder_of(path: Path) -> Workspace:
-    """The work folder that `path` is, or that the dataset's folder `path` has inside."""
+def workspace_of_model(path: Path) -> Workspace:
+    """The work folder that `path` is, that the run `path` is in, or that the dataset's folder `path` has inside."""
+    if RunFolder(path).checkpoint.is_dir():
+        return RunFolder(path).workspace
     inside = path / WORK_FOLDER_NAME
     return Workspace(inside if inside.is_dir() else path)
+
+
+def has_runs(path: Path) -> bool:
+    """Whether a path is a run, or leads to a work folder with runs."""
+    return path.is_dir() and workspace_of_model(path).runs.is_dir()
 
 
 def find_run_model(path: Path, configuration: str | None = None, folds: Sequence[int] = ()) -> ModelFiles:
@@ -57,19 +67,17 @@ def find_run_model(path: Path, configuration: str | None = None, folds: Sequence
         UsageError: the configuration or a fold was not trained, or the selection is out of date.
         PlanFault: the runs were trained with plans that do not fit together.
     """
-    if RunFolder(path).checkpoint.is_dir():
-        return _single_run(path, configuration, folds)
-    workspace = work_folder_of(path)
+    workspace = workspace_of_model(path)
     trained = _trained_runs(workspace)
+    if RunFolder(path).checkpoint.is_dir():
+        return _assemble(workspace, *_single_run(path, trained, configuration, folds))
     if not trained:
         raise MissingInput("there is no trained model", where=str(path), do="run autoseg train DATASET first")
     if configuration is None and workspace.selection.exists():
-        choice = _selected(workspace, trained, folds)
-    else:
-        name, because = _choose_configuration(trained, configuration)
-        choice = _Choice((SelectedMember(name, 1),), _folds_of(trained, (name,), folds), because)
-    files = _assemble(trained, choice)
-    return replace(files, typical=typical_cases(workspace, files.plan))
+        return _assemble(workspace, trained, _selected(workspace, trained, folds))
+    name, because = _choose_configuration(trained, configuration)
+    choice = _Choice((SelectedMember(name, 1),), _folds_of(trained, (name,), folds), because)
+    return _assemble(workspace, trained, choice)
 
 
 def typical_cases(workspace: Workspace, plan: Plan) -> dict[str, Typical]:
@@ -80,31 +88,26 @@ def typical_cases(workspace: Workspace, plan: Plan) -> dict[str, Typical]:
     return typical_of(properties(case, plan.channels, plan.labels) for case in cases)
 
 
-def _single_run(path: Path, configuration: str | None, folds: Sequence[int]) -> ModelFiles:
+def _single_run(path: Path, trained: Runs, configuration: str | None, folds: Sequence[int]) -> tuple[Runs, _Choice]:
     """The model of one run; of a cascade with the first stage of the same fold, which saw the same cases."""
     record = load(RunRecord, RunFolder(path).recipe)
     name, fold = record.configuration, record.fold
     if configuration not in (None, name) or (folds and set(folds) != {fold}):
         raise UsageError(f"this run is {name} fold {fold}, nothing else", where=str(path), do="name the work folder")
     runs: Runs = {name: {fold: RunFolder(path)}}
-    workspace = Workspace(path.resolve().parent.parent.parent)
     stage = load(Plan, RunFolder(path).plan).configurations[name].cascade_from
     if stage is not None:
-        own = _trained_runs(workspace).get(stage, {})
+        own = trained.get(stage, {})
         runs[stage] = {fold: own[fold]} if fold in own else own
-    choice = _Choice((SelectedMember(name, 1),), _folds_of(runs, (name,), ()), f"{name}, the run that was named")
-    files = _assemble(runs, choice)
-    return replace(files, typical=typical_cases(workspace, files.plan))
+    return runs, _Choice((SelectedMember(name, 1),), _folds_of(runs, (name,), ()), f"{name}, the run that was named")
 
 
 def _trained_runs(workspace: Workspace) -> Runs:
     """All runs of a work folder that have a checkpoint."""
     trained: Runs = {}
-    for folder in sorted((workspace.root / "runs").glob("*/fold_*")):
-        number = folder.name.removeprefix("fold_")
-        run = RunFolder(folder)
-        if number.isdigit() and generations(run.checkpoint):
-            trained.setdefault(folder.parent.name, {})[int(number)] = run
+    for name, fold, run in workspace.run_folders():
+        if generations(run.checkpoint):
+            trained.setdefault(name, {})[fold] = run
     return trained
 
 
@@ -168,28 +171,33 @@ def _selected(workspace: Workspace, trained: Runs, wanted: Sequence[int]) -> _Ch
     names = [member.configuration for member in selection.members]
     folds = {name: selection.folds[name] for name in _with_stages(trained, names) if name in selection.folds}
     for name, own in folds.items():
-        for fold in own:
-            _check_selected(selection, trained, name, fold)
+        _check_selected(selection, trained, name, own)
+    because = f"{selection.name}, selected: {selection.because}"
+    if workspace.plan.exists() and not selection.is_of(load(Plan, workspace.plan)):
+        _log.warning("the plan changed after the selection; the networks selected go by the plan of their own training")
+    if wanted:
+        return _Choice(selection.members, _folds_of(trained, names, wanted), because, selection.steps)
+    for name, own in folds.items():
         newer = [fold for fold in trained[name] if fold not in own]
-        if newer and not wanted:
+        if newer:
             _log.warning("fold %s of %s came after the selection: autoseg select would use it", _listed(newer), name)
-    _warn_about_plan(workspace, selection)
-    folds = _folds_of(trained, names, wanted) if wanted else folds
-    return _Choice(selection.members, folds, f"{selection.name}, selected: {selection.because}", selection.steps)
+    scores = Scores(selection.name, selection.because, selection.candidates, selection.nested)
+    return _Choice(selection.members, folds, because, selection.steps, scores)
 
 
-def _check_selected(selection: Selection, trained: Runs, name: str, fold: int) -> None:
+def _check_selected(selection: Selection, trained: Runs, name: str, folds: Sequence[int]) -> None:
     """Raises UsageError if a run of the selection is gone or was trained again."""
-    run = trained.get(name, {}).get(fold)
-    if run is not None and weights_hash(run.checkpoint) == selection.runs.get(f"{name}/fold_{fold}"):
-        return
-    found = "is not there any more" if run is None else "was trained again since"
-    raise UsageError(
-        f"the selection is out of date: {name} fold {fold} {found}",
-        where="selection.json",
-        why="its scores and postprocessing are those of other networks",
-        do="run autoseg select DATASET again, or choose one with --configuration",
-    )
+    for fold in folds:
+        run = trained.get(name, {}).get(fold)
+        if run is not None and weights_hash(run.checkpoint) == selection.runs.get(f"{name}/fold_{fold}"):
+            continue
+        found = "is not there any more" if run is None else "was trained again since"
+        raise UsageError(
+            f"the selection is out of date: {name} fold {fold} {found}",
+            where="selection.json",
+            why="its scores and postprocessing are those of other networks",
+            do="run autoseg select DATASET again, or choose one with --configuration",
+        )
 
 
 def _with_stages(trained: Runs, names: Sequence[str]) -> list[str]:
@@ -203,55 +211,64 @@ def _with_stages(trained: Runs, names: Sequence[str]) -> list[str]:
     return found
 
 
-def _warn_about_plan(workspace: Workspace, selection: Selection) -> None:
-    if workspace.plan.exists() and not selection.is_of(load(Plan, workspace.plan)):
-        _log.warning("the plan changed after the selection; the networks selected go by the plan of their own training")
-
-
-def _assemble(trained: Runs, choice: _Choice) -> ModelFiles:
+def _assemble(workspace: Workspace, trained: Runs, choice: _Choice) -> ModelFiles:
     runs = {name: {fold: trained[name][fold] for fold in folds} for name, folds in choice.folds.items()}
-    plan = _common_plan(runs)
-    total = sum(member.weight for member in choice.members)
-    members = tuple(
-        _member(plan, entry.configuration, runs[entry.configuration], entry.weight / total) for entry in choice.members
-    )
-    first = dict.fromkeys(str(one.configuration.cascade_from) for one in members if one.configuration.cascade_from)
-    stages = {name: _member(plan, name, runs[name], 1.0) for name in first}
     for name, own in runs.items():
         _warn_of_unfinished(name, own)
+    plan = _common_plan(runs)
+    total = sum(entry.weight for entry in choice.members)
+    shares = {entry.configuration: entry.weight / total for entry in choice.members}
+    members = tuple(_member(plan, name, runs[name], share) for name, share in shares.items())
+    first = dict.fromkeys(one.configuration.cascade_from for one in members)
+    record = ModelRecord(
+        name=_name(plan, runs, choice),
+        because=_sentence(choice, members[0].folds),
+        members=members,
+        stages=tuple(_member(plan, name, runs[name], 1.0) for name in first if name is not None),
+        postprocessing=choice.postprocessing,
+        typical=typical_cases(workspace, plan),
+        provenance=Provenance(plan.dataset, "autoseg", _count_cases(workspace)),
+        scores=choice.scores,
+    )
+
+    def read(configuration: str, fold: int) -> dict[str, Tensor]:
+        return newest_weights(runs[configuration][fold].checkpoint)
+
+    return ModelFiles(record, read, report=workspace.report if workspace.report.exists() else None)
+
+
+def _name(plan: Plan, runs: Runs, choice: _Choice) -> str:
+    """Dataset, configurations, folds, and a hash of all that predictions depend on."""
+    total = sum(entry.weight for entry in choice.members)
     identity = content_hash(
         plan_hash(plan, runs),
         {name: [weights_hash(run.checkpoint) for run in own.values()] for name, own in runs.items()},
-        [[member.configuration.name, member.share] for member in members],
+        [[entry.configuration, entry.weight / total] for entry in choice.members],
         [to_data(step) for step in choice.postprocessing],
     )
-    title = f"{plan.dataset}/{_titled(choice.members)}/folds {','.join(map(str, members[0].folds))}/{identity}"
-    return ModelFiles(title, _sentence(choice, members), members, stages, choice.postprocessing)
+    titles = [f"{one.weight} x {one.configuration}" if one.weight > 1 else one.configuration for one in choice.members]
+    folds = ",".join(map(str, choice.folds[choice.members[0].configuration]))
+    return f"{plan.dataset}/{' + '.join(titles)}/folds {folds}/{identity}"
 
 
-def _titled(members: Sequence[SelectedMember]) -> str:
-    parts = [f"{one.weight} x {one.configuration}" if one.weight > 1 else one.configuration for one in members]
-    return " + ".join(parts)
-
-
-def _sentence(choice: _Choice, members: Sequence[Member]) -> str:
-    folds = members[0].folds
+def _sentence(choice: _Choice, folds: Sequence[int]) -> str:
     parts = [choice.because, f"{'fold' if len(folds) == 1 else 'mean of folds'} {_listed(folds)}"]
     return "; ".join([*parts, *(step.title for step in choice.postprocessing)])
 
 
+def _count_cases(workspace: Workspace) -> int | None:
+    return len(load(Dataset, workspace.dataset).cases) if workspace.dataset.exists() else None
+
+
 def _member(plan: Plan, name: str, runs: Mapping[int, RunFolder], share: float) -> Member:
     """A configuration with the precision of its first run, as training measured it."""
-    record = load(RunRecord, next(iter(runs.values())).recipe)
+    run = load(RunRecord, next(iter(runs.values())).recipe)
     return Member(
-        plan=plan,
-        configuration=plan.configurations[name],
-        weights=tuple(
-            Weights(fold, str(run.checkpoint), partial(newest_weights, run.checkpoint)) for fold, run in runs.items()
-        ),
-        precision=record.precision,
-        memory_format=record.memory_format,
-        device=record.device,
+        plan=replace(plan, configurations={name: plan.configurations[name]}),
+        folds=tuple(runs),
+        precision=run.precision,
+        memory_format=run.memory_format,
+        device=run.device,
         share=share,
     )
 

@@ -1,4 +1,4 @@
-"""Reading trained weights out of a run's checkpoint folder: safetensors only, every file checked against its hash.
+"""Trained weights: the shapes that a network asks for, and the checkpoints of a run, every file checked by its hash.
 
 A checkpoint folder holds generations named by their number (`00000012`), two of them most of the time. A generation has
 `weights.safetensors`, `averaged.safetensors` if the recipe averages weights, files that only training reads, and
@@ -7,20 +7,57 @@ A checkpoint folder holds generations named by their number (`00000012`), two of
 
 from __future__ import annotations
 
-import json
 import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
-from autoseg.core.errors import IntegrityRefusal, MissingInput
+from autoseg.core.errors import AutoSegError, IntegrityRefusal, MissingInput
 from autoseg.core.files import sha256_of_file
+from autoseg.core.records import load
+from autoseg.networks.build import build_network
+from autoseg.planning.plan import Plan
 
 WEIGHTS_FILE = "weights.safetensors"
 AVERAGED_FILE = "averaged.safetensors"
 MANIFEST_FILE = "manifest.json"
 
 _log = logging.getLogger(__name__)
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """SHA-256 of every other file of a generation, by name."""
+
+    sha256: dict[str, str]
+
+
+def network_shapes(plan: Plan, configuration: str) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every parameter of a configuration's network, which takes no memory to find out."""
+    with torch.device("meta"):
+        network = build_network(
+            plan.configurations[configuration].network, plan.input_channels(configuration), plan.labels.head_count
+        )
+    return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+
+
+def shape_fault(found: Shapes, expected: Shapes) -> str | None:
+    """In what weights differ from those that a network has, as half a sentence; None if they fit."""
+    absent, unknown = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
+    other = [name for name in expected if name in found and tuple(found[name]) != tuple(expected[name])]
+    parts = []
+    if absent:
+        parts.append(f"{len(absent)} parameters are absent ({absent[0]})")
+    if unknown:
+        parts.append(f"{len(unknown)} are unknown ({unknown[0]})")
+    if other:
+        parts.append(f"{len(other)} have another shape ({other[0]}: {list(found[other[0]])})")
+    return ", ".join(parts) or None
 
 
 def newest_weights(checkpoint_folder: Path) -> dict[str, Tensor]:
@@ -47,9 +84,8 @@ def weights_hash(checkpoint_folder: Path) -> str:
         MissingInput: there is no checkpoint yet.
         IntegrityRefusal: none of them is intact.
     """
-    generation = newest_intact(checkpoint_folder)
-    hashes = json.loads((generation / MANIFEST_FILE).read_bytes())["sha256"]
-    return str(hashes.get(AVERAGED_FILE, hashes[WEIGHTS_FILE]))[:16]
+    hashes = load(Manifest, newest_intact(checkpoint_folder) / MANIFEST_FILE).sha256
+    return hashes.get(AVERAGED_FILE, hashes[WEIGHTS_FILE])[:16]
 
 
 def newest_intact(checkpoint_folder: Path) -> Path:
@@ -88,12 +124,11 @@ def generations(checkpoint_folder: Path) -> list[Path]:
 def fault_of(generation: Path) -> str | None:
     """What is wrong with a generation, as half a sentence, or None if every file matches its hash."""
     try:
-        manifest = json.loads((generation / MANIFEST_FILE).read_bytes())
-        hashes = {str(name): str(digest) for name, digest in manifest["sha256"].items()}
+        hashes = load(Manifest, generation / MANIFEST_FILE).sha256
         for name, digest in hashes.items():
             if Path(name).name != name or sha256_of_file(generation / name) != digest:
                 return f"{generation.name}/{name} does not match its hash"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, AutoSegError) as error:
         return f"{generation.name} is incomplete ({type(error).__name__})"
     return None if WEIGHTS_FILE in hashes else f"{generation.name} has no weights"
 
@@ -105,10 +140,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         IntegrityRefusal: it is not a valid safetensors file.
     """
     from safetensors import SafetensorError
-    from safetensors.torch import load
+    from safetensors.torch import load as from_bytes
 
     try:
-        tensors: dict[str, Tensor] = load(path.read_bytes())
+        tensors: dict[str, Tensor] = from_bytes(path.read_bytes())
     except SafetensorError as error:
         raise IntegrityRefusal(f"{path.name} is not a valid weights file", where=str(path), why=str(error)) from error
     return tensors

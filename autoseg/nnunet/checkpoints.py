@@ -6,15 +6,14 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from autoseg.core.errors import IntegrityRefusal, MissingInput
 from autoseg.core.records import from_json
-from autoseg.networks.build import build_network
+from autoseg.networks.weights import Shapes, shape_fault
 from autoseg.nnunet.checkpoint_child import ENDED_BY_GUARD
-from autoseg.planning.plan import Plan
 
 READ_TIMEOUT_S = 300.0
 """Seconds that reading one checkpoint may take. Assumption: gigabytes from a slow network drive stay below it."""
@@ -78,23 +77,12 @@ def read_checkpoints(paths: Sequence[Path], folder: Path) -> tuple[NnunetCheckpo
     )
 
 
-def parameter_shapes(plan: Plan, configuration: str) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every parameter of a configuration's network, which takes no memory to find out."""
-    import torch
-
-    with torch.device("meta"):
-        network = build_network(
-            plan.configurations[configuration].network, plan.input_channels(configuration), plan.labels.head_count
-        )
-    return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-
-
-def refuse_other_weights(checkpoint: NnunetCheckpoint, expected: Mapping[str, tuple[int, ...]], where: str) -> None:
+def refuse_other_weights(checkpoint: NnunetCheckpoint, expected: Shapes, where: str) -> None:
     """Raises unless the weights have the names and shapes that the plans' network has, which only its own have.
 
     Args:
         checkpoint: as read.
-        expected: see `parameter_shapes`.
+        expected: see `network_shapes`.
         where: the checkpoint, for the error message.
 
     Raises:
@@ -104,19 +92,10 @@ def refuse_other_weights(checkpoint: NnunetCheckpoint, expected: Mapping[str, tu
 
     with safe_open(str(checkpoint.weights), framework="numpy") as tensors:
         found = {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
-    absent, surplus = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
-    other = [name for name in expected if name in found and found[name] != expected[name]]
-    parts = []
-    if absent:
-        parts.append(f"{len(absent)} parameters are absent ({absent[0]})")
-    if surplus:
-        parts.append(f"{len(surplus)} are unknown ({_printable(surplus[0])})")
-    if other:
-        name = other[0]
-        parts.append(f"{len(other)} have another shape ({name}: {list(found[name])})")
-    if parts:
+    fault = shape_fault(found, expected)
+    if fault is not None:
         raise IntegrityRefusal(
-            f"the weights do not belong to the network that the plans describe: {', '.join(parts)}",
+            f"the weights do not belong to the network that the plans describe: {_printable(fault)}",
             where=where,
             why=f"its trainer {_printable(checkpoint.trainer)} changed the network, or files of two models were mixed",
             do="predict with the program that trained it",

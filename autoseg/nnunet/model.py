@@ -9,6 +9,7 @@ import tempfile
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
@@ -16,9 +17,9 @@ from torch import Tensor
 from autoseg.core.errors import MissingInput, PlanFault, UsageError
 from autoseg.core.files import sha256_of_file
 from autoseg.core.records import content_hash, read_table
-from autoseg.models.files import Member, ModelFiles, Weights
-from autoseg.networks.weights import read_tensors
-from autoseg.nnunet.checkpoints import NnunetCheckpoint, parameter_shapes, read_checkpoints, refuse_other_weights
+from autoseg.models.record import Member, ModelFiles, ModelRecord, Provenance
+from autoseg.networks.weights import network_shapes, read_tensors
+from autoseg.nnunet.checkpoints import NnunetCheckpoint, read_checkpoints, refuse_other_weights
 from autoseg.nnunet.choice import Choice, choose_folders
 from autoseg.nnunet.folders import (
     DATASET,
@@ -42,9 +43,6 @@ TRAINING_ONLY = re.compile(
 )
 """Names of nnU-Net's own trainers that change how a network is trained, and nothing that a prediction depends on."""
 
-_PRECISION, _MEMORY_FORMAT, _DEVICE = "fp32", "channels_last", "cpu"
-"""On CPUs nnU-Net computes in single precision, so do we; on other devices in what they are fast at, as it does."""
-
 
 class _Scratch:
     """A temporary folder that lives as long as anybody holds this object."""
@@ -54,22 +52,10 @@ class _Scratch:
         weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
 
 
-@dataclass(frozen=True, slots=True)
-class _Reader:
-    """Gives the weights of a fold; holds on to the folder that they lie in."""
-
-    file: Path
-    scratch: _Scratch
-
-    def __call__(self) -> dict[str, Tensor]:
-        """The weights by parameter name."""
-        return read_tensors(self.file)
-
-
 def find_nnunet_model(path: Path, configuration: str | None = None, folds: Sequence[int] = ()) -> ModelFiles:
     """The model in an nnU-Net v2 results folder or export.
 
-    Weights are read by a process of their own (`networks.nnunet_weights`) and compared with the plans.
+    Weights are read by a process of their own (`nnunet.checkpoints`) and compared with the plans.
 
     Args:
         path: a model's folder, one of its folds, a dataset's folder of models, the results folder, or a zip.
@@ -95,36 +81,60 @@ def find_nnunet_model(path: Path, configuration: str | None = None, folds: Seque
     if not found:
         raise MissingInput("there is no trained nnU-Net model", where=str(path), do="give the folder with plans.json")
     choice = choose_folders(found, configuration, root)
-    share = 1 / len(choice.folders)
-    members = tuple(replace(_member(folder, folds, scratch), share=share) for folder in choice.folders)
-    _refuse_other_label_sets(members)
-    stages = _first_stages(members, choice, found, folds, scratch)
-    return ModelFiles(_name(members, stages), _because(members, choice), members, stages)
+    loaded = [_load(folder, folds, scratch) for folder in choice.folders]
+    stages = _first_stages(loaded, found, folds, scratch)
+    record = ModelRecord(
+        name=_name(loaded, stages),
+        because=_because(loaded, choice),
+        members=tuple(replace(one.member, share=1 / len(loaded)) for one in loaded),
+        stages=tuple(one.member for one in stages),
+        provenance=Provenance(loaded[0].member.plan.dataset, "nnU-Net v2"),
+    )
+    files = {one.member.configuration.name: one.weights for one in (*loaded, *stages)}
+    return ModelFiles(record, partial(_read, scratch, files))
 
 
-def _member(folder: NnunetFolder, folds: Sequence[int], scratch: _Scratch) -> Member:
+def _read(scratch: _Scratch, files: dict[str, dict[int, Path]], name: str, fold: int) -> dict[str, Tensor]:  # noqa: ARG001
+    """The weights of a fold; as an argument, `scratch` lives as long as the model that reads with this function."""
+    return read_tensors(files[name][fold])
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """The model in a folder.
+
+    Attributes:
+        folder: that it was found in.
+        member: what it is.
+        weights: safetensors file of each fold.
+    """
+
+    folder: NnunetFolder
+    member: Member
+    weights: dict[int, Path]
+
+
+def _load(folder: NnunetFolder, folds: Sequence[int], scratch: _Scratch) -> _Loaded:
     missing = [fold for fold in folds if fold not in folder.folds]
     if missing:
         there = ", ".join(map(str, folder.folds))
         raise UsageError(
             f"fold {missing[0]} of {folder.path.name} is not trained", where=str(folder.path), do=f"choose from {there}"
         )
-    chosen = {fold: folder.folds[fold] for fold in sorted(folds or folder.folds)}
-    own = Path(tempfile.mkdtemp(dir=scratch.folder))
-    checkpoints = read_checkpoints(tuple(chosen.values()), own)
+    chosen = tuple(sorted(folds or folder.folds))
+    paths = [folder.folds[fold] for fold in chosen]
+    checkpoints = read_checkpoints(paths, Path(tempfile.mkdtemp(dir=scratch.folder)))
     plan = _plan(folder, checkpoints[0])
     name = checkpoints[0].configuration
-    shapes = parameter_shapes(plan, name)
-    for path, checkpoint in zip(chosen.values(), checkpoints, strict=True):
+    shapes = network_shapes(plan, name)
+    for path, checkpoint in zip(paths, checkpoints, strict=True):
         if checkpoint.configuration != name:
             raise PlanFault(f"its folds are of {name} and of {checkpoint.configuration}", where=str(folder.path))
         refuse_other_weights(checkpoint, shapes, str(path))
     _warn_of_trainer(checkpoints[0].trainer)
-    weights = tuple(
-        Weights(fold, str(path), _Reader(checkpoint.weights, scratch))
-        for (fold, path), checkpoint in zip(chosen.items(), checkpoints, strict=True)
-    )
-    return Member(plan, plan.configurations[name], weights, _PRECISION, _MEMORY_FORMAT, _DEVICE)
+    # on CPUs nnU-Net computes in single precision, so do we; on other devices in what they are fast at, as it does
+    member = Member(plan, chosen, precision="fp32", memory_format="channels_last", device="cpu")
+    return _Loaded(folder, member, {f: one.weights for f, one in zip(chosen, checkpoints, strict=True)})
 
 
 def _plan(folder: NnunetFolder, checkpoint: NnunetCheckpoint) -> Plan:
@@ -135,46 +145,29 @@ def _plan(folder: NnunetFolder, checkpoint: NnunetCheckpoint) -> Plan:
     )
     own = plan.configurations[name]
     axes = tuple(axis for axis in checkpoint.mirror_axes if axis < own.dimensions)
-    return replace(plan, configurations={**plan.configurations, name: replace(own, mirror_axes=axes)})
+    return replace(plan, configurations={name: replace(own, mirror_axes=axes)})
 
 
 def _first_stages(
-    members: Sequence[Member],
-    choice: Choice,
-    found: Sequence[NnunetFolder],
-    folds: Sequence[int],
-    scratch: _Scratch,
-) -> dict[str, Member]:
-    """The first stage of each cascade among the members, from the folder beside it."""
-    stages: dict[str, Member] = {}
-    for member, folder in zip(members, choice.folders, strict=True):
-        name = member.configuration.cascade_from
+    loaded: Sequence[_Loaded], found: Sequence[NnunetFolder], folds: Sequence[int], scratch: _Scratch
+) -> list[_Loaded]:
+    """The first stage of each cascade among the models, from the folder beside it."""
+    stages: dict[str, _Loaded] = {}
+    for one in loaded:
+        name, folder = one.member.configuration.cascade_from, one.folder
         if name is None or name in stages:
             continue
         beside = folder.path.with_name(f"{folder.trainer}__{folder.plans_name}__{name}")
         stage = next((other for other in (*found, *trained_folders(beside)) if other.path == beside), None)
         if stage is None:
             raise MissingInput(
-                f"{member.configuration.name} continues a prediction of {name}, which is not there",
+                f"{one.member.configuration.name} continues a prediction of {name}, which is not there",
                 where=str(beside),
                 do=f"copy the folder {beside.name} beside it",
             )
         shared = tuple(fold for fold in folds if fold in stage.folds)
-        stages[name] = _member(stage, shared, scratch)
-        _refuse_other_label_sets((member, stages[name]))
-    return stages
-
-
-def _refuse_other_label_sets(members: Sequence[Member]) -> None:
-    first = members[0].plan
-    for member in members[1:]:
-        own = member.plan
-        if (own.labels, own.channels, own.file_ending) != (first.labels, first.channels, first.file_ending):
-            raise PlanFault(
-                f"{members[0].configuration.name} and {member.configuration.name} were trained for different channels "
-                "or classes",
-                do="choose one with --configuration",
-            )
+        stages[name] = _load(stage, shared, scratch)
+    return list(stages.values())
 
 
 def _warn_of_trainer(trainer: str) -> None:
@@ -187,20 +180,19 @@ def _warn_of_trainer(trainer: str) -> None:
         )
 
 
-def _name(members: Sequence[Member], stages: dict[str, Member]) -> str:
+def _name(loaded: Sequence[_Loaded], stages: Sequence[_Loaded]) -> str:
     """Dataset, configurations, folds and a hash that changes with plans and weights."""
-    everybody = (*members, *stages.values())
-    hashes = [sha256_of_file(Path(weights.where)) for member in everybody for weights in member.weights]
-    content = content_hash([member.plan.fingerprint for member in everybody], hashes)
-    configurations = "+".join(member.configuration.name for member in members)
-    listed = ",".join(map(str, members[0].folds))
-    return f"{members[0].plan.dataset}/{configurations}/folds {listed}/{content}"
+    hashes = [sha256_of_file(one.folder.folds[fold]) for one in (*loaded, *stages) for fold in one.member.folds]
+    content = content_hash([one.member.plan.fingerprint for one in (*loaded, *stages)], hashes)
+    configurations = "+".join(one.member.configuration.name for one in loaded)
+    first = loaded[0].member
+    return f"{first.plan.dataset}/{configurations}/folds {','.join(map(str, first.folds))}/{content}"
 
 
-def _because(members: Sequence[Member], choice: Choice) -> str:
+def _because(loaded: Sequence[_Loaded], choice: Choice) -> str:
     parts = [f"nnU-Net v2 model, {choice.because}"]
-    for member, folder in zip(members, choice.folders, strict=True):
-        folds = member.folds
+    for one in loaded:
+        folds, why = one.member.folds, one.folder.because
         listed = f"{'fold' if len(folds) == 1 else 'mean of folds'} {', '.join(map(str, folds))}"
-        parts.append(f"{member.configuration.name}: {listed}{f' ({folder.because})' if folder.because else ''}")
+        parts.append(f"{one.member.configuration.name}: {listed}{f' ({why})' if why else ''}")
     return "; ".join(parts)

@@ -84,8 +84,11 @@ def test_nothing_but_the_report_names_a_case(autoseg, selected, tmp_path):
     told = autoseg("model", "export", selected, "--out", with_report)
     assert "--no-report" in told.stdout
     autoseg("model", "export", selected, "--out", without, "--no-report")
-    assert b"secret" in with_report.read_bytes()
-    assert b"secret" not in without.read_bytes()
+    assert b"secret" in (tmp_path / "a.report.html").read_bytes()
+    assert not (tmp_path / "b.report.html").exists()
+    assert with_report.read_bytes() == without.read_bytes()
+    assert b"secret" not in with_report.read_bytes()
+    assert autoseg("model", "show", with_report, "--json").document["has_report"]
     assert not autoseg("model", "show", without, "--json").document["has_report"]
 
 
@@ -106,7 +109,11 @@ def test_an_export_of_the_same_model_is_the_same_file_and_replaces_no_other(auto
     ran = autoseg("model", "export", selected)
     assert (ran.code, "exists already" in ran.stderr) == (2, True)
     assert autoseg("model", "show", first["file"], "--json").document["content"] == first["content"]
-    assert [path.name for path in (selected / "models").iterdir()] == [first["file"].rsplit("/", 1)[1]]
+    name = first["file"].rsplit("/", 1)[1]
+    assert {path.name for path in (selected / "models").iterdir()} == {
+        name,
+        f"{name.removesuffix('.autoseg')}.report.html",
+    }
 
 
 @pytest.mark.parametrize("occupied", ["file", "folder", "link"])
@@ -139,7 +146,7 @@ def test_a_file_system_without_links_will_do(autoseg, selected, tmp_path, monkey
     path = tmp_path / "x.autoseg"
     assert autoseg("model", "export", selected, "--out", path).code == 0
     assert autoseg("model", "show", path, "-q").code == 0
-    (selected / "report.html").unlink()
+    path.write_bytes(b"another")
     assert autoseg("model", "export", selected, "--out", path).code == 2
 
 

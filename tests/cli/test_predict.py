@@ -82,7 +82,7 @@ def test_a_bad_case_fails_alone_and_the_manifest_names_it(autoseg, work, tmp_pat
     assert "NaN" in (manifest.cases["holes"].error or "")
     assert manifest.cases["case1"].input != manifest.cases["case0"].input
     assert manifest.labels.file_values == (0, 100, 200)
-    assert (manifest.model, manifest.device) == (load_model(work).files.name, "cpu")
+    assert (manifest.model, manifest.device) == (load_model(work).files.record.name, "cpu")
     assert not (out / "case1.nii.gz").exists()
 
 

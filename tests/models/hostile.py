@@ -2,40 +2,56 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
-import stat
 import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-Members = dict[str, bytes]
+import numpy as np
+
+Header = dict[str, Any]
 Make = Callable[[Path, Path], None]  # from a good bundle, to the file to make
 
 HOSTILE: dict[str, Make] = {}
 
 
-def members_of(path: Path) -> Members:
-    with zipfile.ZipFile(path) as file:
-        return {name: file.read(name) for name in file.namelist()}
+def parts_of(path: Path) -> tuple[Header, bytes]:
+    """Header and data of a safetensors file."""
+    data = path.read_bytes()
+    length = struct.unpack("<Q", data[:8])[0]
+    return json.loads(data[8 : 8 + length]), data[8 + length :]
 
 
-def hashed(members: Members) -> Members:
-    """The members with a list of hashes that is right."""
-    others = {name: data for name, data in members.items() if name != "hashes.json"}
-    hashes = {name: hashlib.sha256(data).hexdigest() for name, data in others.items()}
-    return {**others, "hashes.json": json.dumps(hashes).encode()}
+def assemble(path: Path, header: Header | bytes, data: bytes) -> None:
+    raw = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(raw)) + raw + data)
 
 
-def pack(path: Path, members: Members, change: Callable[[zipfile.ZipInfo], None] | None = None) -> None:
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as file:
-        for name, data in members.items():
-            info = zipfile.ZipInfo(name)
-            info.external_attr = (stat.S_IFREG | 0o644) << 16
-            if change is not None:
-                change(info)
-            file.writestr(info, data)
+def record_text(header: Header) -> str:
+    return next(iter(header["__metadata__"].values()))
+
+
+def with_text(header: Header, text: str) -> Header:
+    """The header with another record and its right hash."""
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    return {**header, "__metadata__": {f"autoseg sha256:{digest}": text}}
+
+
+def rehashed(header: Header, data: bytes) -> Header:
+    """The header with the right hashes of whatever the tensors are now."""
+    record = json.loads(record_text(header))
+    for title in record["sha256"]:
+        digest = hashlib.sha256()
+        for name in sorted(name for name in header if name.startswith(f"{title}/")):
+            begin, end = header[name]["data_offsets"]
+            digest.update(f"{name.removeprefix(f'{title}/')} {list(header[name]['shape'])}\n".encode())
+            digest.update(data[begin:end])
+        record["sha256"][title] = digest.hexdigest()
+    return with_text(header, json.dumps(record, indent=1) + "\n")
 
 
 def hostile(make: Make) -> Make:
@@ -47,114 +63,88 @@ def of_bytes(name: str, change: Callable[[bytes], bytes]) -> None:
     HOSTILE[name] = lambda good, bad: bad.write_bytes(change(good.read_bytes())) and None
 
 
-def with_member(name: str, member: str, data: bytes = b"x") -> None:
-    HOSTILE[name] = lambda good, bad: pack(bad, hashed({**members_of(good), member: data}))
+def of_header(name: str, change: Callable[[Header], Header | bytes]) -> None:
+    def make(good: Path, bad: Path) -> None:
+        header, data = parts_of(good)
+        assemble(bad, change(header), data)
+
+    HOSTILE[name] = make
 
 
-def of_info(name: str, change: Callable[[zipfile.ZipInfo], None]) -> None:
-    HOSTILE[name] = lambda good, bad: pack(bad, members_of(good), change)
+def of_weights(name: str, change: Callable[[Header, bytes], tuple[Header, bytes]]) -> None:
+    """A change of tensors, with right hashes of what became of them where there is anything to hash."""
+
+    def make(good: Path, bad: Path) -> None:
+        header, data = change(*parts_of(good))
+        assemble(bad, rehashed(header, data), data)
+
+    HOSTILE[name] = make
 
 
-def directory_begin(data: bytes) -> int:
-    return int(struct.unpack("<L", data[-6:-2])[0])
+def with_tensor(name: str, tensor: str) -> None:
+    """One tensor more than the record speaks of."""
+
+    def make(good: Path, bad: Path) -> None:
+        header, data = parts_of(good)
+        entry = {"dtype": "F32", "shape": [1], "data_offsets": [len(data), len(data) + 4]}
+        assemble(bad, {**header, tensor: entry}, data + bytes(4))
+
+    HOSTILE[name] = make
+
+
+def of_text(name: str, change: Callable[[str], str]) -> None:
+    def make(good: Path, bad: Path) -> None:
+        header, data = parts_of(good)
+        changed = change(record_text(header))
+        assert changed != record_text(header), "the change must change something"
+        assemble(bad, with_text(header, changed), data)
+
+    HOSTILE[name] = make
+
+
+def of_record(name: str, change: Callable[[dict[str, Any]], Any]) -> None:
+    def changed(text: str) -> str:
+        record = json.loads(text)
+        before = copy.deepcopy(record)
+        change(record)
+        assert repr(record) != repr(before), "the change must change something"
+        return json.dumps(record)
+
+    of_text(name, changed)
 
 
 # --- the file as a whole -------------------------------------------------------------------------------------------
 of_bytes("empty", lambda _: b"")
-of_bytes("text", lambda _: b"not an archive at all, but long enough to look for one")
+of_bytes("a_few_bytes", lambda _: b"123")
+of_bytes("text", lambda _: b"not a model at all, but long enough to look for one")
 of_bytes("cut_off_at_the_end", lambda data: data[:-1])
 of_bytes("cut_off_in_the_middle", lambda data: data[: len(data) // 2])
+of_bytes("cut_off_in_the_header", lambda data: data[:100])
 of_bytes("bytes_before", lambda data: b"#!/bin/sh\n" + data)
 of_bytes("bytes_behind", lambda data: data + b"\0" * 100)
-of_bytes("comment_behind", lambda data: data[:-2] + struct.pack("<H", 4) + b"more")
-of_bytes("bytes_between", lambda data: data[: directory_begin(data)] + b"hidden" + data[directory_begin(data) :])
-of_bytes("many_members_claimed", lambda data: data[:-14] + struct.pack("<2H", 60000, 60000) + data[-10:])
-of_bytes("huge_directory_claimed", lambda data: data[:-10] + struct.pack("<L", 1 << 30) + data[-6:])
-of_bytes("two_disks", lambda data: data[:-18] + struct.pack("<H", 1) + data[-16:])
-of_bytes("zip64_locator_to_nowhere", lambda data: data[:-22] + b"PK\6\7" + b"\1" * 16 + data[-22:])
+of_bytes("pickle", lambda _: b"\x80\x04\x95\x1e\0\0\0\0\0\0\0\x8c\x05posix\x94\x8c\x06system\x94\x93\x94.")
+of_bytes("header_longer_than_the_file", lambda data: struct.pack("<Q", len(data)) + data[8:])
+of_bytes("header_longer_than_any_file", lambda data: struct.pack("<Q", 1 << 60) + data[8:])
+of_bytes("header_of_nothing", lambda data: struct.pack("<Q", 0) + data[8:])
+of_bytes("header_that_ends_early", lambda data: struct.pack("<Q", 200) + data[8:])
+of_bytes("header_of_40_mebibytes", lambda _: struct.pack("<Q", 40 << 20) + b'{"' + b" " * (40 << 20))
+of_header("header_of_no_names", lambda _: b"[]")
+of_header("header_that_is_broken", lambda _: b"{")
+of_header("header_of_no_text", lambda _: b"\xff\xfe\xfd")
+of_header("header_deeply_nested", lambda _: b'{"a":' + b"[" * 20_000)
 
 
 @hostile
 def a_flipped_bit_in_weights(good: Path, bad: Path) -> None:
     data = bytearray(good.read_bytes())
-    data[directory_begin(bytes(data)) - 2000] ^= 1
+    data[-2000] ^= 1
     bad.write_bytes(bytes(data))
 
 
-# --- names of members ----------------------------------------------------------------------------------------------
-with_member("climbs_out", "../evil.safetensors")
-with_member("climbs_out_of_weights", "weights/../../evil-fold_0.safetensors")
-with_member("absolute", "/tmp/evil")
-with_member("drive_letter", "C:evil")
-with_member("backslash", "weights\\..\\evil")
-with_member("newline_in_name", "model.json\n")
-with_member("folder", "weights/", b"")
-with_member("code", "hook.py", b"print('hello')")
-with_member("pickle", "weights.pkl", b"\x80\x04.")
-with_member("archive_in_archive", "more.zip", b"PK\3\4")
-with_member("weights_of_nobody", "weights/2d-fold_7.safetensors")
-with_member("upper_case_twin", "MODEL.JSON", b"{}")
-with_member("dot_slash", "./model.json", b"{}")
-with_member("wide_digits", "weights/2d-fold_٣.safetensors")
-
-
 @hostile
-def zero_byte_in_name(good: Path, bad: Path) -> None:
-    pack(bad, hashed({**members_of(good), "report.html": b"x"}))
-    bad.write_bytes(bad.read_bytes().replace(b"report.html", b"report\0.htm"))
-
-
-@hostile
-def member_twice(good: Path, bad: Path) -> None:
-    members = members_of(good)
+def a_bundle_of_before(good: Path, bad: Path) -> None:
     with zipfile.ZipFile(bad, "w") as file:
-        for name, data in [*members.items(), ("model.json", b"{}")]:
-            file.writestr(zipfile.ZipInfo(name), data)
-
-
-@hostile
-def overlapping_members(good: Path, bad: Path) -> None:
-    """The second member of the directory lies where the first does."""
-    data = bytearray(good.read_bytes())
-    begin = directory_begin(bytes(data))
-    second = data.index(b"PK\1\2", begin + 4)
-    data[second + 42 : second + 46] = struct.pack("<L", 0)
-    bad.write_bytes(bytes(data))
-
-
-@hostile
-def too_many_members(good: Path, bad: Path) -> None:
-    more = {f"weights/x-fold_{index}.safetensors": b"" for index in range(600)}
-    pack(bad, hashed({**members_of(good), **more}))
-
-
-@hostile
-def other_size_in_own_header(good: Path, bad: Path) -> None:
-    data = bytearray(good.read_bytes())
-    data[22:26] = struct.pack("<L", 1 << 31)
-    bad.write_bytes(bytes(data))
-
-
-@hostile
-def other_name_in_own_header(good: Path, bad: Path) -> None:
-    data = good.read_bytes()
-    bad.write_bytes(data.replace(b"model.json", b"hodel.json", 1))
-
-
-# --- kinds of members ----------------------------------------------------------------------------------------------
-def _set(**values: object) -> Callable[[zipfile.ZipInfo], None]:
-    def change(info: zipfile.ZipInfo) -> None:
-        for key, value in values.items():
-            setattr(info, key, value)
-
-    return change
-
-
-of_info("symbolic_links", _set(external_attr=(stat.S_IFLNK | 0o777) << 16))
-of_info("device_files", _set(external_attr=(stat.S_IFCHR | 0o666) << 16))
-of_info("deflated", _set(compress_type=zipfile.ZIP_DEFLATED))
-of_info("bzip2", _set(compress_type=zipfile.ZIP_BZIP2))
-of_info("extra_fields", _set(extra=struct.pack("<2H4s", 0x9999, 4, b"evil")))
+        file.writestr("model.json", record_text(parts_of(good)[0]))
 
 
 @hostile
@@ -163,65 +153,92 @@ def bomb(good: Path, bad: Path) -> None:
         file.writestr("model.json", b" " * (64 << 20))
 
 
-@hostile
-def encrypted_flag(good: Path, bad: Path) -> None:
-    data = bytearray(good.read_bytes())
-    data[6:8] = struct.pack("<H", 1)
-    begin = directory_begin(bytes(data))
-    data[begin + 8 : begin + 10] = struct.pack("<H", 1)
-    bad.write_bytes(bytes(data))
+# --- metadata ------------------------------------------------------------------------------------------------------
+def _metadata(header: Header, **more: object) -> Header:
+    return {**header, "__metadata__": {**header["__metadata__"], **more}}
 
 
-@hostile
-def oversized_record(good: Path, bad: Path) -> None:
-    members = members_of(good)
-    pack(bad, hashed({**members, "model.json": members["model.json"] + b" " * (17 << 20)}))
+of_header("no_metadata", lambda header: {key: entry for key, entry in header.items() if key != "__metadata__"})
+of_header("metadata_of_nothing", lambda header: {**header, "__metadata__": {}})
+of_header("metadata_of_another_kind", lambda header: {**header, "__metadata__": [1]})
+of_header("more_metadata", lambda header: _metadata(header, hook="os.system"))
+of_header("metadata_of_numbers", lambda header: _metadata(header, hook=1))
+of_header("record_without_hash", lambda header: {**header, "__metadata__": {"autoseg": record_text(header)}})
+of_header(
+    "record_of_another_hash",
+    lambda header: {
+        **header,
+        "__metadata__": {key: text.replace("tiny", "tine") for key, text in header["__metadata__"].items()},
+    },
+)
 
 
-# --- hashes --------------------------------------------------------------------------------------------------------
-@hostile
-def wrong_hash(good: Path, bad: Path) -> None:
-    members = members_of(good)
-    pack(bad, {**members, "model.json": members["model.json"].replace(b"tiny", b"tine")})
+# --- names of tensors ----------------------------------------------------------------------------------------------
+with_tensor("climbs_out", "../evil")
+with_tensor("climbs_out_of_a_fold", "3d_fullres/0/../../../evil")
+with_tensor("absolute", "/tmp/evil")
+with_tensor("drive_letter", "C:evil")
+with_tensor("newline_in_name", "3d_fullres/0/a\n")
+with_tensor("zero_byte_in_name", "3d_fullres/0/a\0")
+with_tensor("escape_in_name", "3d_fullres/0/\x1b]0;owned\x07")
+with_tensor("hidden_direction_in_name", "3d_fullres/0/\u202egnp.exe")
+with_tensor("weights_of_nobody", "2d/7/encoder.weight")
+with_tensor("weights_of_another_fold", "3d_fullres/7/encoder.weight")
+with_tensor("wide_digits", "3d_fullres/\u0663/encoder.weight")
+with_tensor("name_of_nothing", "")
+with_tensor("name_of_a_megabyte", "3d_fullres/0/" + "x" * (1 << 20))
 
 
-@hostile
-def no_hashes(good: Path, bad: Path) -> None:
-    pack(bad, {name: data for name, data in members_of(good).items() if name != "hashes.json"})
+# --- weights -------------------------------------------------------------------------------------------------------
+def _first(header: Header) -> str:
+    return min(name for name in header if name != "__metadata__")
 
 
-@hostile
-def hash_of_nothing(good: Path, bad: Path) -> None:
-    members = members_of(good)
-    hashes = {**json.loads(members["hashes.json"]), "more": "0" * 64}
-    pack(bad, {**members, "hashes.json": json.dumps(hashes).encode()})
+def _changed(header: Header, **values: object) -> Header:
+    return {**header, _first(header): {**header[_first(header)], **values}}
 
 
-@hostile
-def hash_missing(good: Path, bad: Path) -> None:
-    members = members_of(good)
-    hashes = dict(list(json.loads(members["hashes.json"]).items())[1:])
-    pack(bad, {**members, "hashes.json": json.dumps(hashes).encode()})
+def _without_first(header: Header, data: bytes) -> tuple[Header, bytes]:
+    """The file without the last tensor in it, and nothing left of its values."""
+    last = max((name for name in header if name != "__metadata__"), key=lambda name: header[name]["data_offsets"])
+    return {name: entry for name, entry in header.items() if name != last}, data[: header[last]["data_offsets"][0]]
 
 
-@hostile
-def hashes_of_another_kind(good: Path, bad: Path) -> None:
-    pack(bad, {**members_of(good), "hashes.json": b"[" * 50_000})
+def _moved(header: Header) -> Header:
+    """All tensors lie at the beginning, one over the other."""
+    moved = copy.deepcopy(header)
+    for name, entry in moved.items():
+        if name != "__metadata__":
+            begin, end = entry["data_offsets"]
+            entry["data_offsets"] = [0, end - begin]
+    return moved
 
 
-@hostile
-def hash_given_twice(good: Path, bad: Path) -> None:
-    members = members_of(good)
-    pack(bad, {**members, "hashes.json": members["hashes.json"].replace(b"{", b'{"model.json": "0",', 1)})
+def _undefined(data: bytes) -> bytes:
+    return np.float32(np.nan).tobytes() + data[4:]
 
 
-@hostile
-def no_record(good: Path, bad: Path) -> None:
-    pack(bad, hashed({name: data for name, data in members_of(good).items() if name != "model.json"}))
+def _infinite(data: bytes) -> bytes:
+    return data[:-4] + np.float32(np.inf).tobytes()
 
 
-@hostile
-def weights_missing(good: Path, bad: Path) -> None:
-    members = members_of(good)
-    first = next(name for name in members if name.startswith("weights/"))
-    pack(bad, hashed({name: data for name, data in members.items() if name != first}))
+def _integers(header: Header) -> Header:
+    return {name: entry if name == "__metadata__" else {**entry, "dtype": "I32"} for name, entry in header.items()}
+
+
+of_weights("weights_undefined", lambda header, data: (header, _undefined(data)))
+of_weights("weights_infinite", lambda header, data: (header, _infinite(data)))
+of_weights("weights_of_integers", lambda header, data: (_integers(header), data))
+of_weights("weights_without_a_tensor", _without_first)
+of_weights("weights_that_overlap", lambda header, data: (_moved(header), data))
+of_header("weights_of_another_shape", lambda header: _changed(header, shape=[1]))
+of_header("weights_of_more_axes", lambda header: _changed(header, shape=[1, *header[_first(header)]["shape"]]))
+of_header("weights_of_a_huge_shape", lambda header: _changed(header, shape=[1 << 62, 1 << 62]))
+of_header("weights_of_another_type", lambda header: _changed(header, dtype="F64"))
+of_header("weights_of_an_unknown_type", lambda header: _changed(header, dtype="object"))
+of_header("weights_with_negative_offsets", lambda header: _changed(header, data_offsets=[-4, 4]))
+of_header("weights_with_odd_offsets", lambda header: _changed(header, data_offsets=["0", "4"]))
+of_header("weights_with_three_offsets", lambda header: _changed(header, data_offsets=[0, 4, 8]))
+of_header("weights_with_offsets_behind_the_end", lambda header: _changed(header, data_offsets=[0, 1 << 62]))
+of_header("weights_without_offsets", lambda header: {**header, _first(header): {"dtype": "F32", "shape": [1]}})
+of_header("weights_given_twice", lambda header: {**header, "evil": header[_first(header)]})

@@ -1,59 +1,18 @@
-"""Bundles whose archive is sound and whose model.json or weights are not."""
+"""Bundles whose file is sound and whose record is not."""
 
 from __future__ import annotations
 
-import copy
-import json
-import struct
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from tests.models.hostile import HOSTILE, hashed, hostile, members_of, pack
+from tests.models.hostile import of_record, of_text
 
 
-def of_record(name: str, change: Callable[[dict[str, Any]], Any]) -> None:
-    def make(good: Path, bad: Path) -> None:
-        members = members_of(good)
-        record = json.loads(members["model.json"])
-        before = copy.deepcopy(record)
-        change(record)
-        assert repr(record) != repr(before), "the change must change something"
-        pack(bad, hashed({**members, "model.json": json.dumps(record).encode()}))
-
-    HOSTILE[name] = make
+def _model(record: dict[str, Any]) -> dict[str, Any]:
+    return record["model"]
 
 
-def of_text(name: str, change: Callable[[bytes], bytes]) -> None:
-    def make(good: Path, bad: Path) -> None:
-        members = members_of(good)
-        changed = change(members["model.json"])
-        assert changed != members["model.json"]
-        pack(bad, hashed({**members, "model.json": changed}))
-
-    HOSTILE[name] = make
-
-
-def of_weights(name: str, change: Callable[[dict[str, Any], bytes], tuple[Any, bytes]]) -> None:
-    """A change of header and data of the weights of one fold."""
-
-    def make(good: Path, bad: Path) -> None:
-        members = members_of(good)
-        first = next(key for key in members if key.startswith("weights/"))
-        data = members[first]
-        length = struct.unpack("<Q", data[:8])[0]
-        header, rest = change(json.loads(data[8 : 8 + length]), data[8 + length :])
-        raw = header if isinstance(header, bytes) else json.dumps(header).encode()
-        pack(bad, hashed({**members, first: struct.pack("<Q", len(raw)) + raw + rest}))
-
-    HOSTILE[name] = make
-
-
-# --- model.json ----------------------------------------------------------------------------------------------------
 def _member(record: dict[str, Any]) -> dict[str, Any]:
-    return record["members"][0]
+    return _model(record)["members"][0]
 
 
 def _plan(record: dict[str, Any]) -> dict[str, Any]:
@@ -64,30 +23,45 @@ def _configuration(record: dict[str, Any]) -> dict[str, Any]:
     return next(iter(_plan(record)["configurations"].values()))
 
 
+def _renamed(record: dict[str, Any], name: str) -> None:
+    """The configuration under another name everywhere in the record."""
+    own = _configuration(record)
+    own["name"] = name
+    _plan(record)["configurations"] = {name: own}
+    record["sha256"] = {f"{name}/{key.split('/')[1]}": value for key, value in record["sha256"].items()}
+
+
 def _network(record: dict[str, Any]) -> dict[str, Any]:
     return _configuration(record)["network"]
 
 
 of_text("record_is_no_json", lambda raw: raw[:-5])
-of_text("record_is_deeply_nested", lambda _: b'{"version":' + b"[" * 100_000)
-of_text("record_with_a_key_twice", lambda raw: raw.replace(b"{", b'{"version": 1,', 1))
-of_text("record_with_undefined_number", lambda raw: raw.replace(b'"share": 1.0', b'"share": NaN'))
-of_text("record_with_huge_number", lambda raw: raw.replace(b'"version": 1', b'"version": ' + b"9" * 6000))
-of_record("version_of_the_future", lambda record: record.update(version=2))
+of_text("record_is_deeply_nested", lambda _: '{"version":' + "[" * 100_000)
+of_text("record_with_a_key_twice", lambda raw: raw.replace("{", '{"version": 2,', 1))
+of_text("record_with_undefined_number", lambda raw: raw.replace('"memory_gib": 8.0', '"memory_gib": NaN'))
+of_text("record_with_infinite_number", lambda raw: raw.replace('"memory_gib": 8.0', '"memory_gib": 1e999'))
+of_text("record_with_huge_number", lambda raw: raw.replace('"version": 2', '"version": ' + "9" * 6000))
+of_record("version_of_the_future", lambda record: record.update(version=3))
+of_record("hash_of_nobody", lambda record: record["sha256"].update({"2d/0": "0" * 64}))
+of_record("hash_missing", lambda record: record["sha256"].popitem())
+of_record("hash_of_other_weights", lambda record: record["sha256"].update({"3d_fullres/0": "0" * 64}))
+of_record("hash_that_is_none", lambda record: record["sha256"].update({"3d_fullres/0": "../../evil"}))
 of_record("unknown_key", lambda record: record.update(_target_="os.system"))
+of_record("unknown_key_of_the_model", lambda record: _model(record).update(hook="os.system"))
 of_record("unknown_key_deep_inside", lambda record: _network(record).update(norm_op="evil.module"))
-of_record("escape_sequences", lambda record: record.update(name="\x1b]0;owned\x07"))
-of_record("hidden_direction", lambda record: record.update(because="\u202egnp.exe"))
-of_record("endless_text", lambda record: record.update(because="x" * 30_000))
-of_record("no_members", lambda record: record.update(members=[]))
-of_record("member_given_twice", lambda record: record.update(members=2 * record["members"]))
+of_record("escape_sequences", lambda record: _model(record).update(name="\x1b]0;owned\x07"))
+of_record("hidden_direction", lambda record: _model(record).update(because="\u202egnp.exe"))
+of_record("endless_text", lambda record: _model(record).update(because="x" * 30_000))
+of_record("no_members", lambda record: _model(record).update(members=[]))
+of_record("member_given_twice", lambda record: _model(record).update(members=2 * _model(record)["members"]))
 of_record("share_of_a_half", lambda record: _member(record).update(share=0.5))
 of_record("negative_fold", lambda record: _member(record).update(folds=[-1, 0]))
 of_record("fold_twice", lambda record: _member(record).update(folds=[0, 0]))
 of_record("unknown_precision", lambda record: _member(record).update(precision="int1"))
 of_record("unknown_memory_format", lambda record: _member(record).update(memory_format="row"))
 of_record("unknown_device", lambda record: _member(record).update(device="http"))
-of_record("configuration_of_another_name", lambda record: _member(record).update(configuration="2d"))
+of_record("configuration_of_another_name", lambda record: _configuration(record).update(name="2d"))
+of_record("configuration_with_a_path", lambda record: _renamed(record, "../../evil"))
 of_record("plan_of_the_future", lambda record: _plan(record).update(version=99))
 of_record("ending_that_climbs_out", lambda record: _plan(record).update(file_ending="/../../evil.nii.gz"))
 of_record("axes_twice", lambda record: _plan(record).update(axis_order=[0, 0, 1]))
@@ -127,78 +101,13 @@ of_record("network_with_a_huge_decoder", lambda record: _network(record).update(
 of_record("network_of_other_width", lambda record: _network(record).update(features_per_stage=[4, 9]))
 of_record(
     "postprocessing_of_unknown_classes",
-    lambda record: record.update(postprocessing=[{"kind": "largest_component", "classes": ["x"], "minimum_mm3": None}]),
+    lambda record: _model(record).update(
+        postprocessing=[{"kind": "largest_component", "classes": ["x"], "minimum_mm3": None}]
+    ),
 )
 of_record(
     "postprocessing_of_a_negative_volume",
-    lambda record: record.update(
+    lambda record: _model(record).update(
         postprocessing=[{"kind": "minimum_volume", "classes": ["liver"], "minimum_mm3": -1.0}]
     ),
 )
-
-
-# --- weights -------------------------------------------------------------------------------------------------------
-def _first(header: dict[str, Any]) -> dict[str, Any]:
-    return header[min(header)]
-
-
-def _changed(header: dict[str, Any], **values: object) -> dict[str, Any]:
-    changed = copy.deepcopy(header)
-    _first(changed).update(values)
-    return changed
-
-
-def _undefined(data: bytes) -> bytes:
-    return np.float32(np.nan).tobytes() + data[4:]
-
-
-def _infinite(data: bytes) -> bytes:
-    return data[:-4] + np.float32(np.inf).tobytes()
-
-
-of_weights("weights_undefined", lambda header, data: (header, _undefined(data)))
-of_weights("weights_infinite", lambda header, data: (header, _infinite(data)))
-of_weights("weights_of_another_shape", lambda header, data: (_changed(header, shape=[1]), data))
-of_weights("weights_of_another_type", lambda header, data: (_changed(header, dtype="F64"), data))
-of_weights("weights_with_metadata", lambda header, data: ({**header, "__metadata__": {"a": "b"}}, data))
-of_weights("weights_of_one_tensor_more", lambda header, data: ({**header, "evil": _first(header)}, data))
-of_weights("weights_without_a_tensor", lambda header, data: (dict(sorted(header.items())[1:]), data))
-of_weights("weights_with_bytes_behind", lambda header, data: (header, data + b"1234"))
-of_weights("weights_cut_off", lambda header, data: (header, data[:-4]))
-of_weights("weights_with_negative_offsets", lambda header, data: (_changed(header, data_offsets=[-4, 4]), data))
-of_weights("weights_with_odd_offsets", lambda header, data: (_changed(header, data_offsets=["0", "4"]), data))
-of_weights("weights_with_three_offsets", lambda header, data: (_changed(header, data_offsets=[0, 4, 8]), data))
-of_weights("weights_with_more_keys", lambda header, data: (_changed(header, device="cuda"), data))
-of_weights("weights_without_names", lambda _, data: (b"[]", data))
-of_weights("weights_with_a_broken_header", lambda _, data: (b"{", data))
-of_weights("weights_deeply_nested", lambda _, data: (b"[" * 20_000, data))
-of_weights(
-    "weights_that_overlap",
-    lambda header, data: ({name: {**entry, "data_offsets": _moved(entry)} for name, entry in header.items()}, data),
-)
-
-
-def _moved(entry: dict[str, Any]) -> list[int]:
-    begin, end = entry["data_offsets"]
-    return [0, end - begin]
-
-
-@hostile
-def weights_header_longer_than_the_file(good: Path, bad: Path) -> None:
-    members = members_of(good)
-    first = next(name for name in members if name.startswith("weights/"))
-    pack(bad, hashed({**members, first: struct.pack("<Q", 1 << 60) + members[first][8:]}))
-
-
-@hostile
-def weights_of_a_few_bytes(good: Path, bad: Path) -> None:
-    members = members_of(good)
-    first = next(name for name in members if name.startswith("weights/"))
-    pack(bad, hashed({**members, first: b"123"}))
-
-
-@hostile
-def weights_larger_than_the_network(good: Path, bad: Path) -> None:
-    members = members_of(good)
-    first = next(name for name in members if name.startswith("weights/"))
-    pack(bad, hashed({**members, first: members[first] + b"\0" * (17 << 20)}))

@@ -28,7 +28,7 @@ def loaded_predictor(work):
 
 
 def chosen(files):
-    return files.members[0].configuration.name
+    return files.record.members[0].configuration.name
 
 
 @pytest.fixture
@@ -38,9 +38,9 @@ def work(tmp_path):
 
 def test_dataset_work_folder_and_run_lead_to_the_same_model(work):
     by_work, by_dataset = find_model(work), find_model(work.parent)
-    assert by_work.members[0].folds == by_dataset.members[0].folds == (0, 1)
+    assert by_work.record.members[0].folds == by_dataset.record.members[0].folds == (0, 1)
     alone = find_model(work / "runs" / "3d_fullres" / "fold_1")
-    assert (alone.members[0].folds, alone.members[0].configuration.name) == ((1,), "3d_fullres")
+    assert (alone.record.members[0].folds, alone.record.members[0].configuration.name) == ((1,), "3d_fullres")
 
 
 def test_what_was_not_trained_is_refused_with_what_was(work, tmp_path):
@@ -56,10 +56,10 @@ def test_what_was_not_trained_is_refused_with_what_was(work, tmp_path):
 def test_the_configuration_is_3d_fullres_or_else_the_best(tmp_path):
     work, plan = tmp_path / "work", tiny_plan()
     add_run(work, plan, "2d", 0, dice=0.8)
-    assert "only" in find_model(work).because
+    assert "only" in find_model(work).record.because
     add_run(work, plan, "3d_lowres", 0, dice=0.9)
     best = find_model(work)
-    assert (chosen(best), "0.900" in best.because) == ("3d_lowres", True)
+    assert (chosen(best), "0.900" in best.record.because) == ("3d_lowres", True)
     add_run(work, plan, "3d_fullres", 0, dice=0.1)
     assert chosen(find_model(work)) == "3d_fullres"
     assert chosen(find_model(work, "2d")) == "2d"
@@ -78,7 +78,7 @@ def test_folds_of_different_plans_are_not_averaged(work):
     save(other, work / "runs" / "3d_fullres" / "fold_1" / "plan.json")
     with pytest.raises(PlanFault, match="another plan"):
         find_model(work)
-    assert find_model(work, folds=(1,)).members[0].folds == (1,)
+    assert find_model(work, folds=(1,)).record.members[0].folds == (1,)
 
 
 def test_a_run_whose_plan_lacks_its_configuration_is_refused(work):
@@ -91,13 +91,13 @@ def test_a_run_whose_plan_lacks_its_configuration_is_refused(work):
 
 def test_the_name_changes_with_the_weights(work):
     before = find_model(work)
-    write_weights(Workspace(work).run("3d_fullres", 0), before.plan, "3d_fullres", seed=9)
-    assert find_model(work).name != before.name
+    write_weights(Workspace(work).run("3d_fullres", 0), before.record.plan, "3d_fullres", seed=9)
+    assert find_model(work).record.name != before.record.name
 
 
 def test_weights_of_another_network_are_refused(work):
     files = find_model(work)
-    write_weights(Workspace(work).run("3d_fullres", 0), files.plan, "2d", seed=0)
+    write_weights(Workspace(work).run("3d_fullres", 0), tiny_plan(), "2d", seed=0)
     with pytest.raises(IntegrityRefusal, match="do not belong"):
         make_ensemble(files, PredictorOptions(device="cpu"))
 

@@ -37,12 +37,13 @@ def work(tmp_path):
 
 def test_what_was_selected_predicts(work):
     files = find_model(work)
-    assert [(one.configuration.name, one.share, one.folds) for one in files.members] == [
+    assert [(one.configuration.name, one.share, one.folds) for one in files.record.members] == [
         (SECOND, 0.75, (0, 1)),
         ("3d_lowres", 0.25, (0, 1)),
     ]
-    assert (list(files.stages), files.postprocessing) == (["3d_lowres"], (STEP,))
-    assert "selected: the best" in files.because
+    assert [stage.configuration.name for stage in files.record.stages] == ["3d_lowres"]
+    assert files.record.postprocessing == (STEP,)
+    assert "selected: the best" in files.record.because
     ensemble = make_ensemble(files, PredictorOptions(device="cpu"))
     assert ensemble.stages["3d_lowres"] is ensemble.members[1]
     assert ensemble.postprocessing == (STEP,)
@@ -50,17 +51,17 @@ def test_what_was_selected_predicts(work):
 
 def test_a_configuration_asked_for_goes_before_what_was_selected(work):
     files = find_model(work, SECOND)
-    assert [(one.configuration.name, one.share) for one in files.members] == [(SECOND, 1.0)]
-    assert (files.postprocessing, files.stages["3d_lowres"].folds) == ((), (0, 1))
-    assert files.name != find_model(work).name
+    assert [(one.configuration.name, one.share) for one in files.record.members] == [(SECOND, 1.0)]
+    assert (files.record.postprocessing, files.record.stages[0].folds) == ((), (0, 1))
+    assert files.record.name != find_model(work).record.name
     ensemble = make_ensemble(files, PredictorOptions(device="cpu"))
     assert len(ensemble.every) == 2
 
 
 def test_folds_asked_for_are_those_of_every_stage(work):
     files = find_model(work, folds=(1,))
-    assert {one.folds for one in (*files.members, *files.stages.values())} == {(1,)}
-    assert files.postprocessing == (STEP,)
+    assert {one.folds for one in files.record.by_configuration.values()} == {(1,)}
+    assert files.record.postprocessing == (STEP,)
     with pytest.raises(UsageError, match="fold 7"):
         find_model(work, folds=(7,))
 
@@ -70,7 +71,7 @@ def test_a_selection_of_other_networks_is_refused(work):
     with pytest.raises(UsageError, match="3d_lowres fold 1 was trained again") as refused:
         load_model(work)
     assert "autoseg select" in (refused.value.do or "")
-    assert find_model(work, "3d_fullres").members
+    assert find_model(work, "3d_fullres").record.members
 
 
 def test_a_selection_of_networks_that_are_gone_is_refused(work):
@@ -80,9 +81,9 @@ def test_a_selection_of_networks_that_are_gone_is_refused(work):
 
 
 def test_other_runs_may_change_without_harm(work):
-    before = find_model(work).name
+    before = find_model(work).record.name
     write_weights(Workspace(work).run("3d_fullres", 1), cascade_plan(), "3d_fullres", seed=99)
-    assert find_model(work).name == before
+    assert find_model(work).record.name == before
 
 
 def test_folds_that_came_later_and_plans_that_changed_are_pointed_out(work, caplog):
@@ -94,7 +95,7 @@ def test_folds_that_came_later_and_plans_that_changed_are_pointed_out(work, capl
         add_run(work, plan, "3d_lowres", 2)
         save(replace(plan, axis_order=(2, 1, 0)), Workspace(work).plan)
         files = find_model(work)
-    assert files.members[0].folds == (0, 1)
+    assert files.record.members[0].folds == (0, 1)
     told = " ".join(record.getMessage() for record in caplog.records)
     assert "fold 2 of 3d_lowres came after the selection" in told
     assert "the plan changed after the selection" in told
@@ -102,11 +103,11 @@ def test_folds_that_came_later_and_plans_that_changed_are_pointed_out(work, capl
 
 def test_one_run_of_a_cascade_takes_the_first_stage_of_its_fold(work):
     files = find_model(work / "runs" / SECOND / "fold_1")
-    assert (files.members[0].folds, files.stages["3d_lowres"].folds) == ((1,), (1,))
+    assert (files.record.members[0].folds, files.record.stages[0].folds) == ((1,), (1,))
     with pytest.raises(UsageError, match="nothing else"):
         find_model(work / "runs" / SECOND / "fold_1", "2d")
     shutil.rmtree(work / "runs" / "3d_lowres" / "fold_1")
-    assert find_model(work / "runs" / SECOND / "fold_1").stages["3d_lowres"].folds == (0,)
+    assert find_model(work / "runs" / SECOND / "fold_1").record.stages[0].folds == (0,)
 
 
 def test_a_cascade_without_its_first_stage_is_refused(work):
@@ -126,10 +127,16 @@ def test_configurations_of_plans_that_do_not_fit_are_not_averaged(work):
 
 
 def test_members_that_turn_images_differently_are_refused(work):
-    files = find_model(work)
-    turned = replace(files.members[1], plan=replace(files.plan, axis_order=(2, 1, 0)))
-    with pytest.raises(PlanFault, match="turn images differently"):
-        make_ensemble(replace(files, members=(files.members[0], turned)), PredictorOptions(device="cpu"))
+    record = find_model(work).record
+    turned = replace(record.members[1], plan=replace(record.members[1].plan, axis_order=(2, 1, 0)))
+    with pytest.raises(PlanFault, match="different orders of image axes"):
+        replace(record, members=(record.members[0], turned))
+
+
+def test_only_a_whole_selection_has_its_scores(work):
+    assert find_model(work).record.scores.chosen == f"{SECOND} + 3d_lowres"
+    for part in (find_model(work, SECOND), find_model(work, folds=(1,)), find_model(work / "runs" / SECOND / "fold_1")):
+        assert part.record.scores is None
 
 
 def test_a_run_still_in_training_predicts_with_a_warning(tmp_path, caplog):

@@ -14,11 +14,11 @@ import torch
 
 from autoseg.core.errors import IntegrityRefusal, MissingInput
 from autoseg.networks.build import build_network
-from autoseg.networks.weights import read_tensors
+from autoseg.networks.weights import network_shapes, read_tensors
 from autoseg.nnunet import checkpoint_child as nnunet_child
 from autoseg.nnunet import checkpoints as nnunet_weights
 from autoseg.nnunet.checkpoint_child import ENDED_BY_GUARD
-from autoseg.nnunet.checkpoints import parameter_shapes, read_checkpoints, refuse_other_weights
+from autoseg.nnunet.checkpoints import read_checkpoints, refuse_other_weights
 from autoseg.nnunet.plans import read_nnunet_plans
 from autoseg.planning.plan import Plan
 from tests.nnunet.written_checkpoints import content, malicious, nnunet_state, write_raw_pickle
@@ -63,7 +63,7 @@ def test_weights_and_settings_of_several_folds_come_back_from_one_process(tmp_pa
     ]
     expected = network.state_dict()
     for checkpoint in found:
-        refuse_other_weights(checkpoint, parameter_shapes(plan, "3d_fullres"), "here")
+        refuse_other_weights(checkpoint, network_shapes(plan, "3d_fullres"), "here")
     exact, halved = (read_tensors(checkpoint.weights) for checkpoint in found)
     assert all(torch.equal(exact[name], expected[name]) for name in expected)
     assert all(torch.equal(halved[name], expected[name].half().float()) for name in expected)
@@ -85,7 +85,7 @@ def test_weights_of_another_network_are_refused_with_what_differs(tmp_path, plan
     safetensors.torch.save_file(tensors, weights)
     checkpoint = nnunet_weights.NnunetCheckpoint(weights, "nnUNetTrainer\x1b[2J", "3d_fullres", ())
     with pytest.raises(IntegrityRefusal, match=says) as refusal:
-        refuse_other_weights(checkpoint, parameter_shapes(plan, "3d_fullres"), "here")
+        refuse_other_weights(checkpoint, network_shapes(plan, "3d_fullres"), "here")
     assert "\x1b" not in str(refusal.value)
 
 

@@ -15,8 +15,8 @@ from autoseg.core.errors import IntegrityRefusal, MissingInput, PlanFault, Usage
 from autoseg.data.labels import to_file_values
 from autoseg.images.readers import read_image, read_labels
 from autoseg.inference.manifest import PredictorOptions
-from autoseg.models.files import ModelFiles
 from autoseg.models.model import Model, make_ensemble
+from autoseg.models.record import ModelFiles
 from autoseg.nnunet import model as nnunet_model
 from autoseg.nnunet.model import TRAINING_ONLY, find_nnunet_model, looks_like_nnunet
 from tests.nnunet.trained_models import REGIONS, TINY, Prediction, predictions
@@ -38,7 +38,7 @@ def test_predictions_equal_those_of_nnunet(reference: Prediction) -> None:
     files = found(reference.model, reference.folds)
     options = PredictorOptions(device="cpu", mirroring=reference.mirroring)
     model = Model(files, make_ensemble(files, options))
-    own = to_file_values(model.predict_volume(read_image(reference.images)), files.plan.labels)
+    own = to_file_values(model.predict_volume(read_image(reference.images)), files.record.plan.labels)
     theirs = read_labels(reference.labels).array
     assert 0.01 < (theirs > 0).mean() < 0.99  # there are objects, so equality says something
     assert (own == theirs).mean() >= EQUAL_VOXELS
@@ -46,10 +46,10 @@ def test_predictions_equal_those_of_nnunet(reference: Prediction) -> None:
 
 def test_a_cascade_finds_its_first_stage_beside_it() -> None:
     files = found(CASCADE, (0,))
-    assert list(files.stages) == ["3d_lowres"]
-    assert files.members[0].plan.input_channels("3d_cascade_fullres") == 4
-    assert files.members[0].configuration.mirror_axes == (0, 1, 2)
-    assert "3d_cascade_fullres" in files.name
+    assert [stage.configuration.name for stage in files.record.stages] == ["3d_lowres"]
+    assert files.record.members[0].plan.input_channels("3d_cascade_fullres") == 4
+    assert files.record.members[0].configuration.mirror_axes == (0, 1, 2)
+    assert "3d_cascade_fullres" in files.record.name
 
 
 def test_a_cascade_without_its_first_stage_is_refused(tmp_path: Path) -> None:
@@ -66,8 +66,8 @@ def test_a_zip_predicts_as_its_folder_does(tmp_path: Path) -> None:
             opened.write(file, file.relative_to(REGIONS.parent).as_posix())
     assert looks_like_nnunet(archive)
     files, own = find_nnunet_model(archive), found(FLAT, (0,))
-    assert files.plan == own.plan
-    ours, theirs = (one.members[0].weights[0].read() for one in (files, own))
+    assert files.record.plan == own.record.plan
+    ours, theirs = (one.read("2d", 0) for one in (files, own))
     assert all(bool((ours[name] == theirs[name]).all()) for name in theirs)
 
 
@@ -104,11 +104,13 @@ def test_folds_of_two_configurations_are_not_averaged(tmp_path: Path) -> None:
 
 
 def test_models_of_other_classes_are_not_averaged() -> None:
-    member = found(FLAT, (0,)).members[0]
-    other = replace(member, plan=replace(member.plan, channels=("R", "G", "IR")))
-    nnunet_model._refuse_other_label_sets((member, member))
+    record = found(FLAT, (0,)).record
+    plan = record.plan
+    own = replace(plan.configurations["2d"], name="another")
+    other = replace(plan, channels=("R", "G", "IR"), configurations={"another": own})
+    members = (replace(record.members[0], share=0.5), replace(record.members[0], plan=other, share=0.5))
     with pytest.raises(PlanFault, match="different channels"):
-        nnunet_model._refuse_other_label_sets((member, other))
+        replace(record, members=members)
 
 
 def test_an_unknown_trainer_is_pointed_out(caplog: pytest.LogCaptureFixture) -> None:

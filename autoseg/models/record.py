@@ -1,0 +1,309 @@
+"""What a model is: the networks that predict, what is done to their label maps, where it comes from, how good it is.
+
+Every loader (runs of a work folder, a bundle, a model of nnU-Net) answers with `ModelFiles`: this record, and a
+function that reads the weights.
+"""
+
+from __future__ import annotations
+
+import math
+import platform
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, model_validator
+from torch import Tensor
+from torch import __version__ as torch_version
+
+from autoseg import __version__
+from autoseg.core.errors import PlanFault
+from autoseg.core.records import record
+from autoseg.data.outliers import Typical
+from autoseg.images.formats.files import SUPPORTED_ENDINGS
+from autoseg.images.normalize import NORMALIZATIONS
+from autoseg.inference.postprocessing import PostprocessingStep
+from autoseg.networks.build import NETWORKS
+from autoseg.planning.lateral import lateral_swap
+from autoseg.planning.plan import PLAN_VERSION, Configuration, Plan
+from autoseg.selection.record import CandidateScore, NestedScore
+
+LARGEST_FOLD = 999
+
+
+@record
+class Member:
+    """One configuration of a model: the networks of its folds, whose logits are averaged.
+
+    Attributes:
+        plan: that they were trained with; of its configurations only this one.
+        folds: whose networks predict.
+        precision: that they were trained with: "fp32", "bf16" or "fp16".
+        memory_format: likewise: "contiguous" or "channels_last".
+        device: kind that they were trained on: "cpu", "cuda" or "mps".
+        share: of the averaged probabilities of an ensemble; the shares of its members sum to one.
+    """
+
+    plan: Plan
+    folds: Annotated[tuple[Annotated[int, Field(ge=0, le=LARGEST_FOLD)], ...], Field(min_length=1)]
+    precision: Annotated[str, Field(pattern="^(fp32|bf16|fp16)$")]
+    memory_format: Annotated[str, Field(pattern="^(contiguous|channels_last)$")]
+    device: Annotated[str, Field(pattern="^(cpu|cuda|mps)$")]
+    share: Annotated[float, Field(gt=0, le=1)] = 1.0
+
+    @property
+    def configuration(self) -> Configuration:
+        """The configuration that the networks are of."""
+        return next(iter(self.plan.configurations.values()))
+
+    @model_validator(mode="after")
+    def _check(self) -> Member:
+        names = [(key, own.name) for key, own in self.plan.configurations.items()]
+        if len(names) != 1 or len(set(names[0])) != 1:
+            raise PlanFault("the plan of a member must hold one configuration under its own name")
+        if len(set(self.folds)) != len(self.folds):
+            raise PlanFault(f"{names[0][0]}: a fold is given twice")
+        return self
+
+
+@record
+class Provenance:
+    """Where a model comes from; names no case.
+
+    Attributes:
+        dataset: name of the dataset.
+        origin: what trained it: "autoseg" or "nnU-Net v2".
+        training_cases: number of cases of the dataset, or None if not known.
+        autoseg: version that made this record.
+        versions: of python and torch that made it.
+    """
+
+    dataset: str
+    origin: str
+    training_cases: int | None = None
+    autoseg: str = __version__
+    versions: dict[str, str] = field(
+        default_factory=lambda: {"python": platform.python_version(), "torch": str(torch_version)}
+    )
+
+
+@record
+class Scores:
+    """How good a model is: what of selection.json names no case.
+
+    Attributes:
+        chosen: name of the chosen candidate.
+        because: why it was chosen.
+        candidates: everything compared.
+        nested: the nested cross-validation score of the choice.
+    """
+
+    chosen: str
+    because: str
+    candidates: tuple[CandidateScore, ...]
+    nested: NestedScore | None
+
+
+@record
+class ModelRecord:
+    """A model without its weights.
+
+    Attributes:
+        name: dataset, configurations, folds and a hash of plan and weights, which changes whenever predictions may.
+        because: why these configurations and these folds.
+        members: whose probabilities are averaged; one is not an ensemble.
+        provenance: where it comes from.
+        stages: first stages of the cascades among the members.
+        postprocessing: what is done to every predicted label map.
+        typical: what is usual for the cases trained on, by property; empty where that is not known.
+        scores: how good it is, if it was chosen by cross-validation.
+    """
+
+    name: str
+    because: str
+    members: Annotated[tuple[Member, ...], Field(min_length=1)]
+    provenance: Provenance
+    stages: tuple[Member, ...] = ()
+    postprocessing: tuple[PostprocessingStep, ...] = ()
+    typical: dict[str, Typical] = field(default_factory=dict)
+    scores: Scores | None = None
+
+    @property
+    def plan(self) -> Plan:
+        """What all members agree on: channels, classes, axis order, ending of the files."""
+        return self.members[0].plan
+
+    @property
+    def by_configuration(self) -> dict[str, Member]:
+        """Members and first stages, each configuration once."""
+        return {member.configuration.name: member for member in (*self.stages, *self.members)}
+
+    @model_validator(mode="after")
+    def _check(self) -> ModelRecord:
+        _refuse_unequal(self.members[0], (*self.members[1:], *self.stages))
+        for group in (self.members, self.stages):
+            if len({member.configuration.name for member in group}) != len(group):
+                raise PlanFault("a configuration is given twice")
+        folds = self.by_configuration
+        if any(stage.folds != folds[stage.configuration.name].folds for stage in self.stages):
+            raise PlanFault("a first stage has other folds than the member of the same configuration")
+        if not math.isclose(sum(member.share for member in self.members), 1.0, rel_tol=1e-6):
+            raise PlanFault("the shares of its members do not sum to one")
+        needed = {member.configuration.cascade_from for member in self.members} - {None}
+        if needed != {stage.configuration.name for stage in self.stages}:
+            raise PlanFault("the first stages of its cascades are not those that it holds")
+        if any(
+            not step.classes or set(step.classes) - set(self.plan.labels.foreground) for step in self.postprocessing
+        ):
+            raise PlanFault("postprocessing of unknown classes")
+        return self
+
+
+def _refuse_unequal(first: Member, others: tuple[Member, ...]) -> None:
+    """Raises PlanFault if members differ in what their averaged probabilities and one set of image files require."""
+    for other in others:
+        for what, names in (
+            ("channels, classes or files", ("labels", "channels", "file_ending")),
+            ("orders of image axes", ("axis_order",)),
+        ):
+            if any(getattr(first.plan, name) != getattr(other.plan, name) for name in names):
+                raise PlanFault(
+                    f"{first.configuration.name} and {other.configuration.name} were trained for different {what}",
+                    do="choose one with --configuration",
+                )
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """A model before its networks are loaded.
+
+    Attributes:
+        record: what it is.
+        read: the weights of a configuration and fold by parameter name, on the CPU.
+        report: page of the dataset that it was trained on, or None.
+        content: 16 hexadecimal digits that change with anything in a bundle; None for other models.
+    """
+
+    record: ModelRecord
+    read: Callable[[str, int], dict[str, Tensor]]
+    report: Path | None = None
+    content: str | None = None
+
+    def verify(self) -> None:
+        """Reads all weights once.
+
+        Raises:
+            IntegrityRefusal: some do not match their hash.
+        """
+        for name, member in self.record.by_configuration.items():
+            for fold in member.folds:
+                self.read(name, fold)
+
+
+# What no network, patch or label set of a real model exceeds (assumptions, generous); a file of unknown origin that
+# claims more would only take memory.
+_MOST_CHANNELS, _MOST_CLASSES, _LARGEST_VALUE, _LARGEST_FILE_VALUE = 256, 4096, 65535, 2**31
+_LONGEST_EDGE, _LARGEST_PATCH, _LONGEST_SPACING_MM = 8192, 1 << 28, 1e9
+_MOST_STAGES, _MOST_FEATURES, _LARGEST_KERNEL, _LARGEST_STRIDE, _MOST_BLOCKS = 12, 8192, 15, 8, 64
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+
+_Checks = tuple[tuple[bool, str], ...]
+
+
+def plan_faults(plan: Plan) -> Iterator[str]:
+    """Everything in a member's plan that no plan of AutoSeg has, for a file of unknown origin.
+
+    Raises:
+        PlanFault: its lateral classes cannot be exchanged.
+    """
+    configuration = next(iter(plan.configurations.values()))
+    for checks in (_plan_checks, _label_checks, _file_value_checks, _configuration_checks, _network_checks):
+        faults = [fault for is_wrong, fault in checks(plan, configuration) if is_wrong]
+        yield from faults
+        if faults:  # later checks rely on what earlier ones found to be sound
+            return
+    lateral_swap(plan, configuration)
+
+
+def _plan_checks(plan: Plan, own: Configuration) -> _Checks:
+    return (
+        (plan.version != PLAN_VERSION, f"its plan has version {plan.version}"),
+        (not _NAME.fullmatch(own.name), "the name of its configuration is not a name"),
+        (sorted(plan.axis_order) != [0, 1, 2], "its axis order is none"),
+        (not 1 <= len(plan.channels) <= _MOST_CHANNELS, "no channels, or too many"),
+        (len(plan.intensities) != len(plan.channels), "intensities of other channels"),
+        (plan.file_ending not in SUPPORTED_ENDINGS, "files of an unknown kind"),
+        (plan.lateral_axis not in (None, 0, 1, 2), "an impossible lateral axis"),
+        (not plan.labels.foreground or not all(plan.labels.classes.values()), "no classes, or empty ones"),
+        (len(plan.labels.classes) > _MOST_CLASSES, "too many classes"),
+    )
+
+
+def _label_checks(plan: Plan, _: Configuration) -> _Checks:
+    labels = plan.labels
+    values = sorted(value for own in labels.classes.values() for value in own)
+    order = labels.regions_class_order
+    softmax = not labels.has_regions
+    return (
+        (not _within((*values, labels.ignore or 0), 0, _LARGEST_VALUE), "impossible values of classes"),
+        (not softmax and len(order) != len(labels.foreground), "regions without an order"),
+        (not softmax and not set(order) <= set(values), "an order of unknown regions"),
+        (softmax and values != list(range(len(labels.classes))), "values of classes that are not 0, 1, 2, ..."),
+    )
+
+
+def _file_value_checks(plan: Plan, _: Configuration) -> _Checks:
+    values = plan.labels.file_values
+    return (
+        (bool(values) and len(values) <= plan.labels.largest_value, "too few values in files"),
+        (len(set(values)) != len(values), "a value in files is given twice"),
+        (not _within(values, 0, _LARGEST_FILE_VALUE), "impossible values in files"),
+    )
+
+
+def _configuration_checks(plan: Plan, own: Configuration) -> _Checks:
+    channels, axes = len(plan.channels), own.mirror_axes
+    return (
+        (own.dimensions not in (2, 3) or own.network.dimensions != own.dimensions, "neither 2D nor 3D"),
+        (not _within(own.spacing_mm, 1 / _LONGEST_SPACING_MM, _LONGEST_SPACING_MM), "an impossible spacing"),
+        ({len(own.spacing_mm), len(own.patch_size)} != {own.dimensions}, "spacing or patch of other dimensions"),
+        (not _within(own.patch_size, 1, _LONGEST_EDGE), "an impossible patch"),
+        (math.prod(own.patch_size) > _LARGEST_PATCH, "a patch that is too large"),
+        ({len(own.normalization), len(own.use_nonzero_mask)} != {channels}, "normalization of other channels"),
+        (not set(own.normalization) <= set(NORMALIZATIONS), "an unknown normalization"),
+        (not set(axes) <= set(range(own.dimensions)) or len(set(axes)) != len(axes), "impossible mirroring"),
+    )
+
+
+def _network_checks(_: Plan, own: Configuration) -> _Checks:
+    network, dimensions = own.network, own.dimensions
+    rows = (*network.kernel_sizes, *network.strides)
+    lists = (network.features_per_stage, network.kernel_sizes, network.blocks_per_stage, network.strides)
+    stages = {len(entries) for entries in lists} | {len(network.decoder_convs_per_stage) + 1}
+    kernels = [edge for row in network.kernel_sizes for edge in row]
+    strides = [edge for row in network.strides for edge in row]
+    blocks = (*network.blocks_per_stage, *network.decoder_convs_per_stage)
+    total = [math.prod(row[axis] for row in network.strides if axis < len(row)) for axis in range(dimensions)]
+    return (
+        (network.kind not in NETWORKS, "a network of an unknown kind"),
+        (stages != {network.n_stages} or not 1 <= network.n_stages <= _MOST_STAGES, "impossible stages of a network"),
+        ({len(row) for row in rows} != {dimensions}, "a network of other dimensions"),
+        (not _within(network.features_per_stage, 1, _MOST_FEATURES), "impossible features"),
+        (not _within(kernels, 1, _LARGEST_KERNEL) or any(edge % 2 == 0 for edge in kernels), "impossible kernels"),
+        (
+            not _within(strides, 1, _LARGEST_STRIDE) or set(network.strides[:1]) != {(1,) * dimensions},
+            "impossible strides",
+        ),
+        (not _within(blocks, 1, _MOST_BLOCKS), "impossible blocks"),
+        (
+            any(edge % max(1, step) for edge, step in zip(own.patch_size, total, strict=True)),
+            "a patch that does not fit",
+        ),
+    )
+
+
+def _within(values: Iterable[float], lowest: float, highest: float) -> bool:
+    return all(lowest <= value <= highest for value in values)
