@@ -51,8 +51,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """A temporary folder to fill; it becomes `path` when the block ends without an error, and vanishes otherwise.
 
-    A folder already at `path` is replaced: it is moved aside first and deleted last, so that a stop in between
-    leaves either the old or the new one under a complete name.
+    A folder already at `path` is replaced (`swap_in`).
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_beside(path)
@@ -62,16 +61,21 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         for file in temporary.iterdir():
             sync(file)
         sync(temporary)
-        _swap_in(temporary, path)
+        swap_in(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _swap_in(temporary: Path, path: Path) -> None:
-    outdated = temporary_beside(path) if path.exists() else None
+def swap_in(temporary: Path, path: Path) -> None:
+    """Moves a file or folder to `path`; what lies there is replaced.
+
+    A folder is moved aside first and deleted last, so that a stop in between leaves either the old or the new one
+    under a complete name.
+    """
+    outdated = temporary_beside(path) if temporary.is_dir() and path.exists() else None
     if outdated is not None:
         path.rename(outdated)
-    temporary.rename(path)
+    temporary.replace(path)
     sync(path.parent)
     if outdated is not None:
         shutil.rmtree(outdated, ignore_errors=True)

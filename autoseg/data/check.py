@@ -18,13 +18,13 @@ from autoseg.core.files import sha256_of_file
 from autoseg.data.grids import compare_grids
 from autoseg.data.labels import to_training_values
 from autoseg.data.layouts.nnunet import LABELS
-from autoseg.data.layouts.scan import companions
 from autoseg.data.layouts.unused import unused_files
 from autoseg.data.model import Case, Dataset, Problem
 from autoseg.data.problems import PROBLEM_CODES
-from autoseg.images.formats.pixels import FOUR_D_REMEDY
+from autoseg.images.formats.files import files_of, is_image
+from autoseg.images.image_errors import FOUR_D_REMEDY
 from autoseg.images.readers import read_image, read_labels
-from autoseg.images.volume import LabelVolume, Volume
+from autoseg.images.volume import Volume
 
 REFUSED_NON_FINITE_SHARE = 1e-3
 """From this share of a channel's voxels on, NaN and infinite ones make the case unusable."""
@@ -103,7 +103,7 @@ def check_across(dataset: Dataset, contents: Mapping[str, str]) -> tuple[Problem
 
 
 def _is_there(root: Path, file: str, code: str, findings: _Findings) -> bool:
-    if (root / file).is_file():
+    if is_image(root / file) or (root / file).is_file():
         return True
     hint = " (variables such as $HOME are not replaced in paths)" if "$" in file else ""
     findings.add(code, "refused", file, f"{Path(file).name} is missing{hint}")
@@ -178,7 +178,7 @@ def _with_finite_voxels(volume: Volume, case: Case, findings: _Findings) -> Volu
     return volume if array is volume.array else replace(volume, array=array)
 
 
-def _read_labels(dataset: Dataset, case: Case, findings: _Findings) -> LabelVolume | None:
+def _read_labels(dataset: Dataset, case: Case, findings: _Findings) -> Volume | None:
     if case.labels is None:
         findings.add("E0204", "refused", None, f"there is no label file ({_expected_labels(dataset, case)})")
         return None
@@ -202,7 +202,7 @@ def _expected_labels(dataset: Dataset, case: Case) -> str:
 
 
 def _training_values(
-    dataset: Dataset, case: Case, labels: LabelVolume, findings: _Findings
+    dataset: Dataset, case: Case, labels: Volume, findings: _Findings
 ) -> NDArray[np.signedinteger] | None:
     try:
         training = to_training_values(labels.array, dataset.labels)
@@ -224,10 +224,10 @@ def _content(root: Path, case: Case) -> str:
 
 
 def _hash_of(root: Path, files: Iterable[str]) -> str:
-    """Hash of the bytes of the files in order, and of what lies beside them and is read with them."""
+    """Hash of the bytes of all files that are read for these images, in order."""
     digest = hashlib.sha256()
     for file in files:
-        for path in (root / file, *companions(root / file)):
+        for path in files_of(root / file):
             try:
                 digest.update(sha256_of_file(path).encode())
             except OSError:  # missing or unreadable, which is already among the problems; no duplicate of another

@@ -8,7 +8,7 @@ import numpy as np
 
 from autoseg.core.geometry import Geometry
 from autoseg.images.compare import compare_geometry
-from autoseg.images.formats.files import RASTER_ENDINGS, TIFF_ENDINGS, file_ending
+from autoseg.images.formats.files import find_format
 from autoseg.images.volume import plane_geometry
 
 _AXES = "zyx"
@@ -44,7 +44,8 @@ def compare_grids(image: Geometry, labels: Geometry, label_file: str) -> tuple[s
 
 
 def _carries_no_geometry(labels: Geometry, label_file: str) -> bool:
-    if file_ending(Path(label_file)) not in (*RASTER_ENDINGS, *TIFF_ENDINGS):
+    label_format = find_format(Path(label_file))
+    if label_format is None or label_format.has_grid:
         return False
     return labels in (Geometry(labels.shape), plane_geometry(labels.shape[1:]))
 

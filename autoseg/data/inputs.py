@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from autoseg.core.errors import MissingInput
-from autoseg.data.layouts.scan import NATURAL_ENDINGS, image_files, is_image, split_channel
+from autoseg.data.layouts.scan import image_files, split_channel
 from autoseg.data.model import Case
-from autoseg.images.formats.files import SUPPORTED_ENDINGS, file_ending, stem
+from autoseg.images.formats.files import SUPPORTED_ENDINGS, find_format, is_image, stem
 
 Failures = tuple[tuple[str, str], ...]
 """(case identifier, reason) of each case that cannot be used; the others go on."""
@@ -56,7 +56,7 @@ def _files(paths: Sequence[Path]) -> list[Path]:
     for path in paths:
         if not path.exists():
             raise MissingInput(f"there is no {path.name}", where=str(path.parent), do="check the path")
-        found.update(dict.fromkeys(image_files(path) if path.is_dir() else (path,)))
+        found.update(dict.fromkeys(image_files(path) if path.is_dir() and not is_image(path) else (path,)))
     return list(found)
 
 
@@ -95,4 +95,5 @@ def _fault(name: str, files: Mapping[int | None, list[Path]], channels: int, fou
 
 def _may_hold_all(file: Path, channels: int, four_d: bool) -> bool:
     """Whether one file can hold all channels; whether it does shows when it is read."""
-    return channels == 1 or four_d or file_ending(file) in NATURAL_ENDINGS
+    file_format = find_format(file)
+    return channels == 1 or four_d or (file_format is not None and file_format.has_colors)

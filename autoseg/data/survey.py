@@ -13,10 +13,11 @@ from autoseg.core.records import content_hash
 from autoseg.core.workers import map_supervised
 from autoseg.data.check import check_across, check_case
 from autoseg.data.fingerprint import Fingerprint
-from autoseg.data.layouts.scan import companions, relative
+from autoseg.data.layouts.scan import relative
 from autoseg.data.model import Case, Dataset, Problem
 from autoseg.data.problems import PROBLEM_CODES
 from autoseg.data.statistics import ExtractedCase, Sketch, case_statistics, combine
+from autoseg.images.formats.files import files_of
 
 SURVEY_VERSION = 2
 
@@ -165,8 +166,7 @@ def _known_cases(known: Survey | None, read_as: str) -> dict[str, _Examined]:
 def _stamps(dataset: Dataset, case: Case) -> tuple[FileStamp, ...]:
     root = Path(dataset.root)
     files = [*case.images, *([] if case.labels is None else [case.labels])]
-    beside = [relative(path, root) for file in files for path in companions(root / file)]
-    return tuple(_stamp(dataset.root, file) for file in (*files, *beside))
+    return tuple(_stamp(dataset.root, relative(path, root)) for file in files for path in files_of(root / file))
 
 
 def _stamp(root: str, file: str) -> FileStamp:

@@ -11,14 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoseg.core.errors import GeometryMismatch
+from autoseg.core.geometry import Geometry
 from autoseg.images.compare import compare_geometry
-from autoseg.images.formats.files import RASTER_ENDINGS, TIFF_ENDINGS, supported_ending, verify_file
-from autoseg.images.formats.itk import read_itk
-from autoseg.images.formats.pixels import Pixels
-from autoseg.images.formats.raster import read_raster, read_raster_values
-from autoseg.images.formats.tiff import read_tiff
-from autoseg.images.image_errors import labels_refused, place, refused
-from autoseg.images.volume import LabelVolume, Volume
+from autoseg.images.formats.files import format_of, verify_file
+from autoseg.images.image_errors import label_fault, place, unreadable
+from autoseg.images.volume import Volume
 
 LABEL_TOLERANCE = 1e-4
 """Distance from a whole number up to which a label value is taken for it: what scaling and single precision leave."""
@@ -44,17 +41,17 @@ def read_image(paths: Sequence[Path], four_d: bool = False) -> Volume:
         UnreadableFile: a file is damaged or of a kind that cannot be read; its name is in the message.
         GeometryMismatch: two files are not on the same grid.
     """
-    parts = [_pixels(path, four_d) for path in paths]
+    parts = [_decoded(path, four_d) for path in paths]
     for path, part in zip(paths[1:], parts[1:], strict=True):
-        _refuse_other_grid(paths[0], parts[0], path, part)
+        _check_grid(paths[0], parts[0].geometry, path, part.geometry)
     arrays = [_as_float32(part.array, path) for path, part in zip(paths, parts, strict=True)]
     array = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
     notes = tuple(_noted(path, note) for path, part in zip(paths, parts, strict=True) for note in part.notes)
     return Volume(array, parts[0].geometry, notes)
 
 
-def read_labels(path: Path) -> LabelVolume:
-    """The label map in a file, verified first; values as in the file.
+def read_labels(path: Path) -> Volume:
+    """The label map (z, y, x) in a file, verified first; values as in the file.
 
     Floats within 1e-4 of whole numbers are rounded. Gray pictures with alpha, and RGB(A) pictures whose colors are
     gray, give their gray value; palette pictures their indices.
@@ -63,26 +60,20 @@ def read_labels(path: Path) -> LabelVolume:
         UnreadableFile: the file is damaged, 4D, or of a kind that cannot be read.
         LabelFault: values are not whole numbers (with the most frequent of them), not finite, or colors.
     """
-    verify_file(path)
-    is_raster = supported_ending(path) in RASTER_ENDINGS
-    pixels = read_raster_values(path) if is_raster else _decoded(path, four_d=False)
-    array, notes = _single_channel(pixels, path)
+    read_values = format_of(path).read_values
+    if read_values is None:
+        decoded = _decoded(path, four_d=False)
+    else:
+        verify_file(path)
+        decoded = read_values(path)
+    array, notes = _single_channel(decoded, path)
     notes = tuple(_noted(path, note) for note in notes)
-    return LabelVolume(_as_integers(array, path), pixels.geometry, notes)
+    return Volume(_as_integers(array, path), decoded.geometry, notes)
 
 
-def _pixels(path: Path, four_d: bool) -> Pixels:
+def _decoded(path: Path, four_d: bool) -> Volume:
     verify_file(path)
-    return _decoded(path, four_d)
-
-
-def _decoded(path: Path, four_d: bool) -> Pixels:
-    ending = supported_ending(path)
-    if ending in RASTER_ENDINGS:
-        return read_raster(path)
-    if ending in TIFF_ENDINGS:
-        return read_tiff(path, four_d)
-    return read_itk(path, four_d)
+    return format_of(path).read(path, four_d)
 
 
 def _noted(path: Path, note: str) -> str:
@@ -91,14 +82,14 @@ def _noted(path: Path, note: str) -> str:
     return sentence
 
 
-def _refuse_other_grid(first_path: Path, first: Pixels, path: Path, part: Pixels) -> None:
-    relation = compare_geometry(first.geometry, part.geometry)
+def _check_grid(first_path: Path, first: Geometry, path: Path, geometry: Geometry) -> None:
+    relation = compare_geometry(first, geometry)
     if relation in ("identical", "rounding"):
         return
     raise GeometryMismatch(
         f"{path.name} is not on the grid of {first_path.name}: "
-        f"{part.geometry.shape} voxels of {part.geometry.spacing_mm} mm (z, y, x), "
-        f"the other {first.geometry.shape} of {first.geometry.spacing_mm} mm",
+        f"{geometry.shape} voxels of {geometry.spacing_mm} mm (z, y, x), "
+        f"the other {first.shape} of {first.spacing_mm} mm",
         where=place(path),
         why="it is the same grid, flipped or permuted" if relation == "flipped" else None,
         do="resample all channels of the case onto one grid, or remove the case",
@@ -106,28 +97,28 @@ def _refuse_other_grid(first_path: Path, first: Pixels, path: Path, part: Pixels
 
 
 def _as_float32(array: NDArray[Any], path: Path) -> NDArray[np.float32]:
-    _refuse_other_kinds(array, path)
+    _check_kind(array, path)
     with np.errstate(over="ignore"):  # beyond single precision is infinite, and counted as such by the data check
         return np.ascontiguousarray(array, dtype=np.float32)
 
 
-def _refuse_other_kinds(array: NDArray[Any], path: Path) -> None:
+def _check_kind(array: NDArray[Any], path: Path) -> None:
     if array.dtype.kind not in "biuf":
-        raise refused(
+        raise unreadable(
             path,
             f"holds voxels of a kind that is not supported ({array.dtype.name})",
             do="export it as integers or floats",
         )
 
 
-def _single_channel(pixels: Pixels, path: Path) -> tuple[NDArray[Any], tuple[str, ...]]:
+def _single_channel(decoded: Volume, path: Path) -> tuple[NDArray[Any], tuple[str, ...]]:
     """The only channel (z, y, x), or the first of colors that are all gray."""
-    array = pixels.array
+    array = decoded.array
     if len(array) == 1:
-        return array[0], pixels.notes
+        return array[0], decoded.notes
     if len(array) in (3, 4) and (array[1:3] == array[:1]).all():
-        return array[0], (*pixels.notes, "its gray colors were taken as values")
-    raise labels_refused(
+        return array[0], (*decoded.notes, "its gray colors were taken as values")
+    raise label_fault(
         path,
         f"holds {len(array)} channels where a label map has one number per voxel",
         why="overlapping segments or colors instead of numbers",
@@ -136,27 +127,27 @@ def _single_channel(pixels: Pixels, path: Path) -> tuple[NDArray[Any], tuple[str
 
 
 def _as_integers(array: NDArray[Any], path: Path) -> NDArray[Any]:
-    _refuse_other_kinds(array, path)
+    _check_kind(array, path)
     if array.dtype.kind == "f":
         array = _rounded(array, path)
     low, high = (int(array.min()), int(array.max()))
     for kind in (np.int16, np.int32):
         if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max:
             return np.ascontiguousarray(array, dtype=kind)
-    raise labels_refused(path, f"holds label values from {low} to {high}", do="number the classes 0, 1, 2, ...")
+    raise label_fault(path, f"holds label values from {low} to {high}", do="number the classes 0, 1, 2, ...")
 
 
 def _rounded(array: NDArray[Any], path: Path) -> NDArray[Any]:
     finite = np.isfinite(array)
     if not finite.all():
         count = array.size - int(finite.sum())
-        raise labels_refused(
+        raise label_fault(
             path, f"holds NaN or infinity in {count} of {array.size} voxels", do="write 0 where there is background"
         )
     whole: NDArray[Any] = np.rint(array)
     faulty = np.abs(array - whole) > LABEL_TOLERANCE
     if faulty.any():
-        raise labels_refused(
+        raise label_fault(
             path,
             f"holds values that are not whole numbers: {_histogram(array[faulty])}",
             why="an interpolated or antialiased label map, a probability map, or a scale factor in the header",

@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from autoseg.core.geometry import SLICE_SPACING_OF_2D, Geometry
@@ -14,30 +13,16 @@ from autoseg.core.geometry import SLICE_SPACING_OF_2D, Geometry
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Volume:
-    """An image with all its channels.
+    """An image with all its channels, or a label map.
 
     Attributes:
-        array: intensities, float32 when it comes from a reader, axes (c, z, y, x).
+        array: intensities (c, z, y, x), float32 when they come from `read_image`; or the values of a label map
+            (z, y, x), int16 or, where that does not hold them, int32.
         geometry: grid of the array's last three axes.
         notes: one sentence for each oddity that the reader settled (an alpha channel dropped, a shear straightened).
     """
 
     array: NDArray[Any]
-    geometry: Geometry
-    notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class LabelVolume:
-    """A label map.
-
-    Attributes:
-        array: values as in the file, int16 or, where that does not hold them, int32; axes (z, y, x).
-        geometry: its grid.
-        notes: one sentence for each oddity that the reader settled.
-    """
-
-    array: NDArray[np.int16] | NDArray[np.int32]
     geometry: Geometry
     notes: tuple[str, ...] = ()
 

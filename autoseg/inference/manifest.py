@@ -11,7 +11,7 @@ import numpy as np
 from autoseg.core.errors import UnreadableFile
 from autoseg.data.check import REFUSED_NON_FINITE_SHARE
 from autoseg.data.model import Case, LabelSet
-from autoseg.images.formats.files import file_ending
+from autoseg.images.formats.files import file_ending, find_format
 from autoseg.images.readers import read_image
 from autoseg.images.volume import Volume
 
@@ -19,8 +19,6 @@ _log = logging.getLogger(__name__)
 
 MANIFEST_NAME = "manifest.json"
 MANIFEST_VERSION = 1
-
-_NIFTI_ENDINGS = (".nii.gz", ".nii")
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,9 +113,14 @@ class PredictionOptions:
 
 
 def output_name(case: Case, planned: str) -> str:
-    """Name of a case's label map, with the model's ending for NIfTI images of a NIfTI model, else the image's own."""
-    own = file_ending(Path(case.images[0])) or planned
-    return f"{case.identifier}{planned if own in _NIFTI_ENDINGS and planned in _NIFTI_ENDINGS else own}"
+    """Name of a case's label map: with the image's own ending where that can be written, else with the model's.
+
+    Where the two differ in compression only (.nii and .nii.gz), it is the model's as well.
+    """
+    image = Path(case.images[0])
+    own = find_format(image)
+    is_planned = own is None or own.write is None or (own.ending_is_compression and planned in own.endings)
+    return f"{case.identifier}{planned if is_planned else file_ending(image)}"
 
 
 def read_case(case: Case, four_d: bool) -> Volume:

@@ -11,14 +11,15 @@ from autoseg.core.errors import MissingInput, RecordFault
 from autoseg.core.files import sha256_of_file
 from autoseg.core.records import content_hash, load
 from autoseg.data.model import Case
+from autoseg.images.formats.files import files_of
 from autoseg.inference.manifest import MANIFEST_NAME, CaseOutcome, PredictionManifest
 
 _log = logging.getLogger(__name__)
 
 
 def hash_of_images(case: Case) -> str:
-    """Changes whenever a byte of the images of a case does."""
-    return content_hash([sha256_of_file(Path(image)) for image in case.images])
+    """Changes with any byte of the files that are read for the images of a case."""
+    return content_hash([sha256_of_file(file) for image in case.images for file in files_of(Path(image))])
 
 
 def done_before(

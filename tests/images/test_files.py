@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from autoseg.core.errors import AutoSegError, UnreadableFile
 from autoseg.core.geometry import Geometry
-from autoseg.images.formats.files import SUPPORTED_ENDINGS, file_ending, stem, verify_file
+from autoseg.images.formats.files import SUPPORTED_ENDINGS, file_ending, files_of, is_image, stem, verify_file
 from autoseg.images.readers import read_image
 from autoseg.images.volume import Volume, plane_geometry
 from autoseg.images.writers import write_image
@@ -320,3 +320,24 @@ def test_a_gipl_file_of_an_unknown_kind_is_refused(tmp_path):
     path.write_bytes(patched(path.read_bytes(), ">H", 8, 144))
     with pytest.raises(UnreadableFile, match="144"):
         verify_file(path)
+
+
+def test_all_files_that_are_read_for_an_image_belong_to_it(tmp_path):
+    for ending, beside in {".nii.gz": [], ".mha": [], ".png": [], ".mhd": ["case.zraw"], ".tif": ["case.json"]}.items():
+        image = written(tmp_path / ending, ending)
+        assert files_of(image) == (image, *(image.with_name(name) for name in beside))
+        assert set(files_of(image)) == set(image.parent.iterdir())
+    detached = tmp_path / "detached.nrrd"
+    detached.write_text(NRRD + "data file: volume.raw\n")
+    assert files_of(detached) == (detached,)
+    (tmp_path / "volume.raw").write_bytes(NOISE.tobytes())
+    assert files_of(detached) == (detached, tmp_path / "volume.raw")
+
+
+def test_what_is_no_image_is_only_itself(tmp_path):
+    (tmp_path / "folder.nii").mkdir()
+    (tmp_path / "notes.txt").touch()
+    (tmp_path / "._case.png").touch()
+    for name in ("folder.nii", "notes.txt", "._case.png", "absent.mhd"):
+        assert not is_image(tmp_path / name)
+        assert files_of(tmp_path / name) == (tmp_path / name,)

@@ -12,9 +12,9 @@ from typing import Any
 from autoseg.core.errors import DataRefused, RecordFault
 from autoseg.data.layouts.description import DESCRIPTION, read_description
 from autoseg.data.layouts.nnunet_description import Description, describe_nnunet, is_name, refuse_faults
-from autoseg.data.layouts.scan import NATURAL_ENDINGS, by_channel, image_files, name_faults, pair
+from autoseg.data.layouts.scan import by_channel, image_files, name_faults, pair
 from autoseg.data.model import Case, Dataset
-from autoseg.images.formats.files import file_ending, stem
+from autoseg.images.formats.files import file_ending, find_format, stem
 
 IMAGES = "imagesTr"
 LABELS = "labelsTr"
@@ -55,9 +55,14 @@ def detect_nnunet(root: Path) -> Dataset | None:
         labels=described.labels,
         cases=cases,
         file_ending=described.file_ending,
-        four_d=holds_all and described.file_ending not in NATURAL_ENDINGS,
+        four_d=holds_all and not _has_colors(described.file_ending),
         announced_cases=described.announced_cases,
     )
+
+
+def _has_colors(ending: str) -> bool:
+    found = find_format(Path(f"case{ending}"))
+    return found is not None and found.has_colors
 
 
 def _is_nnunet(root: Path, data: Mapping[str, Any]) -> bool:

@@ -9,25 +9,16 @@ from pathlib import Path, PureWindowsPath
 
 from autoseg.core.errors import AutoSegError
 from autoseg.data.model import Case
-from autoseg.images.formats.files import TIFF_ENDINGS, file_ending, stem
-from autoseg.images.formats.text_headers import parse_meta
-
-NATURAL_ENDINGS = (".png", ".bmp", ".tif", ".tiff")
-"""Formats whose files may hold several channels by themselves (RGB)."""
+from autoseg.images.formats.files import file_ending, is_image, stem
 
 _CHANNEL_INDEX = re.compile(r"^(?P<case>.+)_(?P<index>\d{4})$")
 _PEEKED_CASES = 5
 
 
 def image_files(folder: Path) -> tuple[Path, ...]:
-    """Files of a folder that a reader exists for, sorted by name; hidden ones are left out."""
+    """Images in a folder, files or folders themselves, sorted by name; hidden ones are left out."""
     entries = sorted(folder.iterdir()) if folder.is_dir() else []
-    return tuple(entry for entry in entries if is_image(entry) and entry.is_file())
-
-
-def is_image(path: Path) -> bool:
-    """Whether a reader exists for a file of this name; hidden files (such as macOS's `._x.nii.gz`) are none."""
-    return not path.name.startswith(".") and file_ending(path) is not None
+    return tuple(entry for entry in entries if is_image(entry))
 
 
 def split_channel(name: str) -> tuple[str, int | None]:
@@ -60,19 +51,6 @@ def relative(path: Path, root: Path) -> str:
 def is_identifier(name: str) -> bool:
     """Whether a case name is usable as a file name on every system: no separators, no blanks at the ends."""
     return bool(name) and name.strip() == name and name not in {".", ".."} and PureWindowsPath(name).name == name
-
-
-def companions(path: Path) -> tuple[Path, ...]:
-    """Files that are read together with an image or label file: spacing beside a TIFF, voxels beside a .mhd header."""
-    if file_ending(path) in TIFF_ENDINGS:
-        names = {f"{stem(path)}.json", f"{split_channel(stem(path))[0]}.json"}
-        return tuple(file for name in sorted(names) if (file := path.with_name(name)).is_file())
-    if file_ending(path) == ".mhd":
-        try:
-            return (parse_meta(path).data,)
-        except (AutoSegError, OSError):
-            return ()
-    return ()
 
 
 def name_faults(names: Iterable[str]) -> list[str]:

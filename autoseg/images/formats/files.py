@@ -1,67 +1,96 @@
-"""Which files are supported, how they are called, and whether one is whole before it is read."""
+"""Which files and folders are images, and what is known about their formats: a new format is a line of `FORMATS`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from autoseg.images.formats.headers import (
-    GIPL_HEADER_BYTES,
-    NIFTI_HEADER_BYTES,
-    Layout,
-    parse_gipl,
-    parse_nifti,
-)
-from autoseg.images.formats.raster_structure import verify_bmp, verify_png
-from autoseg.images.formats.streams import GZIP, LARGEST_RATIO, ZLIB, inflated
-from autoseg.images.formats.text_headers import parse_meta, parse_nrrd
-from autoseg.images.formats.tiff_structure import verify_tiff
-from autoseg.images.image_errors import refused
+from autoseg.images.format import Format
+from autoseg.images.formats.gipl import GIPL
+from autoseg.images.formats.meta import META
+from autoseg.images.formats.nifti import NIFTI
+from autoseg.images.formats.nrrd import NRRD
+from autoseg.images.formats.raster import BMP, PNG
+from autoseg.images.formats.tiff import TIFF
+from autoseg.images.image_errors import unreadable
 
-SUPPORTED_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".gipl", ".png", ".bmp", ".tif", ".tiff")
-"""Endings of files that can be read and written; a longer one comes before one it ends with."""
+FORMATS: dict[str, Format] = {
+    "NIfTI": NIFTI,
+    "NRRD": NRRD,
+    "MetaImage": META,
+    "GIPL": GIPL,
+    "PNG": PNG,
+    "BMP": BMP,
+    "TIFF": TIFF,
+}
 
-RASTER_ENDINGS = (".png", ".bmp")
-TIFF_ENDINGS = (".tif", ".tiff")
+_BY_ENDING = {ending: format_ for format_ in FORMATS.values() for ending in format_.endings}
 
-_LOSSY_ENDINGS = (".jpg", ".jpeg", ".jpe", ".jfif", ".webp")
+SUPPORTED_ENDINGS = tuple(_BY_ENDING)
+"""Endings of images that can be read, in the order of the table."""
 
-_PADDING_BYTES = 1024
-"""Bytes after the voxels that are taken for a writer's padding; more means that the header lies. Assumption."""
+WRITTEN_ENDINGS = tuple(ending for ending, format_ in _BY_ENDING.items() if format_.write is not None)
+"""Endings of images that can be written."""
+
+LOSSY_ENDINGS = (".jpg", ".jpeg", ".jpe", ".jfif", ".webp")
+"""Of pictures whose compression changes their values; they are named, and not read."""
 
 
 def file_ending(path: Path) -> str | None:
-    """The supported ending of a file name in lower case, dot included (".nii.gz"), or None."""
+    """The supported ending of a name in lower case, dot included (".nii.gz"), or None; the longest that fits."""
     name = path.name.lower()
-    return next((ending for ending in SUPPORTED_ENDINGS if name.endswith(ending) and name != ending), None)
+    return max((ending for ending in _BY_ENDING if name.endswith(ending) and name != ending), key=len, default=None)
 
 
 def stem(path: Path) -> str:
-    """The file name without its supported ending ("case_0000" of "case_0000.nii.gz")."""
+    """The name without its supported ending ("case_0000" of "case_0000.nii.gz")."""
     return path.name[: len(path.name) - len(file_ending(path) or "")]
 
 
-def supported_ending(path: Path) -> str:
-    """The ending of a file that is to be read.
+def find_format(path: Path) -> Format | None:
+    """The format that a path's ending names, or None."""
+    return _BY_ENDING.get(file_ending(path) or "")
+
+
+def format_of(path: Path) -> Format:
+    """The format of an image that is to be read.
 
     Raises:
-        UnreadableFile: the kind is not supported; JPEG is refused with the reason.
+        UnreadableFile: its ending is not supported; JPEG is refused with the reason.
     """
-    ending = file_ending(path)
-    if ending is not None:
-        return ending
-    if path.suffix.lower() in _LOSSY_ENDINGS:
-        raise refused(
+    if (found := find_format(path)) is not None:
+        return found
+    if path.suffix.lower() in LOSSY_ENDINGS:
+        raise unreadable(
             path,
             "is compressed with loss (JPEG or WebP)",
             why="lossy compression changes intensities and invents label values at every edge",
             do="go back to the original and store it as PNG",
         )
-    raise refused(path, "is of a kind that is not supported", do=f"convert it to one of {', '.join(SUPPORTED_ENDINGS)}")
+    raise unreadable(
+        path, "is of a kind that is not supported", do=f"convert it to one of {', '.join(SUPPORTED_ENDINGS)}"
+    )
+
+
+def is_image(path: Path) -> bool:
+    """Whether there is an image at a path: a file, or a folder where that is what the ending's format wants.
+
+    Hidden ones (such as macOS's `._x.nii.gz`) are none.
+    """
+    found = None if path.name.startswith(".") else find_format(path)
+    return found is not None and (path.is_dir() if found.is_folder else path.is_file())
+
+
+def files_of(image: Path) -> tuple[Path, ...]:
+    """All files that are read for the image at a path: spacing and voxels that lie beside a file, files of a folder.
+
+    The first one is the path itself if that is a file, or where there is no image or no format for it.
+    """
+    found = find_format(image)
+    return (found.files(image) if found is not None and is_image(image) else ()) or (image,)
 
 
 def verify_file(path: Path) -> None:
-    """Checks in one pass and with bounded memory that a file is whole.
+    """Checks in one pass and with bounded memory that an image is whole.
 
     Every gzip member's checksum and length; the header's promises against the bytes there are, before anything is
     allocated for them; voxel spacings; PNG chunks; TIFF pages and strips. The bytes of formats without checksums
@@ -70,100 +99,12 @@ def verify_file(path: Path) -> None:
     Raises:
         UnreadableFile: the file is missing, truncated, damaged, of an unsupported kind, or its header cannot be true.
     """
-    verify = _VERIFIERS[supported_ending(path)]
+    found = format_of(path)
     try:
-        if not path.stat().st_size:
-            raise refused(path, "is empty")
-        verify(path)
+        if not path.stat().st_size and not found.is_folder:
+            raise unreadable(path, "is empty")
+        found.verify(path)
     except OSError as error:
-        raise refused(path, f"cannot be read: {error.strerror or error}", do="check the name and the rights") from error
-
-
-def _verify_nifti(path: Path) -> None:
-    with path.open("rb") as stream:
-        layout = parse_nifti(stream.read(NIFTI_HEADER_BYTES), path)
-    _verify_data(layout, path)
-
-
-def _verify_nifti_gz(path: Path) -> None:
-    with path.open("rb") as stream:
-        blocks = inflated(stream, GZIP, path)
-        header = b""
-        while len(header) < NIFTI_HEADER_BYTES and (block := next(blocks, b"")):
-            header += block
-        layout = parse_nifti(header, path)
-        promised = layout.offset + layout.promised_bytes
-        _refuse_impossible_ratio(promised, path.stat().st_size, path)
-        _compare(promised, _count(blocks, len(header), promised), path)
-
-
-def _verify_gipl(path: Path) -> None:
-    with path.open("rb") as stream:
-        layout = parse_gipl(stream.read(GIPL_HEADER_BYTES), path)
-    _verify_data(layout, path)
-
-
-def _verify_nrrd(path: Path) -> None:
-    _verify_data(parse_nrrd(path), path)
-
-
-def _verify_meta(path: Path) -> None:
-    _verify_data(parse_meta(path), path)
-
-
-def _verify_data(layout: Layout, path: Path) -> None:
-    """Compares what the header of `path` promises with the data, wherever they lie."""
-    size = layout.data.stat().st_size
-    stored = size - layout.offset
-    if layout.encoding == "raw":
-        found = min(stored, layout.promised_bytes) if layout.is_at_end else stored
-        _compare(layout.promised_bytes, found, path)
-    elif layout.encoding == "text":
-        if 2 * layout.promised_bytes // layout.voxel_bytes - 1 > stored:  # a digit and a blank for each number
-            raise refused(path, f"is cut short: {stored} characters cannot hold {layout.dims} numbers")
-    else:
-        _refuse_impossible_ratio(layout.promised_bytes, stored, path)
-        with layout.data.open("rb") as stream:
-            stream.seek(layout.offset)
-            blocks = inflated(stream, GZIP if layout.encoding == "gzip" else ZLIB, path)
-            _compare(layout.promised_bytes, _count(blocks, 0, layout.promised_bytes), path)
-
-
-def _refuse_impossible_ratio(promised: int, compressed: int, path: Path) -> None:
-    if promised > LARGEST_RATIO * max(compressed, 0):
-        raise refused(path, f"promises {promised} bytes, which {compressed} compressed bytes cannot hold")
-
-
-def _count(blocks: Iterator[bytes], found: int, promised: int) -> int:
-    """Bytes found so far and in all blocks; stops reading once they are more than any padding explains."""
-    for block in blocks:
-        found += len(block)
-        if found > promised + _PADDING_BYTES:
-            break
-    return found
-
-
-def _compare(promised: int, found: int, path: Path) -> None:
-    """Refuses a file with fewer bytes than promised, or with more than a writer's padding beyond."""
-    if found < promised:
-        raise refused(path, f"is cut short: {found} bytes of data where its header promises {promised}")
-    if found > promised + _PADDING_BYTES:
-        raise refused(
-            path,
-            f"holds more data than its header promises ({promised} bytes)",
-            why="the header is damaged, or does not belong to these voxels",
-        )
-
-
-_VERIFIERS: dict[str, Callable[[Path], None]] = {
-    ".nii.gz": _verify_nifti_gz,
-    ".nii": _verify_nifti,
-    ".nrrd": _verify_nrrd,
-    ".mha": _verify_meta,
-    ".mhd": _verify_meta,
-    ".gipl": _verify_gipl,
-    ".png": verify_png,
-    ".bmp": verify_bmp,
-    ".tif": verify_tiff,
-    ".tiff": verify_tiff,
-}
+        raise unreadable(
+            path, f"cannot be read: {error.strerror or error}", do="check the name and the rights"
+        ) from error

@@ -1,13 +1,17 @@
-"""What the headers of medical formats promise, parsed here before any library allocates memory for it."""
+"""What the headers of medical formats promise, compared with the data before a library allocates memory for it."""
 
 from __future__ import annotations
 
 import math
-import struct
+import re
+import zlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
-from autoseg.images.image_errors import refused
+from autoseg.core.errors import AutoSegError
+from autoseg.images.image_errors import unreadable
 
 SMALLEST_SPACING = 1e-7
 """Millimeters; below a tenth of a nanometer no voxel is real. Assumption."""
@@ -15,11 +19,19 @@ SMALLEST_SPACING = 1e-7
 LARGEST_SPACING = 1e6
 """Millimeters; leaves room for the slice spacing of 999 pixels that stands for 2D. Assumption."""
 
-NIFTI_HEADER_BYTES = 544
-"""Enough of a file to parse NIfTI-1 (348) and NIfTI-2 (540)."""
+LARGEST_RATIO = 1032
+"""No deflate stream expands further: 258 bytes for every 2 bits (zlib's technical notes)."""
 
-TEXT_HEADER_BYTES = 4 << 20
+_WBITS = {"gzip": 31, "zlib": 15}
+"""What zlib calls the two kinds of stream; it compares CRC-32 and length of the first, Adler-32 of the second."""
+
+_BLOCK_BYTES = 1 << 20
+
+_TEXT_HEADER_BYTES = 4 << 20
 """Text headers (NRRD, MetaImage) longer than 4 MiB are refused; segmentations with many segments have about 1 MiB."""
+
+_PADDING_BYTES = 1024
+"""Bytes after the voxels that are taken for a writer's padding; more means a wrong header. Assumption."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,103 +69,36 @@ def checked(layout: Layout, path: Path) -> Layout:
         UnreadableFile: a size is not positive, or a spacing is not a positive, finite, plausible number.
     """
     if not layout.dims or min(layout.dims) < 1:
-        raise refused(path, f"has an impossible header: sizes {layout.dims}")
+        raise unreadable(path, f"has an impossible header: sizes {layout.dims}")
     for axis, spacing in enumerate(layout.spacing_mm):
-        if not SMALLEST_SPACING <= spacing <= LARGEST_SPACING:  # NaN fails both comparisons
-            raise refused(
+        if not is_plausible(spacing):
+            raise unreadable(
                 path,
                 f"has an impossible voxel spacing: {spacing} along axis {'xyz'[axis] if axis < 3 else axis}",
-                why="readers replace such values by 1 without a word, and every length would be wrong",
+                why="readers silently replace such values by 1, and every length would be wrong",
                 do="write the true spacing into the header, or export the file again",
             )
     return layout
 
 
-def refuse_unknown_place(numbers: tuple[float, ...], path: Path) -> None:
-    """Refuses a header whose origin, axes or affine hold numbers that are not finite.
+def is_plausible(spacing: float) -> bool:
+    """Whether a spacing in millimeters can be true; NaN cannot."""
+    return SMALLEST_SPACING <= spacing <= LARGEST_SPACING
+
+
+def check_place(numbers: tuple[float, ...], path: Path) -> None:
+    """Checks the numbers of a header's origin, axes or affine.
 
     Raises:
-        UnreadableFile: one of `numbers` is NaN or infinite.
+        UnreadableFile: one of them is NaN or infinite.
     """
-    if not all(math.isfinite(number) for number in numbers):
-        raise refused(
+    if not all(map(math.isfinite, numbers)):
+        raise unreadable(
             path,
             "has an impossible position or orientation: its header holds NaN or infinity for it",
-            why="readers replace such values by 0 without a word",
+            why="readers silently replace such values by 0",
             do="write the true position and axes into the header, or export the file again",
         )
-
-
-_NIFTI_BYTES = {2: 1, 4: 2, 8: 4, 16: 4, 64: 8, 128: 3, 256: 1, 512: 2, 768: 4, 1024: 8, 1280: 8, 2304: 4}
-
-
-def parse_nifti(header: bytes, path: Path) -> Layout:
-    """The layout that the first `NIFTI_HEADER_BYTES` of a (decompressed) NIfTI-1 or -2 file promise.
-
-    Raises:
-        UnreadableFile: these are not such bytes, or what they say cannot be true.
-
-    Source: the NIfTI-1.1 and NIfTI-2 standards (nifti1.h, nifti2.h).
-    """
-    for order in "<>":
-        length = struct.unpack_from(order + "i", header)[0] if len(header) >= 4 else 0
-        if length == 348 and header[344:348] == b"n+1\0" and len(header) >= 348:
-            dims, kind = struct.unpack_from(order + "8h", header, 40), struct.unpack_from(order + "h", header, 70)[0]
-            pixdim = struct.unpack_from(order + "8f", header, 76)
-            (offset,) = struct.unpack_from(order + "f", header, 108)
-            refuse_unknown_place(struct.unpack_from(order + "18f", header, 256), path)
-            return _nifti_layout(dims, kind, pixdim, offset, path)
-        if length == 540 and header[4:8] == b"n+2\0" and len(header) >= 540:
-            dims, kind = struct.unpack_from(order + "8q", header, 16), struct.unpack_from(order + "h", header, 12)[0]
-            pixdim = struct.unpack_from(order + "8d", header, 104)
-            (offset,) = struct.unpack_from(order + "q", header, 168)
-            refuse_unknown_place(struct.unpack_from(order + "18d", header, 352), path)
-            return _nifti_layout(dims, kind, pixdim, offset, path)
-    hint = "it is gzip-compressed: name it .nii.gz" if header[:2] == b"\x1f\x8b" else None
-    raise refused(path, "is not a NIfTI file, or its header is damaged", why=hint)
-
-
-def _nifti_layout(dims: tuple[int, ...], kind: int, pixdim: tuple[float, ...], offset: float, path: Path) -> Layout:
-    if kind not in _NIFTI_BYTES:
-        raise refused(
-            path,
-            f"holds voxels of a kind that is not supported (NIfTI datatype {kind}: complex, 1 bit or damaged)",
-            do="export it as integers or floats",
-        )
-    count = dims[0]
-    if not 1 <= count <= 7:
-        raise refused(path, f"has an impossible header: {count} dimensions")
-    if not 348 <= offset < 2**31:
-        raise refused(path, f"has an impossible header: voxel data at byte {offset}")
-    sizes = dims[1 : 1 + count]
-    # a single slice often carries a spacing of 0; there is no second slice for it to misplace
-    spacing = tuple(
-        1.0 if size == 1 and step == 0 else step for size, step in zip(sizes[:3], pixdim[1:4], strict=False)
-    )
-    return checked(Layout(sizes, _NIFTI_BYTES[kind], spacing, int(offset), "raw", path), path)
-
-
-_GIPL_BYTES = {1: 1, 7: 1, 8: 1, 15: 2, 16: 2, 31: 4, 32: 4, 64: 4, 65: 8}
-_GIPL_MAGIC = (0xEFFFE9B0, 0x2AE389B8)
-GIPL_HEADER_BYTES = 256
-
-
-def parse_gipl(header: bytes, path: Path) -> Layout:
-    """The layout that the first 256 bytes of a GIPL file promise.
-
-    Raises:
-        UnreadableFile: these are not such bytes, or what they say cannot be true.
-    """
-    if len(header) < GIPL_HEADER_BYTES or struct.unpack_from(">I", header, 252)[0] not in _GIPL_MAGIC:
-        raise refused(path, "is not a GIPL file, or its header is damaged")
-    dims = struct.unpack_from(">4H", header, 0)
-    (kind,) = struct.unpack_from(">H", header, 8)
-    if kind not in _GIPL_BYTES:
-        raise refused(path, f"holds voxels of a kind that is not supported (GIPL image type {kind})")
-    while len(dims) > 1 and dims[-1] <= 1:
-        dims = dims[:-1]
-    spacing = struct.unpack_from(">3f", header, 10)[: len(dims)]
-    return checked(Layout(dims, _GIPL_BYTES[kind], spacing, GIPL_HEADER_BYTES, "raw", path), path)
 
 
 def beside(path: Path, name: str) -> Path:
@@ -163,10 +108,159 @@ def beside(path: Path, name: str) -> Path:
         UnreadableFile: it is missing, one of several, or lies outside the header's folder.
     """
     if name.split()[:1] == ["LIST"] or "%" in name:
-        raise refused(path, "spreads its data over several files", do="store the volume as one .nii.gz, .nrrd or .mha")
-    inside = not Path(name).is_absolute() and ".." not in Path(name).parts
-    if not inside:
-        raise refused(path, "points to data outside its own folder", do="put the data file beside the header")
+        raise unreadable(
+            path, "spreads its data over several files", do="store the volume as one .nii.gz, .nrrd or .mha"
+        )
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise unreadable(path, "points to data outside its own folder", do="put the data file beside the header")
     if not (path.parent / name).is_file():
-        raise refused(path, f"needs {Path(name).name}, which is not there", do="copy header and data file together")
+        raise unreadable(path, f"needs {Path(name).name}, which is not there", do="copy header and data file together")
     return path.parent / name
+
+
+def header_and_data(parse: Callable[[Path], Layout]) -> Callable[[Path], tuple[Path, ...]]:
+    """The `Format.files` of a format whose header, as `parse` understands it, may point to a data file."""
+
+    def files(path: Path) -> tuple[Path, ...]:
+        try:
+            return tuple(dict.fromkeys((path, parse(path).data)))
+        except (AutoSegError, OSError):  # reading the image will say what is wrong
+            return (path,)
+
+    return files
+
+
+def read_fields(path: Path, separator: str, end: bytes) -> tuple[dict[str, str], re.Match[bytes] | None]:
+    """The fields of a text header with one field per line, and the match of `end` where the header ends.
+
+    Returns:
+        lower-case field name -> value (the first of equal names counts), and None where `end` is not found.
+    """
+    with path.open("rb") as stream:
+        start = stream.read(_TEXT_HEADER_BYTES)
+    match = re.search(end, start + b"\n")
+    fields: dict[str, str] = {}
+    for line in start[: match.end() if match else None].decode("latin-1").splitlines():
+        name, mark, value = line.partition(separator)
+        if mark and not line.startswith("#") and not value.startswith("="):  # NRRD's key:=value is free text
+            fields.setdefault(name.strip().lower(), value.strip())
+    return fields, match
+
+
+def numbers(text: str, path: Path) -> tuple[float, ...]:
+    """The numbers of a text, separated by blanks or commas.
+
+    Raises:
+        UnreadableFile: something else stands there.
+    """
+    try:
+        return tuple(float(part) for part in re.split(r"[,\s]+", text.strip()) if part)
+    except ValueError as error:
+        raise unreadable(path, f"has an impossible header: {text[:60]!r} should be numbers") from error
+
+
+def integers(text: str, path: Path) -> tuple[int, ...]:
+    """The whole numbers of a text, separated by blanks.
+
+    Raises:
+        UnreadableFile: something else stands there.
+    """
+    parts = text.split()
+    if not all(re.fullmatch(r"[+-]?\d{1,18}", part) for part in parts):
+        raise unreadable(path, f"has an impossible header: {text[:60]!r} should be whole numbers")
+    return tuple(map(int, parts))
+
+
+def integer(text: str, path: Path) -> int:
+    """The whole number that a text is.
+
+    Raises:
+        UnreadableFile: it is none.
+    """
+    if len(found := integers(text, path)) != 1:
+        raise unreadable(path, f"has an impossible header: {text[:60]!r} should be a whole number")
+    return found[0]
+
+
+def verify_data(layout: Layout, path: Path) -> None:
+    """Compares what the header of `path` promises with the data, wherever they lie; memory stays bounded.
+
+    Raises:
+        UnreadableFile: there are fewer or many more data, or a checksum differs.
+    """
+    stored = layout.data.stat().st_size - layout.offset
+    promised = layout.promised_bytes
+    if layout.encoding == "raw":
+        _compare(promised, min(stored, promised) if layout.is_at_end else stored, path)
+    elif layout.encoding == "text":
+        if 2 * promised // layout.voxel_bytes - 1 > stored:  # each number takes a digit and a blank at least
+            raise unreadable(path, f"is cut short: {stored} characters cannot hold {layout.dims} numbers")
+    else:
+        with layout.data.open("rb") as stream:
+            stream.seek(layout.offset)
+            verify_deflated(inflated(stream, layout.encoding, path), promised, stored, path)
+
+
+def verify_deflated(blocks: Iterator[bytes], promised: int, compressed: int, path: Path) -> None:
+    """Compares the promised bytes with those in the decompressed blocks, of which `compressed` bytes are stored.
+
+    Reading stops once there are more than any padding explains.
+
+    Raises:
+        UnreadableFile: there are fewer or many more, or so few bytes cannot hold what is promised.
+    """
+    if promised > LARGEST_RATIO * max(compressed, 0):
+        raise unreadable(path, f"promises {promised} bytes, which {compressed} compressed bytes cannot hold")
+    found = 0
+    for block in blocks:
+        found += len(block)
+        if found > promised + _PADDING_BYTES:
+            break
+    _compare(promised, found, path)
+
+
+def _compare(promised: int, found: int, path: Path) -> None:
+    if found < promised:
+        raise unreadable(path, f"is cut short: {found} bytes of data where its header promises {promised}")
+    if found > promised + _PADDING_BYTES:
+        raise unreadable(
+            path,
+            f"holds more data than its header promises ({promised} bytes)",
+            why="the header is damaged, or does not belong to these voxels",
+        )
+
+
+def inflated(stream: BinaryIO, encoding: str, path: Path) -> Iterator[bytes]:
+    """The decompressed rest of `stream`, in blocks of at most 1 MiB, every checksum and length compared.
+
+    `gzip.GzipFile` would do for gzip, but it takes 2.7 times as long (66 MB in 1.3 s instead of 0.5 s, Python 3.11).
+
+    Args:
+        stream: stands at the first compressed byte.
+        encoding: "gzip" (all members, zeros between and after them ignored) or "zlib".
+        path: for the error.
+
+    Raises:
+        UnreadableFile: the stream ends early, a checksum or length differs, or the bytes are no such stream.
+    """
+    pending = stream.read(_BLOCK_BYTES)
+    while pending:
+        decoder = zlib.decompressobj(_WBITS[encoding])
+        while not decoder.eof:
+            pending = pending or stream.read(_BLOCK_BYTES)
+            if not pending:
+                raise unreadable(path, "is cut short: the compressed data ends in the middle")
+            try:
+                block = decoder.decompress(pending, _BLOCK_BYTES)
+            except zlib.error as error:
+                what, why = "is damaged: its compressed data does not match its checksum", f"zlib says: {error}"
+                raise unreadable(path, what, why=why) from error
+            pending = decoder.unconsumed_tail  # compressed bytes left over because the block is full
+            if block:
+                yield block
+        if encoding == "zlib":
+            return
+        # a further gzip member may follow, or zeros as padding, which gzip itself ignores as well
+        pending = decoder.unused_data.lstrip(b"\0")
+        while not pending and (more := stream.read(_BLOCK_BYTES)):
+            pending = more.lstrip(b"\0")

@@ -1,11 +1,16 @@
-"""TIFF: pictures, and stacks with a spacing from a side-car file or from ImageJ's and OME's tags."""
+"""TIFF: pictures, and stacks with a spacing from a side-car file or from ImageJ's and OME's tags, through tifffile."""
 
 from __future__ import annotations
 
 import json
+import logging
+import math
 import re
 import struct
+import threading
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +21,22 @@ from autoseg.core.errors import RecordFault
 from autoseg.core.files import write_atomic
 from autoseg.core.geometry import Geometry
 from autoseg.core.records import read_json
-from autoseg.images.formats.headers import LARGEST_SPACING, SMALLEST_SPACING
+from autoseg.images.format import Format
+from autoseg.images.formats.headers import is_plausible
 from autoseg.images.formats.itk import simpleitk
-from autoseg.images.formats.pixels import FOUR_D_REMEDY, Pixels
-from autoseg.images.image_errors import first_line, refused
-from autoseg.images.volume import plane_geometry
+from autoseg.images.image_errors import FOUR_D_REMEDY, first_line, unreadable
+from autoseg.images.volume import Volume, plane_geometry
 
 _DECODER_FAULTS = (
     *(ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError, OSError, EOFError, SyntaxError),
-    *(OverflowError, struct.error, zlib.error),
+    *(OverflowError, MemoryError, struct.error, zlib.error),
 )
 """What tifffile raises on broken files and on compressions it does not know."""
+
+_UNCOMPRESSED = 1
+_LOSSY = {6: "JPEG", 7: "JPEG", 34892: "lossy JPEG"}
+_LARGEST_RATIO = 4096
+"""LZW in TIFF expands at most to 4,093 bytes for a code of 12 bits; the bound covers every other compression too."""
 
 _PALETTE = 3
 _CHANNEL_AXES = "CS"
@@ -45,37 +55,138 @@ _MILLIMETERS = {
 _OME_DEFAULT_UNIT = "µm"
 
 
-def read_tiff(path: Path, four_d: bool) -> Pixels:
-    """Voxels of a TIFF file: one page is a picture (spacing 999 x 1 x 1), several pages are a stack (z, y, x).
-
-    Declared channel and color axes become channels. The spacing of a stack is that of the side-car `<case>.json`, as in
-    nnU-Net v2 (imageio/tif_reader_writer.py), else that of the OME or ImageJ tags in millimeters, else 1.
-
-    Args:
-        path: a file that `verify_file` accepted.
-        four_d: whether a fourth axis without a name holds channels.
+@contextmanager
+def _opened(path: Path, failure: str) -> Iterator[Any]:
+    """The file as tifffile opens it.
 
     Raises:
-        UnreadableFile: it cannot be decoded, holds several images, or has more axes than it may.
+        UnreadableFile: tifffile fails to open it, or fails within the context; `failure` says what that means.
     """
     import tifffile
 
     try:
         with tifffile.TiffFile(path, _multifile=False) as file:
-            if len(file.series) != 1:
-                raise refused(
-                    path, f"holds {len(file.series)} images of different size or kind", do="store each in its own file"
-                )
-            series = file.series[0]
-            axes, has_alpha = series.axes, _has_gray_alpha(file.pages[0])
-            volume = _ordered(_decode(series, path), axes, four_d, path)
-            tagged = _tagged_spacing(file)
+            yield file
     except _DECODER_FAULTS as error:
-        raise refused(path, "cannot be decoded", why=f"tifffile says: {first_line(error)}") from error
-    notes: tuple[str, ...] = ()
-    if has_alpha and len(volume) == 2:
-        volume, notes = volume[:1], ("its alpha channel was dropped",)
-    return Pixels(volume, _stack_geometry(volume.shape[1:], tagged, path), notes)
+        raise unreadable(path, failure, why=f"tifffile says: {first_line(error)}") from error
+
+
+class _ErrorLog(logging.Handler):
+    """Collects what tifffile logs as errors in this thread: damaged entries and pages, which it leaves out."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.messages: list[str] = []
+        self._thread = threading.get_ident()  # others may be reading other files
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.thread == self._thread:
+            self.messages.append(record.getMessage())
+
+
+def _verify(path: Path) -> None:
+    """Checks that every page, strip and tile lies inside the file, and that all announced pages are there."""
+    log = _ErrorLog()
+    logging.getLogger("tifffile").addHandler(log)
+    try:
+        _verify_pages(path)
+    finally:
+        logging.getLogger("tifffile").removeHandler(log)
+    if log.messages:
+        raise unreadable(path, "is cut short or damaged", why=f"tifffile says: {log.messages[0][:200]}")
+
+
+def _verify_pages(path: Path) -> None:
+    with _opened(path, "is cut short or damaged") as file:
+        found = count = 0
+        seen = set()
+        for page in file.pages:
+            if page.offset in seen:  # a long chain that leads back is endless to tifffile
+                raise ValueError(f"the chain of pages leads back from page {count}")
+            seen.add(page.offset)
+            _verify_page(page, count, path)
+            found, count = found + page.size, count + 1
+        _verify_end(file)
+        first = file.pages.first
+        announced = _announced_samples(first)
+        if announced > found and not (count == 1 and _holds_contiguous(first, announced, path.stat().st_size)):
+            pages = announced // first.size
+            raise unreadable(path, f"is cut short: its description announces {pages} pages, {count} are there")
+
+
+def _verify_page(page: Any, number: int, path: Path) -> None:
+    if page.compression in _LOSSY:
+        raise unreadable(
+            path,
+            f"is compressed with loss ({_LOSSY[page.compression]} inside TIFF)",
+            why="lossy compression changes intensities and invents label values",
+            do="go back to the original and store it as PNG, or as TIFF without lossy compression",
+        )
+    if not page.shape or not page.size or not page.dataoffsets:
+        raise ValueError(f"page {number} has no size or no data")
+    size = path.stat().st_size
+    if any(offset + length > size for offset, length in zip(page.dataoffsets, page.databytecounts, strict=True)):
+        raise ValueError(f"data of page {number} ends beyond the end of the file")
+    stored = sum(page.databytecounts)
+    promised = page.size * int(np.min(page.bitspersample)) // 8
+    if stored * (1 if page.compression == _UNCOMPRESSED else _LARGEST_RATIO) < promised:
+        raise ValueError(f"page {number} holds {stored} of {promised} bytes")
+
+
+def _verify_end(file: Any) -> None:
+    """Checks that the chain of pages ends with the zero that ends it, and not where the file was cut."""
+    file.filehandle.seek(file.pages.next_page_offset)
+    (following,) = struct.unpack(file.tiff.offsetformat, file.filehandle.read(file.tiff.offsetsize))
+    if following:
+        raise ValueError("a page lies beyond the end of the file")
+
+
+def _holds_contiguous(page: Any, announced: int, size: int) -> bool:
+    """Whether one directory stands for a whole stack stored in one piece, as ImageJ does beyond 4 GiB."""
+    if page.compression != _UNCOMPRESSED:
+        return False
+    return bool(min(page.dataoffsets) + announced * int(np.min(page.bitspersample)) // 8 <= size)
+
+
+def _announced_samples(page: Any) -> int:
+    """Samples of all pages together that the description of the first page announces: ImageJ, tifffile, OME."""
+    text = page.description
+    if page.is_imagej and (images := re.search(r"(?m)^images=(\d{1,9})\s*$", text)):
+        return int(images[1]) * int(page.size)
+    if page.is_shaped:
+        try:
+            return math.prod(int(length) for length in json.loads(text)["shape"])
+        except (ValueError, TypeError, KeyError):
+            return 0
+    announced = 0
+    for pixels in re.findall(r"<(?:\w+:)?Pixels\b[^>]*>", text) if page.is_ome else ():
+        announced += math.prod(map(int, re.findall(r"\bSize[XYZCT]\s*=\s*[\"'](\d{1,9})[\"']", pixels)))
+    return announced
+
+
+def _read(path: Path, four_d: bool) -> Volume:
+    """One page is a picture (spacing 999 x 1 x 1), several pages are a stack (z, y, x).
+
+    Declared channel and color axes become channels. The spacing of a stack is that of the side-car `<case>.json`, as in
+    nnU-Net v2 (imageio/tif_reader_writer.py), else that of the OME or ImageJ tags in millimeters, else 1.
+
+    Raises:
+        UnreadableFile: it cannot be decoded, holds several images, or has more axes than it may.
+    """
+    with _opened(path, "cannot be decoded") as file:
+        if len(file.series) != 1:
+            raise unreadable(
+                path, f"holds {len(file.series)} images of different size or kind", do="store each in its own file"
+            )
+        series = file.series[0]
+        volume = _ordered(_decode(series, path), series.axes, four_d, path)
+        has_alpha = len(volume) == 2 and _has_gray_alpha(file.pages.first)
+        tagged = _tagged_spacing(file)
+    depth, height, width = volume.shape[1:]
+    geometry = plane_geometry((height, width))
+    if depth > 1:
+        geometry = Geometry((depth, height, width), _spacing_beside(path) or tagged or (1.0, 1.0, 1.0))
+    return Volume(volume[:1], geometry, ("its alpha channel was dropped",)) if has_alpha else Volume(volume, geometry)
 
 
 def _decode(series: Any, path: Path) -> NDArray[Any]:
@@ -111,56 +222,53 @@ def _has_gray_alpha(page: Any) -> bool:
 
 def _ordered(array: NDArray[Any], axes: str, four_d: bool, path: Path) -> NDArray[Any]:
     """The array as (c, z, y, x), from the axes that tifffile names: Y X, S and C channels, any other a stack."""
-    channels = [axis for axis, name in enumerate(axes) if name in _CHANNEL_AXES]
-    plane = [axes.index(name) for name in _PLANE_AXES]
-    stack = [axis for axis in range(len(axes)) if axis not in (*channels, *plane) and array.shape[axis] > 1]
+    single: list[int] = []
+    channels: list[int] = []
+    stack: list[int] = []
+    for axis, name in enumerate(axes):
+        if name not in _PLANE_AXES:
+            (channels if name in _CHANNEL_AXES else stack if array.shape[axis] > 1 else single).append(axis)
     if four_d and len(stack) == 2:
-        channels, stack = [stack[0], *channels], stack[1:]
+        channels.insert(0, stack.pop(0))
     if len(stack) > 1:
         shown = " x ".join(f"{array.shape[axis]} {axes[axis]}" for axis in stack)
-        raise refused(path, f"is a stack along several axes ({shown}) where a 3D image is due", do=FOUR_D_REMEDY)
-    rest = [axis for axis in range(len(axes)) if axis not in (*channels, *stack, *plane)]
-    ordered = array.transpose(*rest, *channels, *stack, *plane)
+        what = f"is a stack along several axes ({shown}) where a 3D image is expected"
+        raise unreadable(path, what, do=FOUR_D_REMEDY)
+    ordered = array.transpose(*single, *channels, *stack, axes.index("Y"), axes.index("X"))
     depth = array.shape[stack[0]] if stack else 1
     return ordered.reshape(-1, depth, *ordered.shape[-2:])
 
 
-def _stack_geometry(shape: tuple[int, ...], tagged: tuple[float, float, float] | None, path: Path) -> Geometry:
-    depth, height, width = shape
-    if depth == 1:
-        return plane_geometry((height, width))
-    return Geometry((depth, height, width), side_car_spacing(path) or tagged or (1.0, 1.0, 1.0))
+def _side_cars(path: Path) -> tuple[Path, ...]:
+    """Where the side-car of a TIFF stack may lie: beside `<case>_0000.tif` `<case>_0000.json`, then `<case>.json`."""
+    base = path.name[: -len(path.suffix)]
+    return tuple(path.with_name(f"{name}.json") for name in dict.fromkeys((base, re.sub(r"_\d{4}$", "", base))))
 
 
-def side_car_spacing(path: Path) -> tuple[float, float, float] | None:
-    """The spacing (z, y, x) in `<case>.json` beside a TIFF image (`<case>_0000.tif`) or label map (`<case>.tif`).
+def _files(path: Path) -> tuple[Path, ...]:
+    return (path, *sorted(file for file in _side_cars(path) if file.is_file()))
+
+
+def _spacing_beside(path: Path) -> tuple[float, float, float] | None:
+    """The spacing (z, y, x) in the first side-car that is there.
 
     Raises:
-        UnreadableFile: the side-car names a spacing that cannot be true.
+        UnreadableFile: it names a spacing that cannot be true.
     """
-    base = path.name[: -len(path.suffix)]
-    for name in dict.fromkeys((base, re.sub(r"_\d{4}$", "", base))):
-        side_car = path.with_name(f"{name}.json")
-        if side_car.is_file():
-            return _spacing_in(side_car)
-    return None
-
-
-def _spacing_in(side_car: Path) -> tuple[float, float, float] | None:
+    side_car = next((file for file in _side_cars(path) if file.is_file()), None)
+    if side_car is None:
+        return None
+    remedy = 'write {"spacing": [z, y, x]}'
     try:
         data = read_json(side_car)
         if not isinstance(data, dict) or "spacing" not in data:
             return None
         z, y, x = (float(step) for step in data["spacing"])
     except (RecordFault, ValueError, TypeError) as error:
-        raise refused(side_car, "should hold three numbers as spacing", do='write {"spacing": [z, y, x]}') from error
-    if not _are_plausible((z, y, x)):
-        raise refused(side_car, f"holds an impossible spacing: {[z, y, x]}", do='write {"spacing": [z, y, x]}')
+        raise unreadable(side_car, "should hold three numbers as spacing", do=remedy) from error
+    if not all(map(is_plausible, (z, y, x))):
+        raise unreadable(side_car, f"holds an impossible spacing: {[z, y, x]}", do=remedy)
     return z, y, x
-
-
-def _are_plausible(spacing: tuple[float, ...]) -> bool:
-    return all(SMALLEST_SPACING <= step <= LARGEST_SPACING for step in spacing)
 
 
 def _tagged_spacing(file: Any) -> tuple[float, float, float] | None:
@@ -174,7 +282,7 @@ def _tagged_spacing(file: Any) -> tuple[float, float, float] | None:
         spacing = _imagej_spacing(file.imagej_metadata, file.pages[0])
     else:
         return None
-    return spacing if spacing and _are_plausible(spacing) else None
+    return spacing if spacing and all(map(is_plausible, spacing)) else None
 
 
 def _ome_spacing(text: str) -> tuple[float, float, float] | None:
@@ -202,34 +310,33 @@ def _imagej_spacing(metadata: dict[str, Any], page: Any) -> tuple[float, float, 
     return z, y, x
 
 
-def write_tiff(path: Path, array: NDArray[Any], spacing: tuple[float, float, float] | None) -> None:
-    """Writes (c, z, y, x) voxels, zlib-compressed, readable by ImageJ where the type allows it.
+def _write(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
+    """Writes zlib-compressed pages that ImageJ reads where the type allows it.
 
-    Args:
-        path: file to write.
-        array: voxels; three or four 8-bit or 16-bit channels of one slice become RGB(A).
-        spacing: of a stack (z, y, x), in millimeters; None for a picture.
+    Three or four 8-bit or 16-bit channels of one slice become RGB(A), others pages. A stack gets its spacing twice: in
+    ImageJ's tags, for ImageJ and Fiji, and in nnU-Net's side-car, because the tags hold fractions of 32-bit numbers
+    and the side-car is exact.
     """
     import tifffile
 
     count, depth = array.shape[:2]
-    if spacing is None and count in (3, 4) and array.dtype in (np.uint8, np.uint16):
+    if depth == 1 and count in (3, 4) and array.dtype in (np.uint8, np.uint16):
         extra = ("unassalpha",) if count == 4 else None
         colors = np.moveaxis(array[:, 0], 0, -1)
         tifffile.imwrite(path, colors, photometric="rgb", extrasamples=extra, compression="zlib", metadata=None)
         return
-    axes = ("Z" if depth > 1 else "") + ("C" if count > 1 else "") + _PLANE_AXES
-    pages = array.transpose(1, 0, 2, 3).reshape(
-        [length for length in (depth, count) if length > 1] + [*array.shape[2:]]
-    )
-    metadata: dict[str, Any] = {"axes": axes}
+    lengths = {"Z": depth, "C": count}
+    axes = [axis for axis in lengths if lengths[axis] > 1]
+    metadata: dict[str, Any] = {"axes": "".join((*axes, *_PLANE_AXES))}
     resolution = None
-    if spacing is not None:
-        metadata |= {"spacing": spacing[0], "unit": "mm"}
-        resolution = (1 / spacing[2], 1 / spacing[1])
+    if depth > 1:
+        z, y, x = geometry.spacing_mm
+        metadata |= {"spacing": z, "unit": "mm"}
+        resolution = (1 / x, 1 / y)
+        write_atomic(_side_cars(path)[-1], json.dumps({"spacing": [z, y, x]}) + "\n")
     tifffile.imwrite(
         path,
-        pages,
+        array.transpose(1, 0, 2, 3).reshape(*(lengths[axis] for axis in axes), *array.shape[2:]),
         imagej=array.dtype in (np.uint8, np.uint16, np.float32),
         photometric="minisblack",
         compression="zlib",
@@ -238,7 +345,6 @@ def write_tiff(path: Path, array: NDArray[Any], spacing: tuple[float, float, flo
     )
 
 
-def write_side_car(path: Path, spacing: tuple[float, float, float]) -> None:
-    """Writes nnU-Net's side-car of a TIFF stack: `<case>.json` with the exact spacing (z, y, x)."""
-    base = re.sub(r"_\d{4}$", "", path.name[: -len(path.suffix)])
-    write_atomic(path.with_name(f"{base}.json"), json.dumps({"spacing": list(spacing)}) + "\n")
+TIFF = Format(
+    endings=(".tif", ".tiff"), verify=_verify, read=_read, write=_write, files=_files, has_grid=False, has_colors=True
+)
