@@ -15,15 +15,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from autoseg.api.model import load_model
-    from autoseg.api.python import plan, select, train
+    from autoseg.api.preprocess import preprocess
+    from autoseg.api.python import plan
+    from autoseg.api.select import select
+    from autoseg.api.train import train
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load_model", "plan", "select", "train"]
+__all__ = ["__version__", "load_model", "plan", "preprocess", "select", "train"]
 
 _HOMES = {
     "plan": "autoseg.api.python",
-    "train": "autoseg.api.python",
-    "select": "autoseg.api.python",
+    "train": "autoseg.api.train",
+    "preprocess": "autoseg.api.preprocess",
+    "select": "autoseg.api.select",
     "load_model": "autoseg.api.model",
 }
 

@@ -30,7 +30,7 @@ from typing import Any
 
 import click
 
-from autoseg.api.preprocess import preprocess_dataset
+from autoseg.api.preprocess import preprocess
 from autoseg.cli.output import show_error
 from autoseg.cli.train import Duration
 from autoseg.core.configs import find_config
@@ -41,9 +41,9 @@ from autoseg.core.registry import choose
 from autoseg.core.workspace import RunFolder, Workspace, workspace_of
 from autoseg.launch.interrupts import stoppable
 from autoseg.planning.plan import Plan
-from autoseg.runs.records import RunRecord, RunStatus
-from autoseg.runs.train import TrainOptions, make_queue, train
-from autoseg.runs.validation import SCORES_FILE, FoldScores
+from autoseg.runs.queue import TrainOptions, make_queue
+from autoseg.runs.run import SCORES_FILE, FoldScores, RunRecord, RunStatus
+from autoseg.runs.train import train_queue
 from autoseg.training.callbacks.history import read_history
 from autoseg.training.splits import save_folds
 
@@ -229,11 +229,11 @@ def train_run(run: Run, asked: argparse.Namespace, settings: Settings, check_sto
     )
     status = status_of(run)
     if status is None or status.state != "done":
-        report = train(Workspace(run.folder.root.parents[2]), options, check_stop)
+        report = train_queue(run.folder.workspace, options, check_stop)
         if isinstance(report.stop, Interrupted):
             raise report.stop
-        if report.stop is not None or any(own.error for own in report.runs):
-            return f"failed: {report.stop or report.runs[-1].error}"
+        if report.stop is not None or any(own.error for own in report.results):
+            return f"failed: {report.stop or report.results[-1].error}"
         status = status_of(run)
     if status is None or status.foreground_dice is None:
         return "done, without a score"
@@ -243,7 +243,7 @@ def train_run(run: Run, asked: argparse.Namespace, settings: Settings, check_sto
 def prepare(runs: Sequence[Run], jobs: int) -> None:
     """Fills the store before any run's time counts."""
     names = dict.fromkeys(run.configuration for run in runs)
-    preprocess_dataset(Workspace(runs[0].folder.root.parents[2]), tuple(names), jobs=jobs)
+    preprocess(runs[0].folder.workspace.root, configurations=tuple(names), jobs=jobs)
 
 
 def status_of(run: Run) -> RunStatus | None:

@@ -70,7 +70,7 @@ class Case:
     labels: Any
     locations: dict[int, Any]
     placement: Placement
-    previous: Any = None
+    first_stage: Any = None
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,9 @@ from autoseg.planning.decide import PlanOptions
 from autoseg.planning.plan import Plan
 from autoseg.report.collect import write_report
 from autoseg.report.figures import draw_overlay
-from autoseg.runs.train import Outlook, TrainOptions, train
+from autoseg.runs.progress import QueueProgress
+from autoseg.runs.queue import TrainOptions
+from autoseg.runs.train import TrainListeners, train_queue
 from autoseg.selection.record import Selection
 from autoseg.selection.select import SelectionOptions, select_model
 from autoseg.training.splits import USER_FILES, make_folds, save_folds
@@ -74,7 +76,7 @@ class DemoListeners:
     """
 
     preparing: Progress = silent
-    training: Callable[[Outlook], None] | None = None
+    training: Callable[[QueueProgress], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +166,8 @@ def _train(
         device=options.device,
         jobs=options.jobs,
     )
-    report = train(workspace, chosen, check_stop, store_progress=listeners.preparing, tell=listeners.training)
+    training = TrainListeners(on_cases=listeners.preparing, on_progress=listeners.training)
+    report = train_queue(workspace, chosen, check_stop, training)
     if report.stop is not None:
         raise report.stop
     if report.exit_code:

@@ -131,7 +131,7 @@ def _text(value: object) -> str | None:
 
 def _probe(planned: Planned, device: str) -> dict[str, float]:
     """Seconds per epoch of every configuration on the present device, from one short probe each."""
-    from autoseg.runs.probe import seconds_per_epoch
+    from autoseg.runs.forecast import seconds_per_epoch
 
     return {name: seconds_per_epoch(planned.plan, name, device) for name in planned.plan.configurations}
 

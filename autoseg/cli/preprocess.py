@@ -25,12 +25,12 @@ _SOME_CASES_FAILED = 4
 @output_options
 def preprocess(dataset: Path, work: Path | None, configurations: tuple[str, ...], jobs: int, output: Output) -> int:
     """Fill the store of preprocessed cases; train does it by itself when needed."""
-    from autoseg.api.preprocess import preprocess_dataset
+    from autoseg.api.preprocess import preprocess as preprocess_dataset
 
     workspace = workspace_of(dataset, work)
     output.log_to(workspace.logs, "preprocess")
     with output.progress("Preparing") as progress:
-        results = preprocess_dataset(workspace, configurations, jobs=jobs, progress=progress)
+        results = preprocess_dataset(dataset, work=work, configurations=configurations, jobs=jobs, progress=progress)
     rows = [
         (name, len(result.done), len(result.reused), len(result.failures), result.folder)
         for name, result in results.items()

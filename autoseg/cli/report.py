@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from autoseg.cli.options import dataset_argument, jobs_option, output_options, work_option
 from autoseg.cli.output import Output
-from autoseg.core.workspace import workspace_of
 
 _BYTES_PER_MB = 1e6
 
@@ -50,11 +50,17 @@ def report(
 
     Works at any stage after `autoseg plan`. The file opens offline, runs no script and requests nothing.
     """
-    from autoseg.report.collect import write_report
+    from autoseg.api.report import report as write_report
 
-    workspace = workspace_of(dataset, work)
+    options: dict[str, Any] = {
+        "work": work,
+        "output": file,
+        "references": references,
+        "pictures": pictures,
+        "jobs": jobs,
+    }
     with output.progress("Drawing") as progress:
-        path = write_report(workspace, out=file, references=references, pictures=pictures, jobs=jobs, progress=progress)
+        path = write_report(dataset, **options, progress=progress)
     size = path.stat().st_size
     output.say(f"wrote {path} ({size / _BYTES_PER_MB:.1f} MB)")
     output.emit({"report": str(path), "bytes": size})

@@ -44,20 +44,24 @@ def select(
     Every configuration, every pair and a greedy ensemble are compared on the predictions of cases that the networks
     never saw. `autoseg predict DATASET` follows the result.
     """
+    from autoseg.api.select import select as select_model
     from autoseg.core.records import to_data
-    from autoseg.selection.select import SelectionOptions, select_model
 
     workspace = workspace_of(dataset, work)
     with output.progress("Comparing") as progress:
         selection = select_model(
-            workspace,
-            SelectionOptions(objective, configurations, allow_missing, options["seed"]),
+            dataset,
+            work=work,
+            objective=objective,
+            configurations=configurations,
+            allow_missing=allow_missing,
+            seed=options["seed"],
             jobs=options["jobs"],
             progress=progress,
         )
     output.log_to(workspace.logs, "select")
     show_selection(selection, output)
-    output.say(f"\nwrote {workspace.selection}; autoseg predict {dataset} obeys it")
+    output.say(f"\nwrote {workspace.selection}; autoseg predict {dataset} uses it")
     output.emit(to_data(selection))
     return 0
 

@@ -24,9 +24,8 @@ from autoseg.cli.train_board import show_queue, training_board
 from autoseg.core.workspace import workspace_of
 
 if TYPE_CHECKING:
-    from autoseg.core.workspace import Workspace
-    from autoseg.runs.train import RunReport, TrainOptions, TrainReport
-    from autoseg.selection.record import Selection
+    from autoseg.api.train import Trained
+    from autoseg.runs.run import RunResult
 
 _SECONDS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0}
 
@@ -56,22 +55,33 @@ class Duration(click.ParamType[float]):
 @click.option("--recipe", help="default, cpu, or a YAML file.  [default: cpu for the preset cpu, else default]")
 @click.option("--epochs", type=click.IntRange(min=1), help="Instead of the recipe's.")
 @click.option("--steps", type=click.IntRange(min=1), help="Steps per epoch, instead of the recipe's.")
-@click.option("--budget", type=Duration(), help="Wall time for everything (20m, 8h); chooses the epochs.")
+@click.option(
+    "--budget", "budget_seconds", type=Duration(), help="Wall time for everything (20m, 8h); chooses the epochs."
+)
 @click.option("--group-by", metavar="REGEX|CSV", help="Keep cases with the same match, or group of a table, together.")
-@click.option("--stratify", is_flag=True, help="Spread cases with rare classes evenly over the folds.")
+@click.option("--stratify", "is_stratified", is_flag=True, help="Spread cases with rare classes evenly over the folds.")
 @click.option(
     "--probabilities-disk",
+    "probabilities_gib",
     type=click.FloatRange(min=0),
+    default=10.0,
+    show_default=True,
     metavar="GIB",
-    help="For the out-of-fold probabilities that `select` uses; label maps are always kept.  [default: 10]",
+    help="For the out-of-fold probabilities that `select` uses; label maps are always kept.",
 )
-@click.option("--fresh", is_flag=True, help="Discard the runs that exist, and begin again.")
+@click.option("--fresh", "is_fresh", is_flag=True, help="Discard the runs that exist, and begin again.")
 @seed_option
 @devices_option
+@click.option(
+    "--executor",
+    default="auto",
+    show_default=True,
+    help="inline (this process), processes (one per device), or auto: processes on several devices.",
+)
 @jobs_option
 @dry_run_option
 @output_options
-def train(dataset: Path, work: Path | None, output: Output, **options: Any) -> int:
+def train(dataset: Path, work: Path | None, dry_run: bool, output: Output, **chosen: Any) -> int:
     """Train what the plan holds: configurations x folds; the same command again resumes.
 
     With several GPUs one run is trained on each. A budget is shared out over all runs and holds over interruptions.
@@ -79,92 +89,67 @@ def train(dataset: Path, work: Path | None, output: Output, **options: Any) -> i
     written.
     """
     started = time.monotonic()
+    from autoseg.api.train import finish, train_runs
     from autoseg.core.machine import seconds_since_start
-    from autoseg.launch.interrupts import stoppable
-    from autoseg.runs.train import train as train_all
+    from autoseg.runs.queue import TrainOptions
+    from autoseg.runs.train import TrainListeners
 
     workspace = workspace_of(dataset, work)
-    chosen = _train_options(options, min(started, time.monotonic() - seconds_since_start()))
-    if options["dry_run"]:
-        return show_queue(workspace, chosen, output)
+    # the budget counts from the start of the process: importing torch takes seconds on a slow disk
+    options = TrainOptions(**chosen, started=min(started, time.monotonic() - seconds_since_start()))
+    if dry_run:
+        return show_queue(workspace, options, output)
     output.log_to(workspace.logs, "train")
-    with stoppable() as check_stop, training_board(output) as (of_cases, tell):
-        report = train_all(workspace, chosen, check_stop, store_progress=of_cases, tell=tell)
-    selection = None if report.exit_code else _conclude(workspace, chosen, output)
-    return _show(report, selection, output)
+    with training_board(output) as (on_cases, on_progress):
+        report = train_runs(workspace, options, TrainListeners(on_cases=on_cases, on_progress=on_progress))
+    with output.progress("Comparing") as on_comparing:
+        trained = finish(workspace, report, options, on_comparing)
+    return _show(trained, output)
 
 
-def _conclude(workspace: Workspace, chosen: TrainOptions, output: Output) -> Selection | None:
-    from autoseg.api.conclude import conclude
-
-    with output.progress("Comparing") as progress:
-        return conclude(workspace, seed=chosen.seed, jobs=chosen.jobs, progress=progress)
-
-
-def _train_options(options: dict[str, Any], started: float) -> TrainOptions:
-    from autoseg.runs.train import TrainOptions
-
-    named = {} if options["probabilities_disk"] is None else {"probabilities_gib": options["probabilities_disk"]}
-    return TrainOptions(
-        configurations=options["configurations"],
-        folds=options["folds"],
-        recipe=options["recipe"],
-        epochs=options["epochs"],
-        steps=options["steps"],
-        budget_seconds=options["budget"],
-        started=started,
-        is_fresh=options["fresh"],
-        seed=options["seed"],
-        device=options["device"],
-        jobs=options["jobs"],
-        group_by=options["group_by"],
-        is_stratified=options["stratify"],
-        **named,
-    )
-
-
-def _show(report: TrainReport, selection: Selection | None, output: Output) -> int:
-    rows = []
-    for run in report.runs:
-        status = run.status
-        dice = "" if status is None or status.foreground_dice is None else f"{status.foreground_dice:.4f}"
-        cases = "" if status is None else status.validated_cases
-        epochs = "" if status is None else f"{status.epochs}/{status.epochs_planned}"
-        seconds = "" if status is None else f"{status.seconds:.0f}"
-        rows.append((run.configuration, run.fold, run.state, epochs, seconds, dice, cases))
+def _show(trained: Trained, output: Output) -> int:
+    report, selection = trained.report, trained.selection
     columns = ("configuration", "fold", "state", "epochs", "seconds", "mean Dice", "cases validated")
-    output.table(columns, rows, title="Runs")
+    output.table(columns, [_row(result) for result in report.results], title="Runs")
     for case, why in report.failures.items():
         output.say(f"not trained on: {case}: {why}")
     if selection is not None:
         show_selection(selection, output)
-    output.emit({**_document(report), "selected": None if selection is None else selection.name})
-    if report.stop is not None:
-        show_error(report.stop)
-    else:
-        for run in report.runs:
-            if run.error is not None:
-                show_error(run.error)
+    output.emit(
+        {
+            "device": report.device,
+            "runs": [_run_document(result) for result in report.results],
+            "failed_cases": report.failures,
+            "error": None if report.stop is None else str(report.stop),
+            "selected": None if selection is None else selection.name,
+        }
+    )
+    errors = [result.error for result in report.results] if report.stop is None else [report.stop]
+    for error in errors:
+        if error is not None:
+            show_error(error)
     return report.exit_code
 
 
-def _document(report: TrainReport) -> dict[str, Any]:
-    return {
-        "device": report.device,
-        "runs": [_run_document(run) for run in report.runs],
-        "failed_cases": report.failures,
-        "error": None if report.stop is None else str(report.stop),
-    }
+def _row(result: RunResult) -> tuple[Any, ...]:
+    run, status = result.run, result.run.status
+    if status is None:
+        return (run.configuration, run.fold, result.state, "", "", "", "")
+    dice = "" if status.foreground_dice is None else f"{status.foreground_dice:.4f}"
+    epochs, seconds = f"{status.epochs}/{status.epochs_planned}", f"{status.seconds:.0f}"
+    return (run.configuration, run.fold, result.state, epochs, seconds, dice, status.validated_cases)
 
 
-def _run_document(run: RunReport) -> dict[str, Any]:
+def _run_document(result: RunResult) -> dict[str, Any]:
     from autoseg.core.records import to_data
 
-    status = {} if run.status is None else to_data(run.status)
-    dice = status.pop("validation", None)
-    mean = None if dice is None else {name: {"dice": value} for name, value in dice.items()}
-    foreground = {"dice": status.pop("foreground_dice", None)}
-    validation = None if mean is None else {"mean": mean, "foreground_mean": foreground}
-    own = {"configuration": run.configuration, "fold": run.fold, "folder": run.folder}
-    error = None if run.error is None else str(run.error)
-    return {**own, **status, "state": run.state, "validation": validation, "error": error}
+    run, status = result.run, result.run.status
+    own = {"configuration": run.configuration, "fold": run.fold, "folder": str(run.folder.root)}
+    known = {} if status is None else to_data(status)
+    dice, foreground = known.pop("validation", None), known.pop("foreground_dice", None)
+    validation = None
+    if dice is not None:
+        mean = {name: {"dice": value} for name, value in dice.items()}
+        validation = {"mean": mean, "foreground_mean": {"dice": foreground}}
+    error = None if result.error is None else str(result.error)
+    return {**own, **known, "state": result.state, "validation": validation, "error": error}

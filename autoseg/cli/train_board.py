@@ -16,14 +16,15 @@ if TYPE_CHECKING:
 
     from autoseg.core.workspace import Workspace
     from autoseg.runs.forecast import RunForecast
-    from autoseg.runs.train import Outlook, TrainOptions
+    from autoseg.runs.progress import QueueProgress
+    from autoseg.runs.queue import Queue, TrainOptions
 
 _REFRESHES_PER_SECOND = 2
 
 
 @contextmanager
-def training_board(output: Output) -> Iterator[tuple[Progress, Callable[[Outlook], None] | None]]:
-    """Progress of preprocessed cases, and whoever is told where the runs stand.
+def training_board(output: Output) -> Iterator[tuple[Progress, Callable[[QueueProgress], None] | None]]:
+    """Callbacks for preprocessed cases and for where the runs stand.
 
     On a terminal this is a table of all runs that stays below the log lines. Elsewhere the cases get a line now and
     then, and the runs none, as every epoch and every run that is done has its own.
@@ -39,7 +40,7 @@ def training_board(output: Output) -> Iterator[tuple[Progress, Callable[[Outlook
 
 
 @contextmanager
-def _live_board() -> Iterator[tuple[Progress, Callable[[Outlook], None]]]:
+def _live_board() -> Iterator[tuple[Progress, Callable[[QueueProgress], None]]]:
     from rich.console import Console
     from rich.live import Live
     from rich.text import Text
@@ -52,41 +53,39 @@ def _live_board() -> Iterator[tuple[Progress, Callable[[Outlook], None]]]:
         try:
             yield (
                 lambda done, total: live.update(Text(f"Preparing cases {done}/{total}")),
-                lambda outlook: live.update(draw_board(outlook)),
+                lambda now: live.update(draw_board(now)),
             )
         finally:
             for handler in streams:
                 handler.setStream(before)
 
 
-def draw_board(outlook: Outlook) -> Table:
+def draw_board(now: QueueProgress) -> Table:
     """The table of all runs, with the end of the whole below."""
     from rich import box
     from rich.table import Table
 
     from autoseg.runs.progress import clock_time
 
-    done = sum(row.state == "done" for row in outlook.rows)
-    end = f", ends about {clock_time(outlook.ends_at)}" if outlook.ends_at is not None else ""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption=f"{done} of {len(outlook.rows)} runs done{end}")
+    done = sum(row.state == "done" for row in now.runs)
+    end = f", ends about {clock_time(now.ends_at)}" if now.ends_at is not None else ""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption=f"{done} of {len(now.runs)} runs done{end}")
     table.caption_justify = "left"
     for column in ("configuration", "fold", "state", "epoch", "Dice"):
         table.add_column(column, no_wrap=True)
-    for row in outlook.rows:
+    for row in now.runs:
         dice = "" if row.dice is None else f"{row.dice:.4f}"
         epoch = f"{row.epochs}/{row.epochs_planned}" if row.epochs else ""
-        table.add_row(row.configuration, str(row.fold), row.state, epoch, dice)
+        table.add_row(row.run.configuration, str(row.run.fold), row.state, epoch, dice)
     return table
 
 
 def show_queue(workspace: Workspace, options: TrainOptions, output: Output) -> int:
     """Prints the queue with its hours and disk; nothing is written."""
-    from autoseg.runs.forecast import forecast_queue
-    from autoseg.runs.queue import make_queue
+    from autoseg.api.train import forecast_training
 
-    queue = make_queue(workspace, options)
-    forecast = forecast_queue(workspace, queue, options)
-    runs = [_run_document(own) for own in forecast.runs]
+    queue, forecast = forecast_training(workspace, options)
+    runs = [_run_document(own, queue) for own in forecast.runs]
     rows = [[_cell(value) for value in {**run, "hours": _clock(run["hours"])}.values()] for run in runs]
     columns = ("configuration", "fold", "train", "validate", "state", "epochs left", "h:mm", "disk GiB")
     output.table(columns, rows, title="Queue")
@@ -114,13 +113,14 @@ def show_queue(workspace: Workspace, options: TrainOptions, output: Output) -> i
     return 0
 
 
-def _run_document(own: RunForecast) -> dict[str, Any]:
+def _run_document(own: RunForecast, queue: Queue) -> dict[str, Any]:
+    fold = queue.folds[own.run.fold]
     return {
-        "configuration": own.run.configuration.name,
-        "fold": own.run.number,
-        "train": len(own.run.fold.train),
-        "validate": len(own.run.fold.val),
-        "state": own.run.state,
+        "configuration": own.run.configuration,
+        "fold": own.run.fold,
+        "train": len(fold.train),
+        "validate": len(fold.val),
+        "state": queue.stages[own.run],
         "epochs": own.epochs,
         "hours": round(own.hours, 4),
         "disk_gib": round(own.disk_gib, 4),

@@ -124,7 +124,7 @@ def read_table(path: Path) -> dict[str, Any]:
     data = read_json(path)
     if not isinstance(data, dict):
         raise RecordFault(
-            f"{path.name} must hold a table {{...}}, found {type(data).__name__}",
+            f"{path.name} must hold a JSON object {{...}}, found {type(data).__name__}",
             where=str(path),
             do="correct the file, or get it again",
         )

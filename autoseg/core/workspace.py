@@ -23,6 +23,11 @@ class RunFolder:
         return Workspace(self.root.resolve().parents[2])
 
     @property
+    def configuration(self) -> Path:
+        """The folder of all runs of the same configuration."""
+        return self.root.parent
+
+    @property
     def plan(self) -> Path:
         """The plan this run was started with."""
         return self.root / "plan.json"

@@ -19,7 +19,7 @@ from autoseg.inference.postprocessing import PostprocessingStep
 from autoseg.models.record import Member, ModelFiles, ModelRecord, Provenance, Scores
 from autoseg.networks.weights import generations, newest_weights, weights_hash
 from autoseg.planning.plan import Plan
-from autoseg.runs.records import RunRecord, RunStatus
+from autoseg.runs.run import RunRecord, RunStatus
 from autoseg.selection.record import SelectedMember, Selection, plan_hash
 
 _log = logging.getLogger(__name__)

@@ -44,7 +44,7 @@ from autoseg.report.content import (
 )
 from autoseg.report.dataset_page import dataset_page
 from autoseg.report.prediction_page import prediction_page
-from autoseg.runs.records import RunRecord, RunStatus
+from autoseg.runs.run import RunRecord, RunStatus
 from autoseg.training.callbacks.history import read_history
 from autoseg.training.splits import Fold, make_folds
 
@@ -281,7 +281,7 @@ def _selected_results(workspace: Workspace, plan: Plan, dice: Mapping[str, Class
 
 def _best_results(workspace: Workspace, plan: Plan, runs: Sequence[RunEntry]) -> _Results:
     """Validation cases of the configuration with the best Dice among those that have any."""
-    from autoseg.runs.validation import SCORES_FILE, FoldScores
+    from autoseg.runs.run import SCORES_FILE, FoldScores
 
     found: dict[str, _Results] = {}
     for run in runs:

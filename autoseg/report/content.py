@@ -13,7 +13,7 @@ from autoseg.data.model import Dataset, LabelSet, Problem
 from autoseg.data.outliers import Unlike
 from autoseg.evaluation.confusion import Counts
 from autoseg.planning.plan import Plan
-from autoseg.runs.records import RunStatus
+from autoseg.runs.run import RunStatus
 
 ClassDice = dict[str, float | None]
 

@@ -8,23 +8,23 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from autoseg.core.errors import IntegrityRefusal, MissingInput, PlanFault, RecordFault, UsageError
+from autoseg.core.errors import IntegrityRefusal, MissingInput, PlanFault, UsageError
 from autoseg.core.files import sha256_of_file
 from autoseg.core.progress import Progress, silent
 from autoseg.core.records import load
-from autoseg.core.workspace import RunFolder, Workspace
+from autoseg.core.workspace import Workspace
 from autoseg.data.fingerprint import Fingerprint
 from autoseg.data.labels import to_file_values, to_training_values
 from autoseg.images.readers import read_labels
 from autoseg.images.writers import write_labels
 from autoseg.inference.restore import predict_case
 from autoseg.networks.build import build_network
-from autoseg.networks.weights import newest_weights, weights_hash
+from autoseg.networks.weights import newest_weights
 from autoseg.planning.plan import Configuration, Plan
 from autoseg.preprocessing.fill import hold_store
 from autoseg.preprocessing.first_stage import (
@@ -40,47 +40,19 @@ from autoseg.preprocessing.first_stage import (
     write_first_stage,
 )
 from autoseg.preprocessing.store import RECORD, CaseRecord, open_case, store_folder
-from autoseg.runs.records import RunRecord, RunStatus
-from autoseg.runs.setup import check_same_plan
-from autoseg.runs.validation import SCORES_FILE, FoldScores, make_predictor
-from autoseg.training.splits import Fold
+from autoseg.runs.queue import Queue
+from autoseg.runs.run import Run, check_same_plan
+from autoseg.runs.validation import make_predictor
 from autoseg.training.step import Compute
 
-LATE_FOLDER = "out_of_fold"
+OUT_OF_FOLD_FOLDER = "out_of_fold"
 """In a run of the first stage: predictions of validation cases that its own validation had no time for."""
 
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class _FirstStage:
-    """One finished run of the first stage.
-
-    Attributes:
-        fold: number.
-        folder: of the run.
-        record: what it was started with.
-        weights: hash of its weights.
-        validated: cases that it kept back and predicted.
-        mirror_axes: that these were averaged over.
-    """
-
-    fold: int
-    folder: RunFolder
-    record: RunRecord
-    weights: str
-    validated: frozenset[str]
-    mirror_axes: tuple[int, ...]
-
-
-def fill_previous(
-    workspace: Workspace,
-    plan: Plan,
-    configuration: Configuration,
-    folds: Sequence[Fold],
-    store: Path,
-    device: torch.device,
-    progress: Progress = silent,
+def fill_first_stage(
+    workspace: Workspace, queue: Queue, cascade: str, store: Path, device: torch.device, progress: Progress = silent
 ) -> Path:
     """Prepares the first stage's out-of-fold label map of every case; what is there already is only verified.
 
@@ -88,9 +60,8 @@ def fill_previous(
 
     Args:
         workspace: whose runs and store are used.
-        plan: of the dataset.
-        configuration: the second stage.
-        folds: of the dataset; those of the first stage must all be trained.
+        queue: with the plan and the folds; those of the first stage must all be trained.
+        cascade: configuration of the second stage.
         store: folder of the second stage's prepared cases; cases that it lacks are passed over.
         device: to predict on what the first stage's validation left out.
         progress: told about every case.
@@ -104,16 +75,26 @@ def fill_previous(
         IntegrityRefusal: a run of the first stage was trained on a case that it kept back.
         PlanFault: the first stage was trained with another plan.
     """
+    plan, configuration = queue.plan, queue.plan.configurations[cascade]
     first = plan.configurations[str(configuration.cascade_from)]
-    named = {name for fold in folds for name in (*fold.train, *fold.val)}
+    named = {name for fold in queue.folds for name in (*fold.train, *fold.val)}
     cases = sorted(name for name in named if (store / name / RECORD).exists())
-    kept_back = assign_cases(cases, _finished_runs(workspace, plan, configuration, len(folds)), configuration)
-    predict = _late_predictor(workspace, plan, first, device)
-    sources = {}
-    for count, (name, run) in enumerate(kept_back.items()):
-        progress(count, 2 * len(cases))
-        sources[name] = _source(workspace, plan, run, name, predict)
-    recipe = FirstStageRecipe(FIRST_STAGE_VERSION, first.name, store.name, sources)
+    runs = _finished_runs(workspace, plan, configuration, len(queue.folds))
+    kept_back = assign_cases(cases, runs, configuration)
+    predict = _missing_case_predictor(workspace, plan, first, device)
+    sources: dict[str, FirstStageSource] = {}
+    for run in runs:
+        weights, scores = run.weights_hash, run.scores
+        for name in (name for name, own in kept_back.items() if own == run):
+            progress(len(sources), 2 * len(cases))
+            file = run.folder.validation / f"{name}{plan.file_ending}"
+            if not file.exists() or scores is None or name not in scores.cases:
+                # In a folder named by the weights: a run that is trained again predicts these cases anew.
+                file = run.folder.root / OUT_OF_FOLD_FOLDER / weights / f"{name}{plan.file_ending}"
+                predict(run, name, file)
+            relative = file.relative_to(workspace.root).as_posix()
+            sources[name] = FirstStageSource(run.fold, weights, relative, sha256_of_file(file))
+    recipe = FirstStageRecipe(FIRST_STAGE_VERSION, first.name, store.name, dict(sorted(sources.items())))
     with hold_store(store):
         folder = start_extra(store, recipe)
         for count, name in enumerate(cases, start=len(cases) + 1):
@@ -123,26 +104,25 @@ def fill_previous(
     return folder
 
 
-def assign_cases(
-    cases: Sequence[str], runs: Sequence[_FirstStage], configuration: Configuration
-) -> dict[str, _FirstStage]:
+def assign_cases(cases: Sequence[str], runs: Sequence[Run], configuration: Configuration) -> dict[str, Run]:
     """For each case the first run that kept it back.
 
     Raises:
         UsageError: no run kept a case back.
         IntegrityRefusal: a run was trained on a case that it lists as kept back.
     """
-    assigned: dict[str, _FirstStage] = {}
+    assigned: dict[str, Run] = {}
     for run in runs:
-        seen = sorted(set(run.record.train) & set(run.record.val))
+        record = run.record()
+        seen = sorted(set(record.train) & set(record.val))
         if seen:
             raise IntegrityRefusal(
-                f"{run.record.configuration} fold {run.fold} was trained on {seen[0]}, which it lists as kept back",
+                f"{run.title} was trained on {seen[0]}, which it lists as kept back",
                 where=str(run.folder.recipe),
                 why="its predictions would be too good to train a second stage with",
                 do="correct the folds, and train it again with --fresh",
             )
-        for name in run.record.val:
+        for name in record.val:
             assigned.setdefault(name, run)
     without = [name for name in cases if name not in assigned]
     if without:
@@ -155,82 +135,47 @@ def assign_cases(
     return {name: assigned[name] for name in cases}
 
 
-def check_first_stage(folder: RunFolder) -> None:
+def check_first_stage(run: Run) -> None:
     """Refuses a run of a second stage whose first stage was trained again since: together they were never validated.
 
     Args:
-        folder: of the run, in a work folder. Runs without a first stage pass, and so do those whose extra of the store
-            was deleted.
+        run: in a work folder. Runs without a first stage pass, and so do those whose extra of the store was deleted.
 
     Raises:
         PlanFault: weights of the first stage are not those that predicted the run's inputs.
     """
-    workspace = Workspace(folder.root.parents[2])
-    record = load(RunRecord, folder.recipe)
-    path = workspace.store / str(record.previous) / RECIPE
-    if record.previous is None or not path.exists():
+    workspace = run.folder.workspace
+    previous = run.record().previous
+    path = workspace.store / str(previous) / RECIPE
+    if previous is None or not path.exists():
         return
     recipe = load(FirstStageRecipe, path)
     used = {source.fold: source.weights for source in recipe.sources.values()}
     for fold, weights in sorted(used.items()):
-        run = workspace.run(recipe.configuration, fold)
-        if not _is_done(run) or weights_hash(run.checkpoint) != weights:
+        first = Run(recipe.configuration, fold, workspace.run(recipe.configuration, fold))
+        if not first.is_done or first.weights_hash != weights:
             raise PlanFault(
-                f"{record.configuration} fold {record.fold} was trained with predictions of another "
-                f"{recipe.configuration}, whose fold {fold} was trained again since",
-                where=str(folder.root),
+                f"{run.title} was trained with predictions of another {first.configuration}, whose fold {fold} was "
+                "trained again since",
+                where=str(run.folder.root),
                 why="the two stages were never validated together",
-                do=f"run autoseg train with --fresh --configuration {record.configuration}",
+                do=f"run autoseg train with --fresh --configuration {run.configuration}",
             )
 
 
-def _finished_runs(workspace: Workspace, plan: Plan, configuration: Configuration, folds: int) -> list[_FirstStage]:
-    first = plan.configurations[str(configuration.cascade_from)]
-    runs, unfinished = [], []
-    for number in range(folds):
-        folder = workspace.run(first.name, number)
-        if not _is_done(folder):
-            unfinished.append(number)
-            continue
-        check_same_plan(plan, first, folder)
-        runs.append(_finished_run(number, folder))
-    if unfinished:
-        listed = ", ".join(map(str, unfinished))
+def _finished_runs(workspace: Workspace, plan: Plan, configuration: Configuration, folds: int) -> list[Run]:
+    first = str(configuration.cascade_from)
+    runs = [Run(first, number, workspace.run(first, number)) for number in range(folds)]
+    if unfinished := [str(run.fold) for run in runs if not run.is_done]:
         raise MissingInput(
-            f"{configuration.name} needs every fold of {first.name}; not trained yet: {listed}",
+            f"{configuration.name} needs every fold of {first}; not trained yet: {', '.join(unfinished)}",
             where=str(workspace.root),
             why="each case has to be predicted by the fold that kept it back",
-            do=f"run autoseg train with --configuration {first.name} for these folds first, or without --configuration",
+            do=f"run autoseg train with --configuration {first} for these folds first, or without --configuration",
         )
+    for run in runs:
+        check_same_plan(run, plan)
     return runs
-
-
-def _finished_run(number: int, folder: RunFolder) -> _FirstStage:
-    record, weights = load(RunRecord, folder.recipe), weights_hash(folder.checkpoint)
-    if not record.val:
-        return _FirstStage(number, folder, record, weights, frozenset(), ())
-    scores = load(FoldScores, folder.validation / SCORES_FILE)
-    return _FirstStage(number, folder, record, weights, frozenset(scores.cases), scores.mirror_axes)
-
-
-def _is_done(folder: RunFolder) -> bool:
-    try:
-        return load(RunStatus, folder.state).state == "done"
-    except (MissingInput, RecordFault):
-        return False
-
-
-def _source(
-    workspace: Workspace, plan: Plan, run: _FirstStage, name: str, predict: Callable[[_FirstStage, str, Path], None]
-) -> FirstStageSource:
-    """The label map of a case, predicted now if the validation left it out."""
-    file = run.folder.validation / f"{name}{plan.file_ending}"
-    if not file.exists() or name not in run.validated:
-        file = run.folder.root / LATE_FOLDER / run.weights / f"{name}{plan.file_ending}"
-        if not file.exists():
-            predict(run, name, file)
-    relative = file.relative_to(workspace.root).as_posix()
-    return FirstStageSource(run.fold, run.weights, relative, sha256_of_file(file))
 
 
 def _fill_case(workspace: Workspace, plan: Plan, stored: Path, folder: Path, recipe: FirstStageRecipe) -> None:
@@ -243,14 +188,16 @@ def _fill_case(workspace: Workspace, plan: Plan, stored: Path, folder: Path, rec
     write_first_stage(folder, record, prepare_first_stage(labels, case.placement))
 
 
-def _late_predictor(
+def _missing_case_predictor(
     workspace: Workspace, plan: Plan, first: Configuration, device: torch.device
-) -> Callable[[_FirstStage, str, Path], None]:
+) -> Callable[[Run, str, Path], None]:
     """Predicts a case with the run that kept it back, and writes its label map."""
     store = store_folder(workspace.store, plan, first, load(Fingerprint, workspace.fingerprint))
     networks: dict[int, torch.nn.Module] = {}
 
-    def predict(run: _FirstStage, name: str, file: Path) -> None:
+    def predict(run: Run, name: str, file: Path) -> None:
+        if file.exists():
+            return
         if not (store / name / RECORD).exists():
             raise MissingInput(
                 f"{name} is not prepared for {first.name}, whose validation left it out",
@@ -261,9 +208,11 @@ def _late_predictor(
         if run.fold not in networks:
             networks.clear()
             networks[run.fold] = _network(plan, first, run, device)
-        precision = run.record.precision if run.record.device == device.type else "fp32"
+        record, scores = run.record(), run.scores
+        precision = record.precision if record.device == device.type else "fp32"
         predictor = make_predictor(networks[run.fold], plan, first, device, precision)
-        predictor = replace(predictor, mirror_axes=run.mirror_axes)
+        # as the validation did it, so that all label maps of a first stage are of one kind
+        predictor = replace(predictor, mirror_axes=scores.mirror_axes if scores else ())
         stored = open_case(store / name)
         labels = predict_case(predictor, network_input(stored, plan.labels), stored.placement, plan.labels)
         write_labels(file, to_file_values(labels, plan.labels), stored.placement.geometry)
@@ -271,8 +220,9 @@ def _late_predictor(
     return predict
 
 
-def _network(plan: Plan, first: Configuration, run: _FirstStage, device: torch.device) -> torch.nn.Module:
+def _network(plan: Plan, first: Configuration, run: Run, device: torch.device) -> torch.nn.Module:
     network = build_network(first.network, plan.input_channels(first.name), plan.labels.head_count)
     network.load_state_dict(newest_weights(run.folder.checkpoint))
-    layout = run.record.memory_format if run.record.device == device.type else "contiguous"
+    record = run.record()
+    layout = record.memory_format if record.device == device.type else "contiguous"
     return Compute(device, "fp32", layout).place_network(network, first.dimensions)

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from autoseg.core.machine import BYTES_PER_GIB, free_disk_bytes
 from autoseg.core.workspace import Workspace
-from autoseg.launch.devices import choose_devices
+from autoseg.launch.devices import choose_device, choose_devices, use_cores
+from autoseg.launch.precision import native_types, step_seconds
 from autoseg.networks.build import build_network
 from autoseg.planning.decide import store_gib
 from autoseg.planning.plan import Configuration, Plan
 from autoseg.preprocessing.store import RECORD, store_folder
-from autoseg.runs.execute import budget_deadline, run_deadline
-from autoseg.runs.probe import seconds_per_epoch
+from autoseg.runs.budget import budget_deadline, run_deadline
 from autoseg.runs.progress import epoch_seconds
-from autoseg.runs.queue import Queue, QueuedRun, TrainOptions, run_status
+from autoseg.runs.queue import Queue, TrainOptions
+from autoseg.runs.run import Run
 from autoseg.training.checkpoint import GENERATIONS_KEPT
-from autoseg.training.recipe import Recipe
+from autoseg.training.recipe import Recipe, load_recipe
+from autoseg.training.step import Compute
+
+PROBE_SECONDS = 0.4
+"""A patch whose step takes this long is large enough to extrapolate from, in proportion to the voxels (assumption)."""
 
 _BYTES_PER_NUMBER = 4
 _MOMENTS = {"sgd": 1, "adamw": 2}  # numbers that the optimizer keeps per weight
@@ -36,14 +43,14 @@ class RunForecast:
         disk_gib: that its checkpoints will take, if they are not there yet.
     """
 
-    run: QueuedRun
+    run: Run
     epochs: int | None
     hours: float
     disk_gib: float
 
 
 @dataclass(frozen=True, slots=True)
-class Forecast:
+class QueueForecast:
     """What a queue will cost.
 
     Attributes:
@@ -67,7 +74,7 @@ class Forecast:
     because: str
 
 
-def forecast_queue(workspace: Workspace, queue: Queue, options: TrainOptions) -> Forecast:
+def forecast_queue(workspace: Workspace, queue: Queue, options: TrainOptions) -> QueueForecast:
     """Hours and disk of a queue; writes nothing.
 
     The seconds of an epoch come from runs of the queue that have begun, else from one short measurement per
@@ -82,20 +89,20 @@ def forecast_queue(workspace: Workspace, queue: Queue, options: TrainOptions) ->
         UsageError: no such device; or the budget was used up before.
     """
     devices, _ = choose_devices(options.device)
-    open_runs = [run for run in queue.runs if run.state != "done"]
-    hours, because = _hours(workspace, queue, options, len(devices))
+    open_runs = queue.open_runs
+    hours, because = _hours(queue, options, len(devices))
     checkpoints = {name: _checkpoint_gib(queue.plan, name, queue.recipe) for name in queue.plan.configurations}
     runs = tuple(
         RunForecast(
             run=run,
-            epochs=None if options.budget_seconds is not None else _epochs_left(run, queue.recipe),
+            epochs=None if options.budget_seconds is not None else _epochs_left(run, queue),
             hours=hours.get(run, 0.0),
-            disk_gib=checkpoints[run.configuration.name] if run.state == "new" else 0.0,
+            disk_gib=checkpoints[run.configuration] if queue.stages[run] == "new" else 0.0,
         )
         for run in queue.runs
     )
     store = _missing_store_gib(workspace, queue, open_runs)
-    return Forecast(
+    return QueueForecast(
         runs=runs,
         hours=sum(hours.values()) / max(1, min(len(devices), len(open_runs))),
         devices=len(devices),
@@ -107,31 +114,28 @@ def forecast_queue(workspace: Workspace, queue: Queue, options: TrainOptions) ->
     )
 
 
-def _hours(
-    workspace: Workspace, queue: Queue, options: TrainOptions, devices: int
-) -> tuple[dict[QueuedRun, float], str]:
-    open_runs = [run for run in queue.runs if run.state != "done"]
-    deadline = budget_deadline(workspace, queue, options)
+def _hours(queue: Queue, options: TrainOptions, devices: int) -> tuple[dict[Run, float], str]:
+    open_runs = queue.open_runs
+    deadline = budget_deadline(queue, options)
     if deadline is not None:
         now = time.monotonic()
-        ends = [run_deadline(deadline, run, open_runs, devices, now) for run in open_runs]
-        shares = {run: (end - now) / 3600 for run, end in zip(open_runs, ends, strict=True) if end is not None}
-        return shares, "shares of what is left of the budget"
+        ends = {run: run_deadline(deadline, run, open_runs, devices, now) or now for run in open_runs}
+        return {run: (end - now) / 3600 for run, end in ends.items()}, "shares of what is left of the budget"
     pace, because = epoch_seconds(queue), "from the epochs trained so far, without the validation of the folds"
     if not pace and open_runs:
-        names = dict.fromkeys(run.configuration.name for run in open_runs)
+        names = dict.fromkeys(run.configuration for run in open_runs)
         device = options.device.partition(",")[0]
         pace = {name: seconds_per_epoch(queue.plan, name, device, queue.recipe) for name in names}
         because = "from one measured training step of each configuration, without the validation of the folds"
-    hours = {run: pace[run.configuration.name] * _epochs_left(run, queue.recipe) / 3600 for run in open_runs}
-    return hours, because
+    return {run: pace[run.configuration] * _epochs_left(run, queue) / 3600 for run in open_runs}, because
 
 
-def _epochs_left(run: QueuedRun, recipe: Recipe) -> int:
-    if run.state == "done":
-        return 0
-    status = run_status(run.folder) if run.state == "started" else None
-    return recipe.epochs if status is None else max(0, status.epochs_planned - status.epochs)
+def _epochs_left(run: Run, queue: Queue) -> int:
+    stage = queue.stages[run]
+    status = run.status if stage == "started" else None
+    if status is None:
+        return 0 if stage == "done" else queue.recipe.epochs
+    return max(0, status.epochs_planned - status.epochs)
 
 
 def _checkpoint_gib(plan: Plan, name: str, recipe: Recipe) -> float:
@@ -144,16 +148,49 @@ def _checkpoint_gib(plan: Plan, name: str, recipe: Recipe) -> float:
     return weights * copies * _BYTES_PER_NUMBER / BYTES_PER_GIB
 
 
-def _missing_store_gib(workspace: Workspace, queue: Queue, runs: list[QueuedRun]) -> float:
+def _missing_store_gib(workspace: Workspace, queue: Queue, runs: list[Run]) -> float:
     """Of the prepared cases that are not there yet; configurations that prepare alike share them."""
-    needed: dict[str, Configuration] = {}
+    needed: dict[Path, Configuration] = {}
     for run in runs:
-        folder = store_folder(workspace.store, queue.plan, run.configuration, queue.fingerprint)
-        needed.setdefault(str(folder), run.configuration)
-    total = 0.0
-    for configuration in needed.values():
+        configuration = queue.configuration_of(run)
         folder = store_folder(workspace.store, queue.plan, configuration, queue.fingerprint)
+        needed.setdefault(folder, configuration)
+    total = 0.0
+    for folder, configuration in needed.items():
         missing = sum(not (folder / case.identifier / RECORD).exists() for case in queue.fingerprint.cases)
         share = missing / len(queue.fingerprint.cases)
         total += share * store_gib(queue.plan, configuration, queue.fingerprint)
     return total
+
+
+def seconds_per_epoch(plan: Plan, name: str, device_name: str, recipe: Recipe | None = None) -> float:
+    """Seconds that the training steps and the quick validation of an epoch take, extrapolated from one step.
+
+    Args:
+        plan: with the configuration.
+        name: of the configuration.
+        device_name: as `--device` has it.
+        recipe: how long an epoch is; default: the preset's.
+    """
+    configuration = plan.configurations[name]
+    recipe = recipe or load_recipe("cpu" if plan.preset == "cpu" else "default")
+    per_voxel = _seconds_per_voxel(plan, configuration, device_name)
+    step = per_voxel * math.prod(configuration.patch_size) * configuration.batch_size
+    forward_share = 1 / 3  # a backward pass costs about two forward passes
+    return step * (recipe.steps_per_epoch + recipe.validation_steps * forward_share)
+
+
+def _seconds_per_voxel(plan: Plan, configuration: Configuration, device_name: str) -> float:
+    device, _ = choose_device(device_name)
+    use_cores()
+    compute = Compute(device, (*native_types(device), "fp32")[0], "channels_last")
+    channels = plan.input_channels(configuration.name)
+    network = build_network(configuration.network, channels, plan.labels.head_count)
+    strides = [math.prod(axis) for axis in zip(*configuration.network.strides, strict=True)]
+    patch = [min(2 * stride, edge) for stride, edge in zip(strides, configuration.patch_size, strict=True)]
+    seconds = step_seconds(network, (1, channels, *patch), compute)
+    while seconds < PROBE_SECONDS and tuple(patch) != configuration.patch_size:
+        axis = min(range(len(patch)), key=lambda index: patch[index] / configuration.patch_size[index])
+        patch[axis] = min(2 * patch[axis], configuration.patch_size[axis])
+        seconds = step_seconds(network, (1, channels, *patch), compute)
+    return float(seconds / math.prod(patch))

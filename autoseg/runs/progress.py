@@ -2,35 +2,36 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from autoseg.planning.plan import Configuration
-from autoseg.runs.queue import Queue, QueuedRun, run_status
-from autoseg.runs.records import RunStatus
+from autoseg.runs.queue import Queue
+from autoseg.runs.run import Run, RunResult, RunStatus
 from autoseg.training.callbacks.history import last_history
 
-Steps = Mapping[tuple[str, int], tuple[int, int]]
-"""(configuration, fold) -> (steps done, steps in all) of the runs at work."""
+REPORT_SECONDS = 1.0
+"""Between two looks at where every run stands."""
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class RunRow:
+class RunProgress:
     """Where a run stands.
 
     Attributes:
-        configuration: name.
-        fold: number.
-        state: "waiting", "training", "validating", "done", or what a report says.
+        run: of the queue.
+        state: "waiting", "training", "validating", "done", or what its result says.
         epochs: done.
         epochs_planned: in all.
         dice: mean over the classes: of the whole validation cases, before that the smoothed one of patches.
     """
 
-    configuration: str
-    fold: int
+    run: Run
     state: str
     epochs: int
     epochs_planned: int
@@ -38,67 +39,113 @@ class RunRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Outlook:
+class QueueProgress:
     """Where a queue stands.
 
     Attributes:
-        rows: in the order of the queue.
-        ends_at: seconds since the epoch at which everything will be done; None if nothing tells.
+        runs: in the order of the queue.
+        ends_at: seconds since the epoch at which everything will be done; None if nothing says.
     """
 
-    rows: tuple[RunRow, ...]
+    runs: tuple[RunProgress, ...]
     ends_at: float | None
 
 
-def outlook(
-    queue: Queue, settled: Mapping[tuple[str, int], str], at_work: Steps, deadline: float | None, devices: int
-) -> Outlook:
-    """Where every run stands now, and when the last will end.
+@dataclass(slots=True)
+class ProgressReporter:
+    """Reports now and then where every run stands, and after each run when the whole will end.
 
-    Args:
-        queue: to look at.
-        settled: state of each run that was come to, by configuration and fold.
-        at_work: steps of the runs at work.
+    Attributes:
+        queue: to report on.
         deadline: `time.monotonic()` at which the budget is used up, or None.
         devices: that work at the same time.
+        on_progress: called with every report, or None.
+        results: of the runs that are through; shared with the schedule that fills it.
+        steps: done and in all, of the runs at work.
     """
-    rows = tuple(_row(run, settled, at_work, queue) for run in queue.runs)
-    left = [
-        (run, row)
-        for run, row in zip(queue.runs, rows, strict=True)
-        if (run.configuration.name, run.number) not in settled
-    ]
-    if not left:
-        return Outlook(rows, None)
-    if deadline is not None:
-        return Outlook(rows, time.time() + max(0.0, deadline - time.monotonic()))
-    pace = epoch_seconds(queue)
-    if any(run.configuration.name not in pace for run, _ in left):
-        return Outlook(rows, None)
-    seconds = sum(pace[run.configuration.name] * max(0, row.epochs_planned - row.epochs) for run, row in left)
-    return Outlook(rows, time.time() + seconds / min(devices, len(left)))
+
+    queue: Queue
+    deadline: float | None
+    devices: int
+    on_progress: Callable[[QueueProgress], None] | None
+    results: dict[Run, RunResult]
+    steps: dict[Run, tuple[int, int]] = field(default_factory=dict)
+    _reported_at: float = 0.0
+
+    def step(self, run: Run, done: int, total: int) -> None:
+        """Notes the steps of a run at work."""
+        self.steps[run] = (done, total)
+        if self.on_progress is not None and time.monotonic() - self._reported_at >= REPORT_SECONDS:
+            self._reported_at = time.monotonic()
+            self.on_progress(self.now())
+
+    def run_ended(self, run: Run) -> None:
+        """Says how many runs are done and when the last will be."""
+        self.steps.pop(run, None)
+        now = self.now()
+        done = sum(own.state == "done" for own in self.results.values())
+        end = f"; the whole ends about {clock_time(now.ends_at)}" if now.ends_at else ""
+        if len(self.queue.runs) > 1:
+            _log.info("%d of %d runs done%s", done, len(self.queue.runs), end)
+        if self.on_progress is not None:
+            self.on_progress(now)
+
+    def now(self) -> QueueProgress:
+        """Where every run stands now, and when the last will end."""
+        runs = tuple(self._progress_of(run) for run in self.queue.runs)
+        left = [own for own in runs if own.run not in self.results]
+        return QueueProgress(runs, self._end_of(left) if left else None)
+
+    def _end_of(self, left: list[RunProgress]) -> float | None:
+        if self.deadline is not None:
+            return time.time() + max(0.0, self.deadline - time.monotonic())
+        pace = epoch_seconds(self.queue)
+        if any(own.run.configuration not in pace for own in left):
+            return None
+        seconds = sum(pace[own.run.configuration] * max(0, own.epochs_planned - own.epochs) for own in left)
+        return time.time() + seconds / min(self.devices, len(left))
+
+    def _progress_of(self, run: Run) -> RunProgress:
+        is_at_work = run in self.steps
+        is_begun = run in self.results or self.queue.stages[run] == "started" or is_at_work
+        status = run.status if is_begun else None
+        epochs, planned, dice = 0, self.queue.recipe.epochs, None
+        if status is not None:
+            epochs, planned, dice = status.epochs, status.epochs_planned, status.dice
+        if is_at_work and (entry := last_history(run.folder.history)) is not None:
+            epochs, dice = int(entry["epoch"]) + 1, entry["ema_dice"]
+            planned = max(epochs, round(epochs * self.steps[run][1] / max(1, int(entry["step"]))))
+        return RunProgress(run, self._state_of(run, status), epochs, planned, dice)
+
+    def _state_of(self, run: Run, status: RunStatus | None) -> str:
+        if run in self.results:
+            return self.results[run].state
+        if run not in self.steps:
+            return "waiting"
+        done, total = self.steps[run]
+        # state.json of a run that trains again after an interruption may still say that it was validating
+        is_validating = status is not None and status.state == "validating" and done >= total
+        return "validating" if is_validating else "training"
 
 
 def epoch_seconds(queue: Queue) -> dict[str, float]:
     """Seconds per epoch by configuration, from the newest epochs of its runs.
 
-    Where a configuration has none yet, that of another one counts, scaled by the voxels that its network computes.
-    Empty before the first epoch of all.
+    Where a configuration has none yet, that of another one counts, scaled by what its network computes. Empty before
+    the first epoch of all.
     """
     measured: dict[str, list[float]] = {}
-    own = {run.configuration.name: run.configuration for run in queue.runs}
     for run in queue.runs:
-        entry = last_history(run.folder.history) if run.state != "new" or run.folder.recipe.exists() else None
-        if entry is not None:
-            measured.setdefault(run.configuration.name, []).append(float(entry["seconds"]))
+        is_begun = queue.stages[run] != "new" or run.folder.recipe.exists()
+        if is_begun and (entry := last_history(run.folder.history)) is not None:
+            measured.setdefault(run.configuration, []).append(float(entry["seconds"]))
     known = {name: sum(values) / len(values) for name, values in measured.items()}
     if not known:
         return {}
+    own = {run.configuration: queue.configuration_of(run) for run in queue.runs}
     reference, seconds = next(iter(known.items()))
-    return {
-        name: known.get(name, seconds * _cost(configuration) / _cost(own[reference]))
-        for name, configuration in own.items()
-    }
+    scale = seconds / _cost(own[reference])
+    return {name: known.get(name, scale * _cost(configuration)) for name, configuration in own.items()}
 
 
 def clock_time(seconds: float) -> str:
@@ -111,23 +158,3 @@ def clock_time(seconds: float) -> str:
 def _cost(configuration: Configuration) -> float:
     """What a step costs, in elements of feature maps."""
     return float(configuration.estimated_feature_map_elements * configuration.batch_size)
-
-
-def _row(run: QueuedRun, settled: Mapping[tuple[str, int], str], at_work: Steps, queue: Queue) -> RunRow:
-    key = (run.configuration.name, run.number)
-    entry = last_history(run.folder.history) if key in at_work else None
-    status = run_status(run.folder) if key in settled or run.state == "started" or key in at_work else None
-    state = settled.get(key) or (_working_state(at_work[key], status) if key in at_work else "waiting")
-    epochs, planned, dice = 0, queue.recipe.epochs, None
-    if status is not None:
-        epochs, planned = status.epochs, status.epochs_planned
-        dice = status.ema_dice if status.foreground_dice is None else status.foreground_dice
-    if entry is not None:
-        epochs, dice = int(entry["epoch"]) + 1, entry["ema_dice"]
-        planned = max(epochs, round(epochs * at_work[key][1] / max(1, int(entry["step"]))))
-    return RunRow(run.configuration.name, run.number, state, epochs, planned, dice)
-
-
-def _working_state(steps: Sequence[int], status: RunStatus | None) -> str:
-    is_validating = status is not None and status.state == "validating" and steps[0] >= steps[1]
-    return "validating" if is_validating else "training"

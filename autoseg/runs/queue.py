@@ -1,4 +1,4 @@
-"""The queue: which runs a plan and the user's options ask for, in which order, and where each of them stands."""
+"""The queue: which runs a plan and the user's options ask for, and in which order."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from autoseg.core.errors import MissingInput, RecordFault, UsageError
-from autoseg.core.records import load
+from autoseg.core.errors import UsageError
 from autoseg.core.registry import choose
-from autoseg.core.workspace import RunFolder, Workspace
-from autoseg.data.fingerprint import Fingerprint
-from autoseg.data.model import Dataset
+from autoseg.core.workspace import Workspace
+from autoseg.data.fingerprint import CaseStatistics, Fingerprint
+from autoseg.data.model import Dataset, LabelSet
 from autoseg.planning.plan import Configuration, Plan
 from autoseg.planning.planned import load_planned
-from autoseg.runs.records import RunStatus
-from autoseg.runs.validation import PROBABILITIES_GIB
+from autoseg.runs.run import Run, Stage
 from autoseg.training.grouping import SplitFacts, case_groups
 from autoseg.training.recipe import Recipe, load_recipe
 from autoseg.training.splits import Fold, settle_folds
+
+PROBABILITIES_GIB = 10.0
+"""Disk that the kept probabilities of all runs of a dataset may take by default (assumption: little beside a store)."""
 
 _log = logging.getLogger(__name__)
 
@@ -35,11 +36,12 @@ class TrainOptions:
         recipe: name or file; default: "cpu" for the preset of that name, else "default".
         epochs: instead of the recipe's.
         steps: per epoch, instead of the recipe's.
-        budget_seconds: wall time of all runs of the queue together, over all sittings.
+        budget_seconds: wall time of all runs of the queue together, interruptions left out.
         started: `time.monotonic()` at which the command started; the budget counts from there.
         is_fresh: whether runs that exist are discarded.
         seed: of everything random.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps", or several of them with commas; "auto" means all GPUs.
+        executor: a key of `executors.EXECUTORS`, or "auto": in this process on one device, else a process per device.
         jobs: worker processes for preprocessing, and threads that cut batches.
         group_by: regular expression or CSV file that says which cases belong together, or None.
         is_stratified: whether cases with rare classes are spread over the folds.
@@ -56,34 +58,11 @@ class TrainOptions:
     is_fresh: bool = False
     seed: int = 0
     device: str = "auto"
+    executor: str = "auto"
     jobs: int = 1
     group_by: str | None = None
     is_stratified: bool = False
     probabilities_gib: float = PROBABILITIES_GIB
-
-
-@dataclass(frozen=True, slots=True)
-class QueuedRun:
-    """A run of the queue.
-
-    Attributes:
-        configuration: to train.
-        number: of the fold.
-        fold: its cases.
-        folder: of the run.
-        state: "new", "started" or "done", before this command.
-    """
-
-    configuration: Configuration
-    number: int
-    fold: Fold
-    folder: RunFolder
-    state: str
-
-    @property
-    def title(self) -> str:
-        """Configuration and fold, for people."""
-        return f"{self.configuration.name} fold {self.number}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +76,7 @@ class Queue:
         recipe: asked for.
         folds: of the dataset.
         runs: in order; all folds of a cascade's first stage come before the cascade.
+        stages: of each run when the queue was made; with `--fresh` all are new.
     """
 
     plan: Plan
@@ -104,11 +84,70 @@ class Queue:
     fingerprint: Fingerprint
     recipe: Recipe
     folds: tuple[Fold, ...]
-    runs: tuple[QueuedRun, ...]
+    runs: tuple[Run, ...]
+    stages: dict[Run, Stage]
 
-    def open_runs(self, configuration: str) -> list[QueuedRun]:
-        """Runs of a configuration that are not done."""
-        return [run for run in self.runs if run.configuration.name == configuration and run.state != "done"]
+    @property
+    def open_runs(self) -> list[Run]:
+        """Those that were not done when the queue was made, in order."""
+        return [run for run in self.runs if self.stages[run] != "done"]
+
+    def configuration_of(self, run: Run) -> Configuration:
+        """What the run trains."""
+        return self.plan.configurations[run.configuration]
+
+    def first_stage_of(self, run: Run) -> str | None:
+        """Configuration that must be trained before, in all folds; None if the run is no cascade."""
+        return self.configuration_of(run).cascade_from
+
+
+@dataclass(frozen=True, slots=True)
+class RunTask:
+    """A run with everything that training it needs, whichever process or machine does it.
+
+    Attributes:
+        run: to do.
+        plan: of the dataset.
+        dataset: knows the label files.
+        cases: trained on and kept back, those that could not be prepared left out.
+        recipe: asked for.
+        options: of the command.
+        store: folder of the prepared cases.
+        first_stage: folder of the first stage's label maps, as `fill_first_stage` returns it; None without a cascade.
+        begin: of the work on it, in seconds since the epoch.
+        deadline: `time.monotonic()` at which it must be over, or None.
+    """
+
+    run: Run
+    plan: Plan
+    dataset: Dataset
+    cases: Fold
+    recipe: Recipe
+    options: TrainOptions
+    store: Path
+    first_stage: Path | None
+    begin: float
+    deadline: float | None
+
+    @property
+    def configuration(self) -> Configuration:
+        """To train."""
+        return self.plan.configurations[self.run.configuration]
+
+    @property
+    def input_channels(self) -> int:
+        """Input channels of the network."""
+        return self.plan.input_channels(self.run.configuration)
+
+    @property
+    def first_stage_values(self) -> tuple[int, ...]:
+        """Label values of the first stage that become channels; empty without one."""
+        return () if self.first_stage is None else self.plan.labels.foreground_values
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Until the deadline, at least 0; None without one."""
+        return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
 
 
 def make_queue(workspace: Workspace, options: TrainOptions) -> Queue:
@@ -124,45 +163,30 @@ def make_queue(workspace: Workspace, options: TrainOptions) -> Queue:
     recipe = load_recipe(named, epochs=options.epochs, steps=options.steps)
     folds = _folds(workspace, dataset, fingerprint, options)
     numbers = _chosen_folds(options.folds, len(folds))
-    configurations = _chosen(plan, options.configurations)
-    runs = [
-        QueuedRun(configuration, number, folds[number], folder, _state(folder, options.is_fresh))
-        for configuration in configurations
-        for number in numbers
-        for folder in [workspace.run(configuration.name, number)]
-    ]
-    missing = _missing_first_stages(workspace, runs, len(folds))
+    names = [own.name for own in _chosen(plan, options.configurations)]
+    runs = [Run(name, number, workspace.run(name, number)) for name in names for number in numbers]
+    missing = _missing_first_stages(workspace, plan, runs, len(folds))
     _refuse_named(missing, options.configurations)
-    kept = [run for run in runs if run.configuration.name not in missing]
-    return Queue(plan, dataset, fingerprint, recipe, folds, tuple(kept))
-
-
-def run_status(folder: RunFolder) -> RunStatus | None:
-    """Where a run stands; None if it did not get so far."""
-    try:
-        return load(RunStatus, folder.state)
-    except (MissingInput, RecordFault):
-        return None
+    kept = tuple(run for run in runs if run.configuration not in missing)
+    stages: dict[Run, Stage] = {run: "new" if options.is_fresh else run.stage for run in kept}
+    return Queue(plan, dataset, fingerprint, recipe, folds, kept, stages)
 
 
 def _folds(workspace: Workspace, dataset: Dataset, fingerprint: Fingerprint, options: TrainOptions) -> tuple[Fold, ...]:
-    names = dataset.labels.foreground
     usable = {case.identifier for case in fingerprint.cases}
     facts = SplitFacts(
         images={case.identifier: case.content[: len(case.content) // 2] for case in fingerprint.cases},
-        classes={
-            case.identifier: frozenset(
-                name
-                for name in names
-                if any((case.class_voxels or {}).get(str(v)) for v in dataset.labels.classes[name])
-            )
-            for case in fingerprint.cases
-        },
+        classes={case.identifier: _classes_in(case, dataset.labels) for case in fingerprint.cases},
         groups=None if options.group_by is None else case_groups(options.group_by, usable),
         is_stratified=options.is_stratified,
     )
     refused = {case.identifier for case in dataset.cases} - usable
     return settle_folds(usable, refused, Path(dataset.root), workspace.splits, facts)
+
+
+def _classes_in(case: CaseStatistics, labels: LabelSet) -> frozenset[str]:
+    voxels = case.class_voxels or {}
+    return frozenset(name for name in labels.foreground if any(voxels.get(str(v)) for v in labels.classes[name]))
 
 
 def _chosen_folds(asked: Sequence[int], count: int) -> Sequence[int]:
@@ -181,20 +205,15 @@ def _chosen(plan: Plan, names: Sequence[str]) -> list[Configuration]:
     return sorted(chosen or plan.configurations.values(), key=lambda own: own.cascade_from is not None)
 
 
-def _missing_first_stages(workspace: Workspace, runs: Sequence[QueuedRun], folds: int) -> dict[str, str]:
+def _missing_first_stages(workspace: Workspace, plan: Plan, runs: Sequence[Run], folds: int) -> dict[str, str]:
     """For each cascade that cannot be trained, its name and which runs of its first stage neither exist nor come."""
-    queued = {(run.configuration.name, run.number) for run in runs}
     missing = {}
-    for cascade, first in {run.configuration.name: run.configuration.cascade_from for run in runs}.items():
-        if first is None:
-            continue
-        absent = [
-            str(number)
-            for number in range(folds)
-            if (first, number) not in queued and _state(workspace.run(first, number), False) != "done"
-        ]
-        if absent:
-            missing[cascade] = f"{first} fold {', '.join(absent)}"
+    for name in dict.fromkeys(run.configuration for run in runs):
+        first = plan.configurations[name].cascade_from
+        if first is not None:
+            needed = [Run(first, number, workspace.run(first, number)) for number in range(folds)]
+            if absent := [str(run.fold) for run in needed if run not in runs and not run.is_done]:
+                missing[name] = f"{first} fold {', '.join(absent)}"
     return missing
 
 
@@ -208,10 +227,3 @@ def _refuse_named(missing: Mapping[str, str], names: Sequence[str]) -> None:
                 do="train all folds of the first stage first, or name it with --configuration and leave out --fold",
             )
         _log.warning("%s is left out: it needs %s, neither trained nor in the queue", cascade, absent)
-
-
-def _state(folder: RunFolder, is_fresh: bool) -> str:
-    if is_fresh or not folder.recipe.exists():
-        return "new"
-    status = run_status(folder)
-    return "done" if status is not None and status.state == "done" else "started"

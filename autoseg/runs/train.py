@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 
@@ -16,20 +18,17 @@ from autoseg.core.workspace import Workspace
 from autoseg.launch.devices import choose_devices, use_cores
 from autoseg.preprocessing.fill import fill_store
 from autoseg.preprocessing.store import store_recipe
-from autoseg.runs.cascade import fill_previous
-from autoseg.runs.execute import Assignment, Materials, RunReport, budget_deadline, look_at_done, run_deadline
-from autoseg.runs.executors.processes import Alone, Crew, Team
-from autoseg.runs.guards import Busy
-from autoseg.runs.progress import Outlook, clock_time, outlook
-from autoseg.runs.queue import Queue, QueuedRun, TrainOptions, make_queue
-from autoseg.runs.schedule import Schedule
-from autoseg.runs.work_intervals import sitting
-from autoseg.training.splits import save_folds
+from autoseg.runs.budget import budget_deadline, heartbeat, run_deadline
+from autoseg.runs.cascade import fill_first_stage
+from autoseg.runs.execute import Busy, result_of_done
+from autoseg.runs.executors.executor import Executor, make_executor
+from autoseg.runs.progress import ProgressReporter, QueueProgress
+from autoseg.runs.queue import Queue, RunTask, TrainOptions, make_queue
+from autoseg.runs.run import Run, RunResult
+from autoseg.training.splits import Fold, save_folds
 
-__all__ = ["Outlook", "Queue", "QueuedRun", "RunReport", "TrainOptions", "TrainReport", "make_queue", "train"]
-
-TELL_SECONDS = 1.0
-"""Between two looks at where every run stands."""
+TICK_SECONDS = 0.2
+"""Longest wait for a run to end; then it is asked whether the user wants to stop."""
 
 _log = logging.getLogger(__name__)
 
@@ -39,13 +38,13 @@ class TrainReport:
     """What the command did.
 
     Attributes:
-        runs: those that were come to, in the order of the queue.
+        results: of the runs that were tried, in the order of the queue.
         device: a sentence.
         failures: cases that could not be preprocessed -> why.
         stop: the error that the command ends with, or None.
     """
 
-    runs: tuple[RunReport, ...]
+    results: tuple[RunResult, ...]
     device: str
     failures: dict[str, str]
     stop: AutoSegError | None = None
@@ -55,201 +54,257 @@ class TrainReport:
         """0; 4 if a run or a case failed; or that of what stopped the command."""
         if self.stop is not None:
             return self.stop.exit_code
-        return 4 if self.failures or any(run.state == "failed" for run in self.runs) else 0
+        return 4 if self.failures or any(own.state == "failed" for own in self.results) else 0
 
 
-def train(
+@dataclass(frozen=True, slots=True)
+class TrainListeners:
+    """Who hears of the training while it goes on; all are optional.
+
+    Attributes:
+        on_cases: called with preprocessed cases.
+        on_steps: called with the steps of the present run.
+        on_progress: called now and then with where every run stands and when the whole will end.
+    """
+
+    on_cases: Progress = silent
+    on_steps: Progress = silent
+    on_progress: Callable[[QueueProgress], None] | None = None
+
+
+def train_queue(
     workspace: Workspace,
     options: TrainOptions,
     check_stop: Callable[[], None],
-    *,
-    store_progress: Progress = silent,
-    step_progress: Progress = silent,
-    tell: Callable[[Outlook], None] | None = None,
+    listeners: TrainListeners = TrainListeners(),
 ) -> TrainReport:
     """Preprocesses what is missing and trains the queue.
 
     An interruption or a lack of resources ends the queue; a run that fails by itself does not. With several devices,
-    as many runs are trained at the same time, each in a process of its own.
+    as many runs are trained at the same time.
 
     Args:
         workspace: with a plan.
         options: what the user asked for.
         check_stop: raises Interrupted when the user wants to stop.
-        store_progress: told about preprocessed cases.
-        step_progress: told about steps of the present run.
-        tell: told now and then where every run stands and when the whole will end.
+        listeners: of the progress.
 
     Raises:
         MissingInput: there is no plan yet, or the dataset is not where it was planned.
         PlanFault: the plan was made from another fingerprint.
-        UsageError: no such configuration, fold, recipe or device; or the budget was used up before.
+        UsageError: no such configuration, fold, recipe, executor or device; or the budget was used up before.
     """
     queue = make_queue(workspace, options)
     save_folds(queue.folds, workspace.splits)
     threads = use_cores()
     devices, because = choose_devices(options.device)
     _log.info("%s; %d threads", because, threads)
-    deadline = budget_deadline(workspace, queue, options)
-    trainer = _Trainer(queue, workspace, options, devices, check_stop, (store_progress, step_progress, tell), deadline)
-    reports, stop = trainer.work_through()
-    return TrainReport(reports, because, trainer.materials.failures, stop)
+    trainer = _Trainer(queue, workspace, options, devices[: max(1, len(queue.open_runs))], check_stop, listeners)
+    results, stop = trainer.work_through()
+    return TrainReport(results, because, trainer.failures, stop)
+
+
+@dataclass(slots=True)
+class Schedule:
+    """The runs of a command: those that wait, those at work, and what became of the others.
+
+    Attributes:
+        queue: of the runs.
+        results: of those that are through.
+        stop: what ends the whole command, once something does.
+    """
+
+    queue: Queue
+    results: dict[Run, RunResult] = field(default_factory=dict)
+    stop: AutoSegError | None = None
+    _waiting: list[Run] = field(default_factory=list)
+    _working: list[Run] = field(default_factory=list)
+    _was_busy: set[Run] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self._waiting = list(self.queue.runs)
+
+    @property
+    def open_runs(self) -> list[Run]:
+        """Those that wait or are at work, in the order of the queue."""
+        return [run for run in self.queue.runs if run in self._waiting or run in self._working]
+
+    def next_run(self) -> Run | None:
+        """The first run that waits and may begin; None if none may, or none may any more."""
+        if self.stop is not None:
+            return None
+        unfinished = {run.configuration for run in self.open_runs}
+        ready = (run for run in self._waiting if self.queue.first_stage_of(run) not in unfinished)
+        return next(ready, None)
+
+    def start(self, run: Run) -> None:
+        """Notes that a run is at work."""
+        self._waiting.remove(run)
+        self._working.append(run)
+
+    def settle(self, result: RunResult) -> None:
+        """Notes what became of a run. One that another process trains is tried once more, after all the others."""
+        run = result.run
+        for runs in (self._working, self._waiting):
+            if run in runs:
+                runs.remove(run)
+        if result.state == "busy" and run not in self._was_busy:
+            self._was_busy.add(run)
+            self._waiting.append(run)
+            return
+        self.results[run] = result
+        if isinstance(result.error, Interrupted | NotEnoughResources) and result.state != "busy":
+            self.stop = self.stop or result.error
+
+    def give_up(self, configuration: str, error: AutoSegError) -> None:
+        """Ends every run of a configuration that cannot be begun."""
+        for run in [run for run in self.open_runs if run.configuration == configuration]:
+            self._was_busy.add(run)
+            self.settle(RunResult(run, "busy" if isinstance(error, Busy) else "failed", error))
+
+    def is_busy_elsewhere(self, configuration: str | None) -> Busy | None:
+        """The error of a run of a configuration that another process trains."""
+        errors = (own.error for own in self.results.values() if own.run.configuration == configuration)
+        return next((error for error in errors if isinstance(error, Busy)), None)
+
+    def outcome(self) -> tuple[tuple[RunResult, ...], AutoSegError | None]:
+        """All results in the order of the queue, and the error that the command ends with.
+
+        That is what stopped it; or the error of the only run; or that another process trains a run.
+        """
+        results = tuple(self.results[run] for run in self.queue.runs if run in self.results)
+        errors = [own.error for own in results if own.error is not None]
+        busy = [error for error in errors if isinstance(error, Busy)]
+        if self.stop is not None:
+            return results, self.stop
+        return results, errors[0] if len(results) == 1 and errors else busy[0] if busy else None
 
 
 @dataclass(slots=True)
 class _Trainer:
-    """Works through a queue."""
+    """Works through a queue; prepares for each configuration what its runs share."""
 
     queue: Queue
     workspace: Workspace
     options: TrainOptions
     devices: tuple[torch.device, ...]
     check_stop: Callable[[], None]
-    listeners: tuple[Progress, Progress, Callable[[Outlook], None] | None]
-    deadline: float | None
-    materials: Materials = field(default_factory=Materials)
+    listeners: TrainListeners
     schedule: Schedule = field(init=False)
-    board: _Board = field(init=False)
+    reporter: ProgressReporter = field(init=False)
+    stores: dict[str, Path] = field(default_factory=dict)
+    first_stages: dict[str, Path] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
     idle_since: float = 0.0
 
     def __post_init__(self) -> None:
-        self.schedule = Schedule(self.queue.runs)
-        open_runs = sum(run.state != "done" for run in self.queue.runs)
-        self.devices = self.devices[: max(1, open_runs)]
-        self.board = _Board(self.queue, self.schedule, self.deadline, len(self.devices), self.listeners[2])
+        self.schedule = Schedule(self.queue)
+        deadline = budget_deadline(self.queue, self.options)
+        on_progress, results = self.listeners.on_progress, self.schedule.results
+        self.reporter = ProgressReporter(self.queue, deadline, len(self.devices), on_progress, results)
         self.idle_since = time.time() - (time.monotonic() - self.options.started)
 
-    def work_through(self) -> tuple[tuple[RunReport, ...], AutoSegError | None]:
-        """A report for each run come to, and what stops the command."""
+    def work_through(self) -> tuple[tuple[RunResult, ...], AutoSegError | None]:
+        """A result for each run that was tried, and what stops the command."""
         for run in self.queue.runs:
-            if run.state == "done":
-                self.schedule.settle(look_at_done(run, self.queue))
+            if self.queue.stages[run] == "done":
+                self.schedule.settle(result_of_done(run, self.queue))
         try:
-            for name in dict.fromkeys(run.configuration.name for run in self.schedule.open_runs):
+            for name in dict.fromkeys(run.configuration for run in self.schedule.open_runs):
                 self._fill_store(name)
         except (Interrupted, NotEnoughResources) as error:
             self.schedule.stop = error
             return self.schedule.outcome()
-        with self._crew() as crew:
-            while self._hand_out(crew) or crew.is_working:
-                for report in crew.wait():
-                    self.schedule.settle(report)
-                    self.board.settle(report)
+        handles: set[Future[RunResult]] = set()
+        with make_executor(self.options.executor, self.devices, self.check_stop, self._on_step) as executor:
+            while self._hand_out(executor, handles) or handles:
+                done, handles = wait(handles, TICK_SECONDS, FIRST_COMPLETED)
+                for handle in done:
+                    self.schedule.settle(handle.result())
+                    self.reporter.run_ended(handle.result().run)
         return self.schedule.outcome()
 
-    def _crew(self) -> Crew:
-        if len(self.devices) == 1:
-            return Alone(self.queue, self.options, self.devices[0], self.check_stop, self._on_step)
-        return Team(self.queue, self.options, self.devices, self._on_step)
+    def _on_step(self, run: Run, done: int, total: int) -> None:
+        self.listeners.on_steps(done, total)
+        self.reporter.step(run, done, total)
 
-    def _on_step(self, run: QueuedRun, done: int, total: int) -> None:
-        self.listeners[1](done, total)
-        self.board.step(run, done, total)
-
-    def _hand_out(self, crew: Crew) -> bool:
-        """Gives runs to whoever is free; whether any was given."""
-        has_given = False
+    def _hand_out(self, executor: Executor, handles: set[Future[RunResult]]) -> bool:
+        """Submits runs while the executor has room; whether any was."""
+        before = len(handles)
         try:
             self.check_stop()
-            while crew.has_room and (run := self.schedule.next_run()) is not None:
-                if not self._is_prepared(run):
-                    continue
-                open_runs, now = self.schedule.open_runs, time.monotonic()
-                until = run_deadline(self.deadline, run, open_runs, len(self.devices), now)
-                self.schedule.start(run)
-                crew.start(Assignment(run, self.idle_since, until), self.materials)
-                self.idle_since = time.time()
-                has_given = True
+            while len(handles) < executor.slots and (run := self.schedule.next_run()) is not None:
+                if self._is_prepared(run):
+                    task = self._task(run, executor.slots)
+                    self.schedule.start(run)
+                    handles.add(executor.submit(task))
+                    self.idle_since = time.time()
         except (Interrupted, NotEnoughResources) as error:
             self.schedule.stop = self.schedule.stop or error
-            crew.stop()
-        return has_given
+            executor.stop()
+        return len(handles) > before
 
-    def _is_prepared(self, run: QueuedRun) -> bool:
+    def _task(self, run: Run, slots: int) -> RunTask:
+        now = time.monotonic()
+        fold = self.queue.folds[run.fold]
+        train, val = (tuple(name for name in side if name not in self.failures) for side in (fold.train, fold.val))
+        return RunTask(
+            run=run,
+            plan=self.queue.plan,
+            dataset=self.queue.dataset,
+            cases=Fold(train, val),
+            recipe=self.queue.recipe,
+            options=self.options,
+            store=self.stores[run.configuration],
+            first_stage=self.first_stages.get(run.configuration),
+            begin=self.idle_since,
+            deadline=run_deadline(self.reporter.deadline, run, self.schedule.open_runs, slots, now),
+        )
+
+    def _is_prepared(self, run: Run) -> bool:
         """Whether a cascade has its first stage's label maps; they are made now if they are missing."""
-        own = run.configuration
-        if own.cascade_from is None or own.name in self.materials.previous:
+        name, first_stage = run.configuration, self.queue.first_stage_of(run)
+        if first_stage is None or name in self.first_stages:
             return True
         try:
-            if busy := self.schedule.is_busy_elsewhere(own.cascade_from):
+            if busy := self.schedule.is_busy_elsewhere(first_stage):
                 raise busy
-            with self._noted(own.name) as progress:
-                self.materials.previous[own.name] = fill_previous(
-                    self.workspace,
-                    self.queue.plan,
-                    own,
-                    self.queue.folds,
-                    self.materials.stores[own.name],
-                    self.devices[0],
-                    progress,
-                )
+            with self._noted(name) as progress:
+                store, device = self.stores[name], self.devices[0]
+                self.first_stages[name] = fill_first_stage(self.workspace, self.queue, name, store, device, progress)
         except Busy as error:
-            self.schedule.give_up(own.name, error)
+            self.schedule.give_up(name, error)
         except (Interrupted, NotEnoughResources):
             raise
         except AutoSegError as error:
-            _log.error("%s cannot be trained: %s", own.name, error)
-            self.schedule.give_up(own.name, error)
-        return own.name in self.materials.previous
+            _log.error("%s cannot be trained: %s", name, error)
+            self.schedule.give_up(name, error)
+        return name in self.first_stages
 
     def _fill_store(self, name: str) -> None:
+        queue = self.queue
         with self._noted(name) as progress:
             result = fill_store(
-                self.queue.dataset,
-                self.queue.fingerprint,
-                store_recipe(self.queue.plan, self.queue.plan.configurations[name], self.queue.fingerprint),
+                queue.dataset,
+                queue.fingerprint,
+                store_recipe(queue.plan, queue.plan.configurations[name], queue.fingerprint),
                 self.workspace.store,
                 jobs=self.options.jobs,
                 progress=progress,
             )
-        self.materials.stores[name] = result.folder
-        self.materials.failures.update(result.failures)
+        self.stores[name] = result.folder
+        self.failures.update(result.failures)
 
     @contextmanager
     def _noted(self, configuration: str) -> Iterator[Progress]:
         """Progress of work that all runs of a configuration share; it counts for the budget and can be stopped."""
 
         def progress(done: int, total: int) -> None:
-            self.listeners[0](done, total)
+            self.listeners.on_cases(done, total)
             self.check_stop()
 
-        folder = self.workspace.run(configuration, 0).root.parent
+        folder = self.workspace.run(configuration, 0).configuration
         is_noted = self.options.budget_seconds is not None
-        with sitting(folder, self.idle_since) if is_noted else nullcontext():
+        with heartbeat(folder, self.idle_since) if is_noted else nullcontext():
             yield progress
         self.idle_since = time.time()
-
-
-@dataclass(slots=True)
-class _Board:
-    """Tells now and then where every run stands, and after each run when the whole will end."""
-
-    queue: Queue
-    schedule: Schedule
-    deadline: float | None
-    devices: int
-    tell: Callable[[Outlook], None] | None
-    at_work: dict[tuple[str, int], tuple[int, int]] = field(default_factory=dict)
-    told_at: float = 0.0
-
-    def step(self, run: QueuedRun, done: int, total: int) -> None:
-        """Notes the steps of a run at work."""
-        self.at_work[run.configuration.name, run.number] = (done, total)
-        if self.tell is not None and time.monotonic() - self.told_at >= TELL_SECONDS:
-            self.told_at = time.monotonic()
-            self.tell(self._outlook())
-
-    def settle(self, report: RunReport) -> None:
-        """Says how many runs are done and when the last will be."""
-        self.at_work.pop((report.configuration, report.fold), None)
-        now = self._outlook()
-        done = sum(own.state == "done" for own in self.schedule.reports.values())
-        end = f"; the whole ends about {clock_time(now.ends_at)}" if now.ends_at else ""
-        if len(self.queue.runs) > 1:
-            _log.info("%d of %d runs done%s", done, len(self.queue.runs), end)
-        if self.tell is not None:
-            self.tell(now)
-
-    def _outlook(self) -> Outlook:
-        settled = {(own.configuration, own.fold): own.state for own in self.schedule.reports.values()}
-        return outlook(self.queue, settled, self.at_work, self.deadline, self.devices)

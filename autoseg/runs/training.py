@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from autoseg.core.errors import Interrupted
 from autoseg.core.files import remove_leftovers
+from autoseg.core.progress import Progress, silent
 from autoseg.core.records import save
 from autoseg.inference.predictor import Predictor
 from autoseg.planning.lateral import lateral_swap
-from autoseg.runs.records import RunStatus
-from autoseg.runs.setup import ENDING_SECONDS, Job, Run, set_up
-from autoseg.runs.validation import FoldScores, ValidationPlan, make_predictor, measure_pace, validate_fold
+from autoseg.runs.queue import RunTask
+from autoseg.runs.run import FoldScores, RunStatus
+from autoseg.runs.setup import ENDING_SECONDS, ActiveRun, set_up
+from autoseg.runs.validation import ValidationPlan, make_predictor, measure_pace, validate_fold
 from autoseg.training.batches import BatchSource, Placed, Prefetcher
 from autoseg.training.callbacks.base import RunContext
 from autoseg.training.callbacks.history import truncate_history
@@ -31,25 +34,35 @@ from autoseg.training.validation import OnlineScores, score_patches
 _log = logging.getLogger(__name__)
 
 
-def run_job(job: Job) -> RunStatus:
+def train_and_validate(
+    task: RunTask, device: torch.device, check_stop: Callable[[], None], progress: Progress = silent
+) -> RunStatus:
     """Trains and validates one run; what was done before is not done again.
+
+    Args:
+        task: the run with everything prepared for it.
+        device: to compute on.
+        check_stop: raises Interrupted when the user wants to stop.
+        progress: called with the steps done.
 
     Raises:
         Interrupted: after a checkpoint was written.
         TrainingStopped: the loss stayed non-finite, or the store cannot be read.
     """
     begin = time.monotonic()
-    remove_leftovers(job.folder.root)
-    run = set_up(job)
-    state = run.state
-    if has_checkpoint(job.folder.checkpoint):
-        generation = restore(state, job.folder.checkpoint)
-        _log.info("%s: resumes at step %d of %d (%s)", job.title, state.step, state.segment.end, generation.name)
-    truncate_history(job.folder.history, state.history_lines)
+    folder = task.run.folder
+    remove_leftovers(folder.root)
+    active = set_up(task, device, check_stop, progress)
+    state = active.state
+    if has_checkpoint(folder.checkpoint):
+        generation = restore(state, folder.checkpoint)
+        _log.info("%s: resumes at step %d of %d (%s)", task.run.title, state.step, state.segment.end, generation.name)
+    # The history may be ahead of the checkpoint: epochs after it will be trained, and written, once more.
+    truncate_history(folder.history, state.history_lines)
     clock = _RunClock(begin, state.seconds)
     if not state.is_finished:
-        _train(run, clock)
-    return _validate(run, clock)
+        _train(active, clock)
+    return _validate(active, clock)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,37 +71,38 @@ class _RunClock:
     seconds_before: float
 
     def seconds(self) -> float:
-        """Wall time of the run, all work intervals."""
+        """Wall time of the run, interruptions left out."""
         return self.seconds_before + time.monotonic() - self.begin
 
 
-def _train(run: Run, clock: _RunClock) -> None:
-    job, state, recipe = run.job, run.state, run.record.recipe
-    objective = make_objective(recipe.loss, job.plan.labels, job.configuration.batch_dice)
-    source = batch_source(run)
+def _train(active: ActiveRun, clock: _RunClock) -> None:
+    task, state, recipe, compute = active.task, active.state, active.record.recipe, active.compute
+    run = task.run
+    objective = make_objective(recipe.loss, task.plan.labels, task.configuration.batch_dice)
+    source = batch_source(active)
 
     def take_step(now: TrainingState, batch: Placed) -> tuple[float, Sequence[str]]:
         image, labels, cases = batch
-        return train_step(now, run.compute.place_image(image), labels, objective, recipe, run.compute), cases
+        return train_step(now, compute.place_image(image), labels, objective, recipe, compute), cases
 
     def validate(now: TrainingState) -> OnlineScores | None:
-        return score_patches(now, _validation_batches(run, source), objective, run.compute, job.plan.labels)
+        return score_patches(now, _validation_batches(active, source), objective, compute, task.plan.labels)
 
     context = RunContext(
-        title=job.title,
-        folder=job.folder,
-        classes=job.plan.labels.foreground,
+        title=run.title,
+        folder=run.folder,
+        classes=task.plan.labels.foreground,
         seconds=clock.seconds,
-        save_status=lambda: save(_status(run, "training", clock), job.folder.state),
+        save_status=lambda: save(_status(active, "training", clock), run.folder.state),
     )
-    callbacks = [*make_callbacks(CALLBACKS, context), *_time_budget(run), _StepReport(job)]
+    callbacks = [*make_callbacks(CALLBACKS, context), *_time_budget(active), _StepReport(active)]
     try:
-        with Prefetcher(source.training, state.step, job.readers) as batches:
+        with Prefetcher(source.training, state.step, active.readers) as batches:
             fit(state, batches, take_step, validate, callbacks)
     except Interrupted as stop:
         raise Interrupted(
-            f"{job.title} stopped at step {state.step} of {state.segment.end}, checkpoint written",
-            where=str(job.folder.root),
+            f"{run.title} stopped at step {state.step} of {state.segment.end}, checkpoint written",
+            where=str(run.folder.root),
             do="run the same command again to go on from there",
         ) from stop
 
@@ -96,52 +110,52 @@ def _train(run: Run, clock: _RunClock) -> None:
 class _StepReport(Callback):
     """Reports every step, and stops when the user wants to."""
 
-    def __init__(self, job: Job) -> None:
-        self._job = job
+    def __init__(self, active: ActiveRun) -> None:
+        self._active = active
 
     def after_step(self, state: TrainingState) -> None:
-        self._job.progress(state.step, state.segment.end)
-        self._job.check_stop()
+        self._active.progress(state.step, state.segment.end)
+        self._active.check_stop()
 
 
-def _time_budget(run: Run) -> list[Callback]:
-    job = run.job
-    if job.deadline is None:
+def _time_budget(active: ActiveRun) -> list[Callback]:
+    deadline = active.task.deadline
+    if deadline is None:
         return []
-    reserve = run.forecast.reserve if run.forecast else no_reserve
-    return [TimeBudget(job.deadline - ENDING_SECONDS, run.record.asked.steps_per_epoch, reserve)]
+    reserve = active.forecast.reserve if active.forecast else no_reserve
+    return [TimeBudget(deadline - ENDING_SECONDS, active.record.asked.steps_per_epoch, reserve)]
 
 
-def batch_source(run: Run) -> BatchSource:
+def batch_source(active: ActiveRun) -> BatchSource:
     """What makes the batches of a run."""
-    job = run.job
+    task = active.task
     return BatchSource(
-        configuration=job.configuration,
-        recipe=run.record.recipe,
-        fold=job.fold,
-        open_case=run.open_case,
-        seed=(job.seed, job.number),
-        device=job.device,
-        previous_values=job.previous_values,
-        swap=lateral_swap(job.plan, job.configuration),
+        configuration=task.configuration,
+        recipe=active.record.recipe,
+        fold=task.cases,
+        open_case=active.open_case,
+        seed=(task.options.seed, task.run.fold),
+        device=active.compute.device,
+        previous_values=task.first_stage_values,
+        swap=lateral_swap(task.plan, task.configuration),
     )
 
 
-def _validation_batches(run: Run, source: BatchSource) -> Iterator[tuple[Tensor, Tensor]]:
+def _validation_batches(active: ActiveRun, source: BatchSource) -> Iterator[tuple[Tensor, Tensor]]:
     """This epoch's validation patches, not augmented."""
-    asked, state = run.record.asked, run.state
-    count = validation_steps(asked, state.steps_per_epoch) if run.job.fold.val else 0
-    with Prefetcher(source.validation, state.epoch * asked.validation_steps, min(run.job.readers, count)) as batches:
+    asked, state = active.record.asked, active.state
+    count = validation_steps(asked, state.steps_per_epoch) if active.task.cases.val else 0
+    with Prefetcher(source.validation, state.epoch * asked.validation_steps, min(active.readers, count)) as batches:
         for _ in range(count):
-            run.job.check_stop()
+            active.check_stop()
             image, labels, _cases = next(batches)
-            yield run.compute.place_image(image), labels
+            yield active.compute.place_image(image), labels
 
 
 def _status(
-    run: Run, state: str, clock: _RunClock, scores: FoldScores | None = None, notes: Sequence[str] = ()
+    active: ActiveRun, state: str, clock: _RunClock, scores: FoldScores | None = None, notes: Sequence[str] = ()
 ) -> RunStatus:
-    now = run.state
+    now = active.state
     return RunStatus(
         state=state,
         epochs=now.epoch,
@@ -155,43 +169,34 @@ def _status(
     )
 
 
-def _validate(run: Run, clock: _RunClock) -> RunStatus:
-    job = run.job
-    if not job.fold.val:
-        status = _status(run, "done", clock, notes=["no case was kept back, so no validation is possible"])
+def _validate(active: ActiveRun, clock: _RunClock) -> RunStatus:
+    task, compute = active.task, active.compute
+    title, folder = task.run.title, task.run.folder
+    if not task.cases.val:
+        status = _status(active, "done", clock, notes=["no case was kept back, so no validation is possible"])
     else:
-        save(_status(run, "validating", clock), job.folder.state)
-        network = run.state.final_network
-        predictor = make_predictor(network, job.plan, job.configuration, run.compute.device, run.compute.precision)
-        planned = _plan_validation(run, predictor)
-        scores = validate_fold(
-            predictor,
-            job.plan,
-            job.dataset,
-            run.open_case,
-            job.folder.validation,
-            planned,
-            may_start=_CaseClock(job, planned),
-            probabilities_gib=job.probabilities_gib,
-        )
+        save(_status(active, "validating", clock), folder.state)
+        network = active.state.final_network
+        predictor = make_predictor(network, task.plan, task.configuration, compute.device, compute.precision)
+        planned = _plan_validation(active, predictor)
+        scores = validate_fold(predictor, task, active.open_case, planned, _CaseClock(active, planned))
         late = len(scores.left_out) - len(planned.left_out)
         more = [f"{late} more cases were not validated, for lack of time"] if late else []
-        status = _status(run, "done", clock, scores, [*planned.notes, *more])
-    save(status, job.folder.state)
+        status = _status(active, "done", clock, scores, [*planned.notes, *more])
+    save(status, folder.state)
     for note in status.notes:
-        _log.warning("%s: %s", job.title, note)
+        _log.warning("%s: %s", title, note)
     if status.foreground_dice is not None:
-        _log.info("%s: mean Dice %.4f over %d cases", job.title, status.foreground_dice, status.validated_cases)
+        _log.info("%s: mean Dice %.4f over %d cases", title, status.foreground_dice, status.validated_cases)
     return status
 
 
-def _plan_validation(run: Run, predictor: Predictor) -> ValidationPlan:
+def _plan_validation(active: ActiveRun, predictor: Predictor) -> ValidationPlan:
     """All cases; under a budget, what fits into the time that is left, at the pace of now."""
-    job = run.job
-    if job.deadline is None or run.forecast is None:
-        return ValidationPlan(job.fold.val, (), job.configuration.mirror_axes, {})
-    pace = measure_pace(predictor, job.input_channels)
-    return run.forecast.plan(pace, max(0.0, job.deadline - ENDING_SECONDS - time.monotonic()))
+    task, left = active.task, active.seconds_left
+    if left is None or active.forecast is None:
+        return ValidationPlan(task.cases.val, (), task.configuration.mirror_axes, {})
+    return active.forecast.plan(measure_pace(predictor, task.input_channels), left)
 
 
 class _CaseClock:
@@ -200,21 +205,21 @@ class _CaseClock:
     The first case is predicted in any case: without a single score nothing can be chosen from cross-validation.
     """
 
-    def __init__(self, job: Job, planned: ValidationPlan) -> None:
-        self._job = job
+    def __init__(self, active: ActiveRun, planned: ValidationPlan) -> None:
+        self._active = active
         self._planned = planned
         self._begin = time.monotonic()
         self._expected_so_far = 0.0
 
     def __call__(self, name: str) -> bool:
-        self._job.check_stop()
-        if self._job.deadline is None:
+        self._active.check_stop()
+        left = self._active.seconds_left
+        if left is None:
             return True
-        now = time.monotonic()
         expected = self._planned.expected_seconds[name]
         if self._expected_so_far:
-            slowness = (now - self._begin) / self._expected_so_far
-            if now + slowness * expected > self._job.deadline - ENDING_SECONDS:
+            slowness = (time.monotonic() - self._begin) / self._expected_so_far
+            if slowness * expected > left:
                 return False
         self._expected_so_far += expected
         return True

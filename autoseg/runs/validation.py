@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,12 +12,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from autoseg.core.errors import MissingInput, RecordFault
+from autoseg.core.errors import MissingInput
 from autoseg.core.files import remove_leftovers
-from autoseg.core.machine import BYTES_PER_GIB
-from autoseg.core.records import load, save
+from autoseg.core.machine import BYTES_PER_GIB, free_disk_bytes
+from autoseg.core.records import save
+from autoseg.core.workspace import Workspace
 from autoseg.data.labels import to_file_values, to_training_values
-from autoseg.data.model import Dataset
 from autoseg.evaluation.confusion import overlaps
 from autoseg.evaluation.metrics import COUNT_METRICS
 from autoseg.evaluation.scores import count_scores, mean_scores
@@ -29,6 +28,8 @@ from autoseg.planning.lateral import lateral_swap
 from autoseg.planning.plan import Configuration, Plan
 from autoseg.preprocessing.first_stage import network_input
 from autoseg.preprocessing.store import StoredCase
+from autoseg.runs.queue import PROBABILITIES_GIB, RunTask
+from autoseg.runs.run import SCORES_FILE, CaseScores, FoldScores
 
 LARGEST_VALIDATION_SHARE = 0.25
 """Share of a time budget that validation may take (assumption: training has to learn something to validate)."""
@@ -42,38 +43,10 @@ SECONDS_PER_CASE = 0.1
 VALIDATION_RESERVE = 1.1
 """Time kept for the validation / time expected for it."""
 
-SCORES_FILE = "scores.json"
-
-PROBABILITIES_GIB = 10.0
-"""Disk that the kept probabilities of all runs of a dataset may take by default (assumption: little beside a store)."""
-
 FREE_DISK_SHARE = 0.5
 """Of the disk that is free when a fold's validation starts, how much its probabilities may take at most."""
 
-
 Labels = NDArray[np.integer]
-CaseScores = dict[str, dict[str, float | None]]  # class -> `COUNT_METRICS`, voxels
-
-
-@dataclass(frozen=True, slots=True)
-class FoldScores:
-    """validation/scores.json; a score that is undefined (class neither there nor predicted) is null.
-
-    Attributes:
-        cases: case -> class -> the scores of `COUNT_METRICS`, and the voxels of prediction and reference.
-        mean: class -> mean over the cases in which the score is defined.
-        foreground_mean: mean of `mean` over the classes.
-        left_out: validation cases that the time budget left no time for.
-        mirror_axes: axes along which the prediction was averaged over mirrored images.
-        seconds: of computing each case with one network and writing it; reading and preparing do not count.
-    """
-
-    cases: dict[str, CaseScores]
-    mean: dict[str, dict[str, float | None]]
-    foreground_mean: dict[str, float | None]
-    left_out: tuple[str, ...]
-    mirror_axes: tuple[int, ...]
-    seconds: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,15 +176,16 @@ class Forecast:
         return plan_validation(self.sizes, self.mirror_axes, pace, seconds)
 
 
-def probability_allowance(runs: Path, budget_gib: float = PROBABILITIES_GIB) -> int:
-    """Bytes that further probabilities may take, below the folder of all runs of a dataset.
+def probability_allowance(workspace: Workspace, budget_gib: float = PROBABILITIES_GIB) -> int:
+    """Bytes that further probabilities may take.
 
     Args:
-        runs: the folder `runs` of the work folder.
-        budget_gib: for the kept probabilities of all runs together.
+        workspace: whose runs keep probabilities.
+        budget_gib: for the kept probabilities of all its runs together.
     """
-    used = sum(file.stat().st_size for file in runs.glob("*/fold_*/validation/*.probabilities.npz"))
-    free = shutil.disk_usage(runs).free
+    folders = [folder.validation for _, _, folder in workspace.run_folders()]
+    used = sum(file.stat().st_size for folder in folders for file in folder.glob("*.probabilities.npz"))
+    free = free_disk_bytes(workspace.runs)
     return max(0, min(int(budget_gib * BYTES_PER_GIB) - used, int(FREE_DISK_SHARE * free)))
 
 
@@ -220,45 +194,41 @@ class _Fold:
     """What is known of the cases of a fold, and what each of them needs to be predicted and scored."""
 
     predictor: Predictor
-    plan: Plan
-    dataset: Dataset
-    folder: Path
+    task: RunTask
     planned: ValidationPlan
     allowed_bytes: int
     cases: dict[str, CaseScores] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
-    def take_up(self) -> None:
+    def resume(self) -> None:
         """Goes on from what an interrupted validation of the same weights finished."""
-        remove_leftovers(self.folder)
-        try:
-            before = load(FoldScores, self.folder / SCORES_FILE)
-        except (MissingInput, RecordFault):
-            return
-        if before.mirror_axes == self.planned.mirror_axes:
-            ending = self.plan.file_ending
-            self.cases = {name: own for name, own in before.cases.items() if (self.folder / (name + ending)).exists()}
+        remove_leftovers(self.task.run.folder.validation)
+        before = self.task.run.scores
+        if before is not None and before.mirror_axes == self.planned.mirror_axes:
+            self.cases = {name: own for name, own in before.cases.items() if self._label_file(name).exists()}
             self.seconds = {name: spent for name, spent in before.seconds.items() if name in self.cases}
+
+    def _label_file(self, name: str) -> Path:
+        return self.task.run.folder.validation / f"{name}{self.task.plan.file_ending}"
 
     def do(self, stored: StoredCase) -> None:
         """Predicts a case, keeps its probabilities if they fit, and scores it."""
         begin = time.perf_counter()
         predicted = self._predicted(stored)
         self.seconds[stored.identifier] = round(time.perf_counter() - begin, 3)
-        self.cases[stored.identifier] = _scores(predicted, self.plan, self.dataset, stored.identifier)
+        self.cases[stored.identifier] = _scores(predicted, self.task, stored.identifier)
 
     def _predicted(self, stored: StoredCase) -> Labels:
         from autoseg.images.writers import write_labels
 
-        labels, placement, name = self.plan.labels, stored.placement, stored.identifier
+        labels, placement, name = self.task.plan.labels, stored.placement, stored.identifier
         image = network_input(stored, labels)
-        kept = probabilities_file(self.folder, name)
+        kept = probabilities_file(self.task.run.folder.validation, name)
         rolling_axis = self.predictor.tiling(image.shape[1:]).rolling_axis
         with keeping_probabilities(kept, placement, rolling_axis, labels, self.allowed_bytes) as writer:
             predicted = predict_case_rows(self.predictor, image, placement, labels, writer.take_row)
         self.allowed_bytes -= kept.stat().st_size if kept.exists() else 0
-        target = self.folder / f"{name}{self.plan.file_ending}"
-        write_labels(target, to_file_values(predicted, labels), placement.geometry)
+        write_labels(self._label_file(name), to_file_values(predicted, labels), placement.geometry)
         return predicted
 
     def summary(self, left_out: Sequence[str]) -> FoldScores:
@@ -271,14 +241,10 @@ class _Fold:
 
 def validate_fold(
     predictor: Predictor,
-    plan: Plan,
-    dataset: Dataset,
+    task: RunTask,
     open_case: Callable[[str], StoredCase],
-    folder: Path,
     planned: ValidationPlan,
-    *,
     may_start: Callable[[str], bool],
-    probabilities_gib: float = PROBABILITIES_GIB,
 ) -> FoldScores:
     """Predicts and scores the validation cases; writes each label map and, after each case, scores.json.
 
@@ -287,18 +253,16 @@ def validate_fold(
 
     Args:
         predictor: with the trained network.
-        plan: classes, file ending.
-        dataset: knows the reference label files.
+        task: the run, its dataset, and the disk that probabilities may take (0 keeps label maps alone).
         open_case: gives a stored case.
-        folder: `validation` of the run, in `runs/<configuration>/fold_<k>`.
         planned: cases and mirroring.
         may_start: asked before each case; may raise to stop, or say that there is no time for it.
-        probabilities_gib: disk for the kept probabilities of all runs together; 0 keeps label maps alone.
     """
+    folder = task.run.folder.validation
     folder.mkdir(parents=True, exist_ok=True)
-    allowed = probability_allowance(folder.parents[2], probabilities_gib)
-    fold = _Fold(replace(predictor, mirror_axes=planned.mirror_axes), plan, dataset, folder, planned, allowed)
-    fold.take_up()
+    allowed = probability_allowance(task.run.folder.workspace, task.options.probabilities_gib)
+    fold = _Fold(replace(predictor, mirror_axes=planned.mirror_axes), task, planned, allowed)
+    fold.resume()
     left_out = list(planned.left_out)
     for name in planned.cases:
         if name in fold.cases:
@@ -313,20 +277,21 @@ def validate_fold(
     return scores
 
 
-def _scores(predicted: Labels, plan: Plan, dataset: Dataset, name: str) -> CaseScores:
+def _scores(predicted: Labels, task: RunTask, name: str) -> CaseScores:
     from autoseg.images.readers import read_labels
 
+    dataset, labels = task.dataset, task.plan.labels
     file = next(case.labels for case in dataset.cases if case.identifier == name)
     if file is None:
         raise MissingInput(f"{name} has no label file", where=dataset.root, do="run autoseg plan again")
-    reference = to_training_values(read_labels(Path(dataset.root) / file).array, plan.labels)
+    reference = to_training_values(read_labels(Path(dataset.root) / file).array, labels)
     return {
         label: {
             **count_scores(overlap),
             "predicted_voxels": overlap.prediction,
             "reference_voxels": overlap.reference,
         }
-        for label, overlap in overlaps(predicted, reference, plan.labels).items()
+        for label, overlap in overlaps(predicted, reference, labels).items()
     }
 
 

@@ -21,9 +21,7 @@ from autoseg.inference.stream import network_bytes
 from autoseg.networks.weights import WEIGHTS_FILE, generations, weights_hash
 from autoseg.planning.plan import Configuration, Plan
 from autoseg.runs.cascade import check_first_stage
-from autoseg.runs.records import RunRecord, RunStatus
-from autoseg.runs.setup import check_same_plan
-from autoseg.runs.validation import SCORES_FILE, FoldScores
+from autoseg.runs.run import SCORES_FILE, FoldScores, Run, RunRecord, RunStatus, check_same_plan
 from autoseg.selection.candidates import Costs
 from autoseg.selection.ensemble_dice import CaseFiles
 from autoseg.training.splits import settle_folds
@@ -218,8 +216,8 @@ def _finished(workspace: Workspace, plan: Plan, name: str, fold: int) -> Finishe
         scores = FoldScores({}, {}, {}, (), ()) if keeps_none_back else load(FoldScores, file)
     except (MissingInput, RecordFault):
         return None
-    check_same_plan(plan, plan.configurations[name], folder)
-    check_first_stage(folder)
+    check_same_plan(Run(name, fold, folder), plan)
+    check_first_stage(Run(name, fold, folder))
     _refuse_seen_cases(folder, record, scores)
     return FinishedRun(name, fold, folder, scores)
 

@@ -42,10 +42,10 @@ def test_a_run_that_failed_is_raised_after_the_others(dataset, tmp_path, monkeyp
     autoseg.plan(dataset, work=work, preset="cpu", configurations=["2d"])
     assert Workspace(work).plan.exists()
 
-    def broken(job):
+    def broken(*_arguments):
         raise UsageError("no way")
 
-    monkeypatch.setattr("autoseg.runs.execute.run_job", broken)
+    monkeypatch.setattr("autoseg.runs.execute.train_and_validate", broken)
     with pytest.raises(UsageError, match="no way"):
         autoseg.train(dataset, work=work, folds=[0], epochs=1, steps=1, device="cpu")
 

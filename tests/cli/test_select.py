@@ -22,7 +22,7 @@ def test_the_table_shows_candidates_the_choice_and_postprocessing(autoseg, datas
         "Candidates on 10 cases",
         "expected on new cases",
         "largest component",
-        "obeys it",
+        "uses it",
     ):
         assert words in shown.stdout
     assert (dataset / "autoseg" / "selection.json").exists()

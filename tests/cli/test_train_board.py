@@ -5,11 +5,14 @@ from __future__ import annotations
 import io
 import logging
 import sys
+from pathlib import Path
 
 from autoseg.cli.output import Output
 from autoseg.cli.train_board import training_board
 from autoseg.core.progress import silent
-from autoseg.runs.progress import Outlook, RunRow
+from autoseg.core.workspace import RunFolder
+from autoseg.runs.progress import QueueProgress, RunProgress
+from autoseg.runs.run import Run
 
 
 class Terminal(io.StringIO):
@@ -23,10 +26,11 @@ def test_on_a_terminal_the_table_stays_below_the_log(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     Output().start_logging()
     before = logging.getLogger("autoseg").handlers[0].stream
-    with training_board(Output()) as (of_cases, tell):
-        of_cases(3, 7)
+    with training_board(Output()) as (on_cases, on_progress):
+        on_cases(3, 7)
         logging.getLogger("autoseg").info("a line of the log")
-        tell(Outlook((RunRow("3d_fullres", 2, "training", 5, 50, 0.75),), None))
+        run = Run("3d_fullres", 2, RunFolder(Path("nowhere")))
+        on_progress(QueueProgress((RunProgress(run, "training", 5, 50, 0.75),), None))
     shown = terminal.getvalue()
     assert "a line of the log" in shown
     assert shown.index("a line of the log") < shown.rindex("0 of 1 runs done")
@@ -37,8 +41,8 @@ def test_on_a_terminal_the_table_stays_below_the_log(monkeypatch):
 
 def test_elsewhere_runs_have_their_own_lines(monkeypatch):
     monkeypatch.setattr(sys, "stderr", io.StringIO())
-    with training_board(Output()) as (of_cases, tell):
-        assert of_cases is not silent
-        assert tell is None
+    with training_board(Output()) as (on_cases, on_progress):
+        assert on_cases is not silent
+        assert on_progress is None
     with training_board(Output(quiet=True)) as board:
         assert board == (silent, None)

@@ -15,7 +15,7 @@ from autoseg.core.records import load, save
 from autoseg.core.workspace import Workspace
 from autoseg.inference.manifest import PredictorOptions
 from autoseg.models.model import make_ensemble
-from autoseg.runs.records import RunRecord
+from autoseg.runs.run import RunRecord
 from tests.runs.trained import add_run, tiny_plan, trained_work_folder, write_weights
 
 

@@ -16,7 +16,7 @@ from autoseg.inference.manifest import PredictorOptions
 from autoseg.inference.postprocessing import PostprocessingStep
 from autoseg.models.model import make_ensemble
 from autoseg.planning.plan import Plan
-from autoseg.runs.records import RunStatus
+from autoseg.runs.run import RunStatus
 from tests.runs.trained import add_run, add_selection, cascade_plan, tiny_plan, trained_work_folder, write_weights
 
 STEP = PostprocessingStep("largest_component", ("liver", "tumor"))

@@ -103,11 +103,10 @@ def test_a_disk_that_becomes_full_stops_cleanly_and_the_next_run_goes_on(planned
 FILL = textwrap.dedent("""
     import sys
     from pathlib import Path
-    from autoseg.core.workspace import Workspace
-    from autoseg.api.preprocess import preprocess_dataset
+    from autoseg.api.preprocess import preprocess
 
     if __name__ == "__main__":
-        result = preprocess_dataset(Workspace(Path(sys.argv[1])), ["3d_fullres"], jobs=1)["3d_fullres"]
+        result = preprocess(Path(sys.argv[1]), configurations=["3d_fullres"])["3d_fullres"]
         print(len(result.done), len(result.reused), result.failures)
 """)
 

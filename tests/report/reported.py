@@ -17,8 +17,7 @@ from autoseg.images.writers import write_labels
 from autoseg.inference.postprocessing import PostprocessingStep
 from autoseg.planning.decide import PlanOptions
 from autoseg.planning.plan import Plan
-from autoseg.runs.records import RunStatus
-from autoseg.runs.validation import FoldScores
+from autoseg.runs.run import FoldScores, RunStatus
 from autoseg.selection.record import (
     SELECTION_VERSION,
     CandidateScore,

@@ -12,13 +12,14 @@ from autoseg.core.workspace import Workspace
 from autoseg.planning.plan import Configuration
 from autoseg.preprocessing.fill import fill_store
 from autoseg.preprocessing.store import store_recipe
-from autoseg.runs.cascade import fill_previous
-from autoseg.runs.records import RunStatus
-from autoseg.runs.setup import Job
-from autoseg.runs.training import run_job
+from autoseg.runs.cascade import fill_first_stage
+from autoseg.runs.queue import Queue, RunTask, TrainOptions
+from autoseg.runs.run import Run, RunStatus
+from autoseg.runs.training import train_and_validate
 from autoseg.training.recipe import Recipe
 from autoseg.training.splits import Fold
 from tests.preprocessing.tiny_dataset import Planned, planned_tiny_dataset
+from tests.runs.trained import never
 
 CPU = torch.device("cpu")
 FIRST, SECOND = "3d_lowres", "3d_cascade_fullres"
@@ -51,32 +52,27 @@ class Cascade:
         return fill_store(own.dataset, own.fingerprint, recipe, own.workspace.store).folder
 
     def fill(self, folds=FOLDS, **options) -> Path:
-        store = self.store(SECOND)
-        own = self.configuration(SECOND)
-        return fill_previous(self.workspace, self.planned.plan, own, folds, store, CPU, **options)
+        own = self.planned
+        queue = Queue(own.plan, own.dataset, own.fingerprint, RECIPE, folds, (), {})
+        return fill_first_stage(self.workspace, queue, SECOND, self.store(SECOND), CPU, **options)
 
-    def job(self, name: str, fold: int, previous: Path | None = None, **changes) -> Job:
-        job = Job(
+    def task(self, name: str, fold: int, first_stage: Path | None = None, **changes) -> RunTask:
+        task = RunTask(
+            run=Run(name, fold, self.workspace.run(name, fold)),
             plan=self.planned.plan,
-            configuration=self.configuration(name),
             dataset=self.planned.dataset,
-            number=fold,
-            fold=FOLDS[fold],
-            folder=self.workspace.run(name, fold),
-            store=self.store(name),
+            cases=FOLDS[fold],
             recipe=RECIPE,
-            seed=0,
-            device=CPU,
-            budget_seconds=None,
+            options=TrainOptions(jobs=0),
+            store=self.store(name),
+            first_stage=first_stage,
+            begin=0.0,
             deadline=None,
-            readers=0,
-            check_stop=lambda: None,
-            previous=previous,
         )
-        return replace(job, **changes)
+        return replace(task, **changes)
 
-    def train(self, name: str, fold: int, previous: Path | None = None, **changes) -> RunStatus:
-        return run_job(self.job(name, fold, previous, **changes))
+    def train(self, name: str, fold: int, first_stage: Path | None = None, **changes) -> RunStatus:
+        return train_and_validate(self.task(name, fold, first_stage, **changes), CPU, never)
 
 
 def planned_cascade(folder: Path) -> Cascade:

@@ -24,12 +24,14 @@ from autoseg.preprocessing.first_stage import (
     prepare_first_stage,
 )
 from autoseg.runs.cascade import check_first_stage
-from autoseg.runs.records import RunRecord, RunStatus
+from autoseg.runs.queue import TrainOptions
+from autoseg.runs.run import FoldScores, Run, RunRecord, RunStatus
 from autoseg.runs.setup import set_up
 from autoseg.runs.training import batch_source
-from autoseg.runs.validation import FoldScores, make_predictor
+from autoseg.runs.validation import make_predictor
 from autoseg.training.splits import Fold
 from tests.runs.cascade import CPU, FIRST, FOLDS, SECOND, Cascade, planned_cascade
+from tests.runs.trained import never
 
 CASES = [f"case_{number}" for number in range(4)]
 
@@ -127,7 +129,7 @@ def test_a_cascade_trains_validates_and_is_found_done(cascade):
 
 def test_the_network_sees_the_first_stage_in_training_and_in_validation(cascade):
     extra = cascade.fill()
-    run = set_up(cascade.job(SECOND, 0, extra))
+    run = set_up(cascade.task(SECOND, 0, extra), CPU, never)
     image, labels, _ = batch_source(run).training(0)
     assert image.shape == (2, 3, *cascade.configuration(SECOND).patch_size)
     assert labels.shape == (2, *cascade.configuration(SECOND).patch_size)
@@ -144,7 +146,7 @@ def test_the_network_sees_the_first_stage_in_training_and_in_validation(cascade)
 def test_validation_is_the_prediction_with_the_first_stage(cascade):
     extra = cascade.fill()
     cascade.train(SECOND, 0, extra)
-    run = set_up(cascade.job(SECOND, 0, extra))
+    run = set_up(cascade.task(SECOND, 0, extra), CPU, never)
     run.state.network.load_state_dict(newest_weights(cascade.workspace.run(SECOND, 0).checkpoint))
     labels = cascade.planned.plan.labels
     predictor = make_predictor(run.state.network, cascade.planned.plan, cascade.configuration(SECOND), CPU, "fp32")
@@ -157,8 +159,8 @@ def test_validation_is_the_prediction_with_the_first_stage(cascade):
 
 @pytest.mark.parametrize("kind", AUGMENTATIONS)
 def test_a_cascade_trains_with_every_augmentation(cascade, kind):
-    job = cascade.job(SECOND, 1, cascade.fill())
-    status = cascade.train(SECOND, 1, job.previous, recipe=replace(job.recipe, augmentation=kind, epochs=1))
+    task = cascade.task(SECOND, 1, cascade.fill())
+    status = cascade.train(SECOND, 1, task.first_stage, recipe=replace(task.recipe, augmentation=kind, epochs=1))
     assert (status.state, status.validated_cases) == ("done", 2)
 
 
@@ -212,20 +214,20 @@ def test_what_the_validation_had_no_time_for_is_predicted_now(cascade):
 def test_a_first_stage_trained_again_is_another_extra_and_stops_runs_of_the_old_one(cascade):
     extra = cascade.fill()
     cascade.train(SECOND, 0, extra)
-    check_first_stage(cascade.workspace.run(SECOND, 0))
-    check_first_stage(cascade.workspace.run(FIRST, 0))
+    check_first_stage(Run(SECOND, 0, cascade.workspace.run(SECOND, 0)))
+    check_first_stage(Run(FIRST, 0, cascade.workspace.run(FIRST, 0)))
     shutil.rmtree(cascade.workspace.run(FIRST, 0).root)
-    cascade.train(FIRST, 0, seed=1)
+    cascade.train(FIRST, 0, options=TrainOptions(jobs=0, seed=1))
     other = cascade.fill()
     assert other != extra
     assert extra.is_dir()
     with pytest.raises(UsageError, match="3d_lowres was trained again since"):
-        set_up(cascade.job(SECOND, 0, other))
+        set_up(cascade.task(SECOND, 0, other), CPU, never)
     with pytest.raises(PlanFault, match="predictions of another 3d_lowres, whose fold 0 was trained again") as caught:
-        check_first_stage(cascade.workspace.run(SECOND, 0))
+        check_first_stage(Run(SECOND, 0, cascade.workspace.run(SECOND, 0)))
     assert "--fresh --configuration 3d_cascade_fullres" in str(caught.value)
     shutil.rmtree(extra)  # nobody can tell any more
-    check_first_stage(cascade.workspace.run(SECOND, 0))
+    check_first_stage(Run(SECOND, 0, cascade.workspace.run(SECOND, 0)))
 
 
 def test_a_first_stage_of_another_plan_is_refused(cascade):

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from autoseg.cli.main import cli
 from autoseg.core.records import load
 from autoseg.images.readers import read_labels
-from autoseg.runs.records import RunRecord
+from autoseg.runs.run import RunRecord
 from tests.runs.cascade import FIRST, FOLDS, RECIPE, SECOND, Cascade, planned_cascade
 
 SETTINGS = ("epochs", "steps_per_epoch", "validation_steps", "ema_decay", "precision", "memory_format")

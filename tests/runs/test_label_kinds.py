@@ -24,14 +24,14 @@ from autoseg.planning.plan import Plan
 from autoseg.preprocessing.fill import fill_store
 from autoseg.preprocessing.locations import ANNOTATED
 from autoseg.preprocessing.store import open_case, store_recipe
-from autoseg.runs.records import RunStatus
-from autoseg.runs.setup import Job
-from autoseg.runs.training import run_job
-from autoseg.runs.validation import FoldScores
+from autoseg.runs.queue import RunTask, TrainOptions
+from autoseg.runs.run import FoldScores, Run, RunStatus
+from autoseg.runs.training import train_and_validate
 from autoseg.training.recipe import Recipe
 from autoseg.training.splits import Fold
 from tests.inference.examples import unet_spec
 from tests.preprocessing.tiny_dataset import SHAPE, write_volume
+from tests.runs.trained import never
 
 CPU = torch.device("cpu")
 CLASSES = {
@@ -41,7 +41,7 @@ CLASSES = {
 }
 
 
-def train_and_validate(folder: Path, kind: str, unlabeled: int | None = None) -> tuple[Workspace, Plan, RunStatus]:
+def trained_on_phantoms(folder: Path, kind: str, unlabeled: int | None = None) -> tuple[Workspace, Plan, RunStatus]:
     """A run of two epochs on three cases, validated on the fourth; the files say 77 where nothing is annotated."""
     rng = np.random.default_rng(0)
     for index in range(4):
@@ -61,31 +61,27 @@ def train_and_validate(folder: Path, kind: str, unlabeled: int | None = None) ->
     planned = made.plan.configurations["3d_fullres"]
     configuration = replace(planned, patch_size=(4, 8, 8), batch_size=2, network=unet_spec(3))
     plan = replace(made.plan, configurations={"3d_fullres": configuration})
-    recipe = store_recipe(plan, configuration, made.survey.fingerprint)
-    store = fill_store(made.dataset, made.survey.fingerprint, recipe, workspace.store).folder
+    stored_as = store_recipe(plan, configuration, made.survey.fingerprint)
+    store = fill_store(made.dataset, made.survey.fingerprint, stored_as, workspace.store).folder
     recipe = Recipe(epochs=2, steps_per_epoch=2, validation_steps=2, precision="fp32", memory_format="contiguous")
-    job = Job(
+    task = RunTask(
+        run=Run("3d_fullres", 0, workspace.run("3d_fullres", 0)),
         plan=plan,
-        configuration=configuration,
         dataset=made.dataset,
-        number=0,
-        fold=Fold(("case_0", "case_1", "case_2"), ("case_3",)),
-        folder=workspace.run("3d_fullres", 0),
-        store=store,
+        cases=Fold(("case_0", "case_1", "case_2"), ("case_3",)),
         recipe=recipe,
-        seed=0,
-        device=CPU,
-        budget_seconds=None,
+        options=TrainOptions(jobs=0),
+        store=store,
+        first_stage=None,
+        begin=0.0,
         deadline=None,
-        readers=0,
-        check_stop=lambda: None,
     )
-    return workspace, plan, run_job(job)
+    return workspace, plan, train_and_validate(task, CPU, never)
 
 
 @pytest.mark.parametrize("kind", ["plain", "regions"])
 def test_what_is_not_annotated_is_neither_learned_nor_predicted_nor_scored(tmp_path, kind):
-    workspace, plan, status = train_and_validate(tmp_path, kind, unlabeled=77)
+    workspace, plan, status = trained_on_phantoms(tmp_path, kind, unlabeled=77)
     stored = open_case(next(folder for folder in workspace.store.iterdir() if folder.is_dir()) / "case_0")
     rows = stored.locations[ANNOTATED]
     assert not (np.asarray(stored.labels)[tuple(rows.T)] == plan.labels.ignore).any()
@@ -109,7 +105,7 @@ def test_what_is_not_annotated_is_neither_learned_nor_predicted_nor_scored(tmp_p
 
 
 def test_regions_have_a_head_each_and_are_scored_by_name(tmp_path):
-    workspace, plan, status = train_and_validate(tmp_path, "regions")
+    workspace, plan, status = trained_on_phantoms(tmp_path, "regions")
     assert plan.labels.head_count == 2
     assert set(status.validation) == {"whole", "core"}
     history = [json.loads(line) for line in workspace.run("3d_fullres", 0).history.read_text().splitlines()]
@@ -128,7 +124,7 @@ def test_the_parotids_of_real_cases_are_recognized(shared):
 
 
 def test_a_run_with_lateral_classes_trains_validates_and_predicts(tmp_path):
-    workspace, plan, status = train_and_validate(tmp_path, "lateral")
+    workspace, plan, status = trained_on_phantoms(tmp_path, "lateral")
     assert plan.lateral_pairs == (("thing_left", "thing_right"),)
     assert plan.lateral_axis == 2
     assert status.state == "done"

@@ -22,11 +22,18 @@ from autoseg.images.readers import read_labels
 from autoseg.networks.weights import newest_weights
 from autoseg.planning.decide import PlanOptions
 from autoseg.planning.plan import Plan
-from autoseg.runs.execute import budget_deadline, run_deadline
-from autoseg.runs.records import RunRecord, RunStatus
-from autoseg.runs.train import TrainOptions, TrainReport, make_queue, train
-from autoseg.runs.validation import FoldScores
-from autoseg.runs.work_intervals import SITTINGS_FILE, Sitting, Sittings, read_sittings, wall_seconds
+from autoseg.runs.budget import (
+    INTERVALS_FILE,
+    WorkInterval,
+    WorkIntervals,
+    budget_deadline,
+    read_intervals,
+    run_deadline,
+    wall_seconds,
+)
+from autoseg.runs.queue import TrainOptions, make_queue
+from autoseg.runs.run import FoldScores, RunRecord, RunStatus
+from autoseg.runs.train import TrainListeners, TrainReport, train_queue
 from autoseg.training.callbacks.history import read_history
 from tests.preprocessing.tiny_dataset import write_tiny_dataset
 from tests.runs.trained import never
@@ -80,14 +87,14 @@ def weights_of(workspace: Workspace, fold: int = 0) -> dict[str, torch.Tensor]:
 
 
 def only_run(report: TrainReport):
-    assert len(report.runs) == 1
-    return report.runs[0]
+    assert len(report.results) == 1
+    return report.results[0]
 
 
 def test_a_run_leaves_everything_that_later_stages_need(workspace, options, planned):
-    report = train(workspace, options, never)
+    report = train_queue(workspace, options, never)
     run = only_run(report)
-    assert (report.exit_code, run.state, run.status.epochs, run.status.validated_cases) == (0, "done", 3, 1)
+    assert (report.exit_code, run.state, run.run.status.epochs, run.run.status.validated_cases) == (0, "done", 3, 1)
     folder = workspace.run("3d_fullres", 0)
     assert len(read_history(folder.history)) == 3
     assert folder.curves.stat().st_size > 1000
@@ -98,22 +105,22 @@ def test_a_run_leaves_everything_that_later_stages_need(workspace, options, plan
     assert set(scores.cases[name]) == {"thing", "other"}
     predicted = read_labels(folder.validation / f"{name}.nii.gz")
     assert predicted.geometry == read_labels(planned / "labelsTr" / f"{name}.nii.gz").geometry
-    again = train(workspace, options, never)
-    assert only_run(again).status == run.status
+    again = train_queue(workspace, options, never)
+    assert only_run(again).run.status == run.run.status
 
 
 def test_an_interrupted_run_resumes_to_the_same_weights(workspace, options, planned, tmp_path):
-    train(workspace, options, never)
+    train_queue(workspace, options, never)
     other = Workspace(tmp_path / "other")
     other.root.mkdir()
     for name in ("dataset.json", "fingerprint.json", "plan.json"):
         (other.root / name).write_bytes((planned / "autoseg" / name).read_bytes())
     for step in (1, 4):
         progress, check = stop_at(step)
-        report = train(other, options, check, step_progress=progress)
+        report = train_queue(other, options, check, TrainListeners(on_steps=progress))
         assert report.exit_code == 75
         assert only_run(report).state == "interrupted"
-    assert train(other, replace(options, jobs=2), never).exit_code == 0
+    assert train_queue(other, replace(options, jobs=2), never).exit_code == 0
     expected = weights_of(workspace)
     assert all(torch.equal(value, expected[name]) for name, value in weights_of(other).items())
     histories = [read_history(w.run("3d_fullres", 0).history) for w in (workspace, other)]
@@ -128,33 +135,33 @@ def test_an_interrupted_validation_goes_on_where_it_stopped(workspace, options):
             if content["state"] == "validating":
                 raise Interrupted("stopped")
 
-    assert train(workspace, options, check_at_validation).exit_code == 75
+    assert train_queue(workspace, options, check_at_validation).exit_code == 75
     before = weights_of(workspace)
-    report = train(workspace, options, never)
+    report = train_queue(workspace, options, never)
     assert only_run(report).state == "done"
     assert all(torch.equal(before[name], value) for name, value in weights_of(workspace).items())
 
 
 def test_a_run_started_differently_is_not_resumed(workspace, options):
     progress, check = stop_at(1)
-    train(workspace, options, check, step_progress=progress)
+    train_queue(workspace, options, check, TrainListeners(on_steps=progress))
     for changed in (replace(options, epochs=9), replace(options, seed=1), replace(options, budget_seconds=60.0)):
-        report = train(workspace, changed, never)
+        report = train_queue(workspace, changed, never)
         assert isinstance(report.stop, UsageError)
         assert "started differently" in str(report.stop)
         assert report.exit_code == 2
-    report = train(workspace, replace(options, epochs=1, is_fresh=True), never)
-    assert only_run(report).status.epochs == 1
-    assert only_run(train(workspace, options, never)).state == "done"  # with a warning that the recipe differs
+    report = train_queue(workspace, replace(options, epochs=1, is_fresh=True), never)
+    assert only_run(report).run.status.epochs == 1
+    assert only_run(train_queue(workspace, options, never)).state == "done"  # with a warning that the recipe differs
 
 
 def test_a_run_of_another_plan_asks_for_fresh(workspace, options):
     progress, check = stop_at(1)
-    train(workspace, options, check, step_progress=progress)
+    train_queue(workspace, options, check, TrainListeners(on_steps=progress))
     plan = load(Plan, workspace.plan)
     own = replace(plan.configurations["3d_fullres"], batch_size=3)
     save(replace(plan, configurations={**plan.configurations, "3d_fullres": own}), workspace.plan)
-    report = train(workspace, options, never)
+    report = train_queue(workspace, options, never)
     assert isinstance(report.stop, PlanFault)
     assert "batch_size" in str(report.stop)
     assert "--fresh" in str(report.stop)
@@ -164,8 +171,8 @@ def test_a_run_in_other_hands_is_left_alone(workspace, options):
     folder = workspace.run("3d_fullres", 0).root
     folder.parent.mkdir(parents=True)
     with FileLock(folder.with_name(".fold_0.lock")):
-        report = train(workspace, replace(options, folds=(0, 1), epochs=1), never)
-    assert [run.state for run in report.runs] == ["busy", "done"]
+        report = train_queue(workspace, replace(options, folds=(0, 1), epochs=1), never)
+    assert [run.state for run in report.results] == ["busy", "done"]
     assert report.exit_code == 75
 
 
@@ -173,8 +180,8 @@ def test_a_failing_run_does_not_stop_the_queue(workspace, options):
     chosen = replace(options, folds=(0, 1), epochs=1)
     workspace.run("3d_fullres", 0).root.mkdir(parents=True)
     workspace.run("3d_fullres", 0).recipe.write_text("{}")
-    report = train(workspace, chosen, never)
-    assert [run.state for run in report.runs] == ["failed", "done"]
+    report = train_queue(workspace, chosen, never)
+    assert [run.state for run in report.results] == ["failed", "done"]
     assert report.exit_code == 4
 
 
@@ -183,7 +190,7 @@ def test_a_lack_of_resources_stops_cleanly(workspace, options, error):
     def fail(_done: int, _total: int) -> None:
         raise error
 
-    report = train(workspace, options, never, step_progress=fail)
+    report = train_queue(workspace, options, never, TrainListeners(on_steps=fail))
     assert isinstance(report.stop, NotEnoughResources)
     assert report.exit_code == 5
 
@@ -193,7 +200,7 @@ def test_a_single_case_is_trained_on_without_validation(tmp_path, options):
     write_tiny_dataset(folder, 1)
     workspace = Workspace(folder / "autoseg")
     plan_dataset(folder, workspace, PlanOptions("cpu"))
-    status = only_run(train(workspace, replace(options, folds=()), never)).status
+    status = only_run(train_queue(workspace, replace(options, folds=()), never)).run.status
     assert (status.validation, status.validated_cases) == (None, 0)
     assert "no validation is possible" in status.notes[0]
 
@@ -201,48 +208,51 @@ def test_a_single_case_is_trained_on_without_validation(tmp_path, options):
 def test_a_2d_configuration_and_other_augmentations_train(workspace, options, tmp_path):
     (tmp_path / "plain.yaml").write_text(RECIPE + "augmentation: none\noptimizer: adamw\n")
     chosen = replace(options, configurations=("2d",), recipe=str(tmp_path / "plain.yaml"))
-    assert only_run(train(workspace, chosen, never)).state == "done"
+    assert only_run(train_queue(workspace, chosen, never)).state == "done"
 
 
 def test_a_budget_chooses_the_epochs_and_is_noted(workspace, options):
-    report = train(workspace, replace(options, budget_seconds=3.0), never)
+    report = train_queue(workspace, replace(options, budget_seconds=3.0), never)
     assert only_run(report).state == "done"
     record = load(RunRecord, workspace.run("3d_fullres", 0).recipe)
     assert record.budget_seconds == 3.0
     assert "s are left for training" in record.decisions[-1]
     folder = workspace.run("3d_fullres", 0).root
-    assert wall_seconds(read_sittings(folder), float("inf")) > 0.0
-    assert read_sittings(folder.parent)  # preparing the cases counts as well
+    assert wall_seconds(read_intervals(folder), float("inf")) > 0.0
+    assert read_intervals(folder.parent)  # preparing the cases counts as well
 
 
-def test_a_budget_counts_earlier_sittings_and_a_larger_one_goes_on(workspace, options):
+def test_a_budget_counts_earlier_work_and_a_larger_one_goes_on(workspace, options):
     chosen = replace(options, folds=(0, 1), budget_seconds=500.0, epochs=1)
     folder = workspace.run("3d_fullres", 0).root
     now = time.time()
-    save(Sittings((Sitting(now - 900.0, now - 600.0), Sitting(now - 400.0, now - 150.0))), folder / SITTINGS_FILE)
+    save(
+        WorkIntervals((WorkInterval(now - 900.0, now - 600.0), WorkInterval(now - 400.0, now - 150.0))),
+        folder / INTERVALS_FILE,
+    )
     with pytest.raises(UsageError, match="550 s were spent"):
-        train(workspace, chosen, never)
+        train_queue(workspace, chosen, never)
     queue = make_queue(workspace, chosen)
     larger = replace(chosen, budget_seconds=800.0)
-    left = budget_deadline(workspace, queue, larger) - larger.started
+    left = budget_deadline(queue, larger) - larger.started
     assert left == pytest.approx(250.0, abs=1e-3)
     fresh = replace(chosen, is_fresh=True)
-    assert budget_deadline(workspace, queue, fresh) - fresh.started == pytest.approx(500.0, abs=1e-3)
-    assert budget_deadline(workspace, queue, replace(chosen, budget_seconds=None)) is None
+    assert budget_deadline(queue, fresh) - fresh.started == pytest.approx(500.0, abs=1e-3)
+    assert budget_deadline(queue, replace(chosen, budget_seconds=None)) is None
 
 
 def test_a_run_begun_under_a_budget_goes_on_under_another(workspace, options):
     progress, check = stop_at(1)
-    report = train(workspace, replace(options, budget_seconds=60.0), check, step_progress=progress)
+    report = train_queue(workspace, replace(options, budget_seconds=60.0), check, TrainListeners(on_steps=progress))
     assert only_run(report).state == "interrupted"
     later = replace(options, budget_seconds=63.0, started=time.monotonic() - 60.0)
-    assert only_run(train(workspace, later, never)).state == "done"
+    assert only_run(train_queue(workspace, later, never)).state == "done"
 
 
 def test_open_runs_share_what_is_left(workspace, options):
     runs = list(make_queue(workspace, replace(options, folds=())).runs)
     assert run_deadline(None, runs[0], runs, 1, now=0.0) is None
-    save(Sittings((Sitting(0.0, 100.0),)), runs[1].folder.root / SITTINGS_FILE)
+    save(WorkIntervals((WorkInterval(0.0, 100.0),)), runs[1].folder.root / INTERVALS_FILE)
     # 100 s were spent on the second of four runs, 300 s are left: each comes to 100 s
     assert run_deadline(1300.0, runs[0], runs, 1, now=1000.0) == pytest.approx(1100.0)
     assert run_deadline(1300.0, runs[1], runs, 1, now=1000.0) == pytest.approx(1000.0)
@@ -253,11 +263,11 @@ def test_open_runs_share_what_is_left(workspace, options):
 
 
 def test_a_done_run_of_other_folds_is_not_taken_for_done(workspace, options):
-    train(workspace, replace(options, epochs=1), never)
+    train_queue(workspace, replace(options, epochs=1), never)
     fold = make_queue(workspace, options).folds[0]
     swapped = [{"train": [*fold.val, *fold.train[1:]], "val": [fold.train[0]]}]
     workspace.splits.write_text(json.dumps(swapped))
-    report = train(workspace, replace(options, epochs=1), never)
+    report = train_queue(workspace, replace(options, epochs=1), never)
     assert "other cases in this fold" in str(report.stop)
     assert report.exit_code == 2
 
@@ -265,8 +275,8 @@ def test_a_done_run_of_other_folds_is_not_taken_for_done(workspace, options):
 def test_a_budget_that_is_over_validates_one_case_all_the_same(workspace, options):
     halves = [{"train": ["case_0"], "val": ["case_1", "case_2", "case_3"]}]
     workspace.splits.write_text(json.dumps(halves))
-    report = train(workspace, replace(options, budget_seconds=0.001, started=time.monotonic()), never)
-    status = only_run(report).status
+    report = train_queue(workspace, replace(options, budget_seconds=0.001, started=time.monotonic()), never)
+    status = only_run(report).run.status
     assert (status.epochs, status.validated_cases) == (1, 1)
     assert "lack of time" in status.notes[-1]
 
@@ -284,7 +294,7 @@ def test_all_folds_of_the_first_stage_come_before_the_cascade(workspace, options
     planned_cascade(workspace)
     queue = make_queue(workspace, replace(options, configurations=(), folds=()))
     expected = [(name, fold) for name in ("3d_lowres", "3d_cascade_fullres") for fold in range(4)]
-    assert [(run.configuration.name, run.number) for run in queue.runs] == expected
+    assert [(run.configuration, run.fold) for run in queue.runs] == expected
 
 
 def test_a_cascade_without_its_first_stage_is_refused_if_named_and_left_out_otherwise(workspace, options, caplog):
@@ -335,7 +345,7 @@ def test_the_command_prints_one_document(workspace, options, planned):
 
 
 def test_kill_9_at_any_moment_changes_nothing(workspace, options, planned, tmp_path):
-    train(workspace, replace(options, epochs=30), never)
+    train_queue(workspace, replace(options, epochs=30), never)
     killed = Workspace(tmp_path / "killed")
     killed.root.mkdir()
     for name in ("dataset.json", "fingerprint.json", "plan.json"):
@@ -364,15 +374,15 @@ def test_a_compiler_that_fails_does_not_stop_the_run(workspace, options, tmp_pat
     monkeypatch.setattr(torch, "compile", fail)
     (tmp_path / "compiled.yaml").write_text(RECIPE + "compile: true\n")
     chosen = replace(options, recipe=str(tmp_path / "compiled.yaml"), epochs=1)
-    assert only_run(train(workspace, chosen, never)).state == "done"
+    assert only_run(train_queue(workspace, chosen, never)).state == "done"
 
 
 def test_a_run_begun_on_another_device_goes_on_here(workspace, options, caplog):
     progress, check = stop_at(1)
-    train(workspace, options, check, step_progress=progress)
+    train_queue(workspace, options, check, TrainListeners(on_steps=progress))
     folder = workspace.run("3d_fullres", 0)
     save(replace(load(RunRecord, folder.recipe), device="cuda"), folder.recipe)
-    assert only_run(train(workspace, options, never)).state == "done"
+    assert only_run(train_queue(workspace, options, never)).state == "done"
     assert "not bit-exact" in caplog.text
 
 

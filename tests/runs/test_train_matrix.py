@@ -24,15 +24,15 @@ from autoseg.cli.main import cli
 from autoseg.cli.train_board import draw_board
 from autoseg.core.errors import Interrupted, UsageError
 from autoseg.core.records import load, save
-from autoseg.core.workspace import Workspace
+from autoseg.core.workspace import RunFolder, Workspace
 from autoseg.networks.weights import newest_weights
 from autoseg.planning.decide import PlanOptions
 from autoseg.planning.plan import Plan
 from autoseg.runs.forecast import forecast_queue
-from autoseg.runs.progress import RunRow, clock_time, epoch_seconds, outlook
-from autoseg.runs.queue import make_queue
-from autoseg.runs.records import RunRecord, RunStatus
-from autoseg.runs.train import Outlook, TrainOptions, train
+from autoseg.runs.progress import ProgressReporter, QueueProgress, RunProgress, clock_time, epoch_seconds
+from autoseg.runs.queue import Queue, TrainOptions, make_queue
+from autoseg.runs.run import Run, RunRecord, RunResult, RunStatus
+from autoseg.runs.train import TrainListeners, train_queue
 from autoseg.training.callbacks.history import append_history
 from tests.preprocessing.tiny_dataset import write_tiny_dataset
 from tests.runs.trained import never
@@ -73,22 +73,25 @@ def options(tmp_path) -> TrainOptions:
 
 
 def test_two_devices_train_the_matrix_as_one_does(workspace, options, planned, tmp_path, caplog):
-    seen: list[Outlook] = []
+    seen: list[QueueProgress] = []
     with caplog.at_level(logging.INFO, logger="autoseg"):
-        report = train(workspace, replace(options, device="cpu,cpu"), never, tell=seen.append)
-    assert [(run.configuration, run.fold, run.state) for run in report.runs] == [
+        report = train_queue(
+            workspace, replace(options, device="cpu,cpu"), never, TrainListeners(on_progress=seen.append)
+        )
+    assert [(own.run.configuration, own.run.fold, own.state) for own in report.results] == [
         (name, fold, "done") for name in ("3d_lowres", "3d_cascade_fullres") for fold in (0, 1)
     ]
     assert report.exit_code == 0
     assert "3d_lowres fold 1: epoch 2/2" in caplog.text  # a line per epoch, from the other processes
     assert "4 of 4 runs done" in caplog.text
-    assert [row.state for row in seen[-1].rows] == ["done"] * 4
+    assert [row.state for row in seen[-1].runs] == ["done"] * 4
     alone = Workspace(tmp_path / "alone")
     alone.root.mkdir()
     for name in ("dataset.json", "fingerprint.json", "plan.json"):
         (alone.root / name).write_bytes((planned / "autoseg" / name).read_bytes())
-    assert train(alone, options, never).exit_code == 0
-    for run in report.runs:
+    assert train_queue(alone, options, never).exit_code == 0
+    for result in report.results:
+        run = result.run
         expected, found = (
             newest_weights(own.run(run.configuration, run.fold).checkpoint) for own in (alone, workspace)
         )
@@ -98,34 +101,34 @@ def test_two_devices_train_the_matrix_as_one_does(workspace, options, planned, t
 def test_a_process_that_is_killed_is_reported_and_the_others_go_on(workspace, options, caplog):
     killed: list[int] = []
     asked = threading.Event()
-    epochs_then: dict[int, int] = {}
+    epochs_then: dict[Run, int] = {}
 
     def check() -> None:
         if asked.is_set():
             raise Interrupted("stopped")
 
-    def kill_one_and_watch_the_other(now: Outlook) -> None:
+    def kill_one_and_watch_the_other(now: QueueProgress) -> None:
         if not killed:
             child = next(own for own in multiprocessing.active_children() if own.name == "autoseg cpu")
             killed.append(child.pid)
             os.kill(child.pid, signal.SIGKILL)
-        if any(row.state == "failed" for row in now.rows):
-            for row in now.rows:
-                if row.state == "training" and row.epochs > epochs_then.setdefault(row.fold, row.epochs):
+        if any(row.state == "failed" for row in now.runs):
+            for row in now.runs:
+                if row.state == "training" and row.epochs > epochs_then.setdefault(row.run, row.epochs):
                     asked.set()
 
     chosen = replace(options, configurations=("3d_lowres",), device="cpu,cpu", epochs=100_000)
-    report = train(workspace, chosen, check, tell=kill_one_and_watch_the_other)
-    assert sorted(run.state for run in report.runs) == ["failed", "interrupted"]
-    assert "ended by signal SIGKILL" in caplog.text
+    report = train_queue(workspace, chosen, check, TrainListeners(on_progress=kill_one_and_watch_the_other))
+    assert sorted(run.state for run in report.results) == ["failed", "interrupted"]
+    assert "ended by SIGKILL" in caplog.text
 
 
 def test_a_first_stage_in_other_hands_keeps_its_cascade_waiting(workspace, options):
     folder = workspace.run("3d_lowres", 0).root
     folder.parent.mkdir(parents=True)
     with FileLock(folder.with_name(".fold_0.lock")):
-        report = train(workspace, replace(options, epochs=1), never)
-    assert [run.state for run in report.runs] == ["busy", "done", "busy", "busy"]
+        report = train_queue(workspace, replace(options, epochs=1), never)
+    assert [run.state for run in report.results] == ["busy", "done", "busy", "busy"]
     assert report.exit_code == 75
 
 
@@ -133,8 +136,8 @@ def test_an_interruption_while_cases_are_prepared_ends_the_command(workspace, op
     def check() -> None:
         raise Interrupted("stopped")
 
-    report = train(workspace, options, check)
-    assert (report.runs, report.exit_code) == ((), 75)
+    report = train_queue(workspace, options, check)
+    assert (report.results, report.exit_code) == ((), 75)
 
 
 def test_an_interruption_reaches_every_device(workspace, options):
@@ -144,13 +147,13 @@ def test_an_interruption_reaches_every_device(workspace, options):
         if asked.is_set():
             raise Interrupted("stopped")
 
-    def stop_when_both_train(now: Outlook) -> None:
-        if all(row.state == "training" for row in now.rows):
+    def stop_when_both_train(now: QueueProgress) -> None:
+        if all(row.state == "training" for row in now.runs):
             asked.set()
 
     chosen = replace(options, configurations=("3d_lowres",), device="cpu,cpu", epochs=100_000)
-    report = train(workspace, chosen, check, tell=stop_when_both_train)
-    assert [run.state for run in report.runs] == ["interrupted", "interrupted"]
+    report = train_queue(workspace, chosen, check, TrainListeners(on_progress=stop_when_both_train))
+    assert [run.state for run in report.results] == ["interrupted", "interrupted"]
     assert report.exit_code == 75
     assert all(Workspace(workspace.root).run("3d_lowres", fold).state.exists() for fold in (0, 1))
 
@@ -159,9 +162,9 @@ def test_a_first_stage_that_fails_takes_its_cascade_along(workspace, options):
     folder = workspace.run("3d_lowres", 0)
     folder.root.mkdir(parents=True)
     folder.recipe.write_text("{}")
-    report = train(workspace, replace(options, epochs=1), never)
-    assert [run.state for run in report.runs] == ["failed", "done", "failed", "failed"]
-    assert "needs every fold of 3d_lowres" in str(report.runs[2].error)
+    report = train_queue(workspace, replace(options, epochs=1), never)
+    assert [run.state for run in report.results] == ["failed", "done", "failed", "failed"]
+    assert "needs every fold of 3d_lowres" in str(report.results[2].error)
     assert report.exit_code == 4
 
 
@@ -174,7 +177,7 @@ def test_the_forecast_counts_hours_and_disk_of_what_is_not_there(workspace, opti
     told = forecast_queue(workspace, queue, options)
     pace = epoch_seconds(queue)
     assert pace == {"3d_lowres": 1800.0, "3d_cascade_fullres": 1800.0}  # networks of equal cost
-    assert [(own.run.state, own.epochs, own.hours) for own in told.runs] == [
+    assert [(queue.stages[own.run], own.epochs, own.hours) for own in told.runs] == [
         ("started", 1, 0.5),
         ("new", 2, 1.0),
         ("new", 2, 1.0),
@@ -197,21 +200,27 @@ def test_the_forecast_measures_what_has_no_history(workspace, options):
     assert "one measured training step" in told.because
 
 
-def test_the_outlook_says_where_runs_are_and_when_all_will_end(workspace, options):
+def progress_of(queue: Queue, states=None, steps=None, deadline=None) -> QueueProgress:
+    """Where a queue stands whose runs have these states (by position) or steps."""
+    results = {queue.runs[index]: RunResult(queue.runs[index], state) for index, state in (states or {}).items()}
+    at_work = {queue.runs[index]: own for index, own in (steps or {}).items()}
+    return ProgressReporter(queue, deadline, 1, None, results, at_work).now()
+
+
+def test_the_progress_says_where_runs_are_and_when_all_will_end(workspace, options):
     queue = make_queue(workspace, options)
-    assert outlook(queue, {}, {}, None, 1).ends_at is None
+    assert progress_of(queue).ends_at is None
     folder = workspace.run("3d_lowres", 0)
     folder.root.mkdir(parents=True)
     folder.recipe.write_text("{}")
     append_history(folder.history, {"epoch": 0, "step": 2, "seconds": 100.0, "ema_dice": 0.25})
-    now = outlook(queue, {("3d_lowres", 1): "failed"}, {("3d_lowres", 0): (3, 4)}, None, 1)
-    assert now.rows[0] == RunRow("3d_lowres", 0, "training", 1, 2, 0.25)
-    assert [row.state for row in now.rows] == ["training", "failed", "waiting", "waiting"]
+    now = progress_of(queue, {1: "failed"}, {0: (3, 4)})
+    assert now.runs[0] == RunProgress(queue.runs[0], "training", 1, 2, 0.25)
+    assert [row.state for row in now.runs] == ["training", "failed", "waiting", "waiting"]
     assert now.ends_at - time.time() == pytest.approx(500.0, abs=60.0)
     save(RunStatus("validating", 2, 2, 1.0, 0.5), folder.state)
-    assert outlook(queue, {}, {("3d_lowres", 0): (4, 4)}, None, 1).rows[0].state == "validating"
-    finished = {(run.configuration.name, run.number): "done" for run in queue.runs}
-    assert outlook(queue, finished, {}, time.monotonic() + 9.0, 1).ends_at is None
+    assert progress_of(queue, steps={0: (4, 4)}).runs[0].state == "validating"
+    assert progress_of(queue, dict.fromkeys(range(4), "done"), deadline=time.monotonic() + 9.0).ends_at is None
 
 
 def test_moments_far_away_carry_their_date():
@@ -221,15 +230,16 @@ def test_moments_far_away_carry_their_date():
 
 
 def test_the_board_shows_every_run_and_the_end():
-    rows = (RunRow("3d_lowres", 0, "done", 2, 2, 0.87654), RunRow("3d_lowres", 1, "waiting", 0, 2, None))
+    first, second = (Run("3d_lowres", fold, RunFolder(Path("nowhere"))) for fold in (0, 1))
+    rows = (RunProgress(first, "done", 2, 2, 0.87654), RunProgress(second, "waiting", 0, 2, None))
     stream = io.StringIO()
-    Console(file=stream, width=100).print(draw_board(Outlook(rows, time.time())))
+    Console(file=stream, width=100).print(draw_board(QueueProgress(rows, time.time())))
     shown = stream.getvalue()
     assert "0.8765" in shown
     assert "waiting" in shown
     assert "1 of 2 runs done, ends about" in shown
     stream = io.StringIO()
-    Console(file=stream, width=100).print(draw_board(Outlook(rows, None)))
+    Console(file=stream, width=100).print(draw_board(QueueProgress(rows, None)))
     assert "ends" not in stream.getvalue()
 
 

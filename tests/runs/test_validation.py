@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from autoseg.core.errors import MissingInput
 from autoseg.core.records import load, save
+from autoseg.core.workspace import Workspace
 from autoseg.data.model import LabelSet
 from autoseg.images.readers import read_labels
 from autoseg.inference.out_of_fold import load_probabilities, probabilities_file
@@ -17,9 +18,10 @@ from autoseg.inference.predictor import Predictor
 from autoseg.planning.lateral import LateralSwap
 from autoseg.preprocessing.fill import fill_store
 from autoseg.preprocessing.store import open_case, store_recipe
+from autoseg.runs.queue import RunTask, TrainOptions
+from autoseg.runs.run import FoldScores, Run
 from autoseg.runs.validation import (
     CaseSize,
-    FoldScores,
     Forecast,
     Pace,
     ValidationPlan,
@@ -30,6 +32,8 @@ from autoseg.runs.validation import (
     probability_allowance,
     validate_fold,
 )
+from autoseg.training.recipe import Recipe
+from autoseg.training.splits import Fold
 from tests.inference.examples import configuration, random_unet, unet_spec
 from tests.planning.builders import fingerprint_of, plan_of
 from tests.preprocessing.tiny_dataset import planned_tiny_dataset
@@ -97,24 +101,34 @@ def stored(tmp_path_factory):
     return made, folder, predictor
 
 
-def validated(stored, folder, may_start=lambda _name: True, **options):
+def validated(stored, run, may_start=lambda _name: True, **options):
     made, store, predictor = stored
-    planned = ValidationPlan(tuple(case.identifier for case in made.dataset.cases), (), (), {})
-    return validate_fold(
-        predictor,
-        made.plan,
-        made.dataset,
-        lambda name: open_case(store / name),
-        folder,
-        planned,
-        may_start=may_start,
-        **options,
+    names = tuple(case.identifier for case in made.dataset.cases)
+    planned = ValidationPlan(names, (), (), {})
+    task = RunTask(
+        run=run,
+        plan=made.plan,
+        dataset=made.dataset,
+        cases=Fold((), names),
+        recipe=Recipe(),
+        options=TrainOptions(**options),
+        store=store,
+        first_stage=None,
+        begin=0.0,
+        deadline=None,
     )
+    return validate_fold(predictor, task, lambda name: open_case(store / name), planned, may_start)
 
 
-def test_probabilities_decide_like_the_label_maps_beside_them(stored, tmp_path) -> None:
-    folder = tmp_path / "runs" / "3d_fullres" / "fold_0" / "validation"
-    scores = validated(stored, folder)
+@pytest.fixture
+def run(tmp_path) -> Run:
+    """A run that was not validated yet."""
+    return Run("3d_fullres", 0, Workspace(tmp_path).run("3d_fullres", 0))
+
+
+def test_probabilities_decide_like_the_label_maps_beside_them(stored, run, tmp_path) -> None:
+    folder = run.folder.validation
+    scores = validated(stored, run)
     assert load(FoldScores, folder / "scores.json") == scores
     assert set(scores.seconds) == set(scores.cases) == {"case_0", "case_1", "case_2"}
     for name in scores.cases:
@@ -125,58 +139,60 @@ def test_probabilities_decide_like_the_label_maps_beside_them(stored, tmp_path) 
         assert (lead > 0.02).mean() > 0.5
 
 
-def test_without_disk_for_them_label_maps_alone_are_kept(stored, tmp_path) -> None:
-    folder = tmp_path / "runs" / "3d_fullres" / "fold_0" / "validation"
-    with_them = validated(stored, folder)
+def test_without_disk_for_them_label_maps_alone_are_kept(stored, run, tmp_path) -> None:
+    folder = run.folder.validation
+    with_them = validated(stored, run)
     assert len(list(folder.glob("*.probabilities.npz"))) == 3
-    other = tmp_path / "elsewhere" / "3d_fullres" / "fold_0" / "validation"
-    assert validated(stored, other, probabilities_gib=0.0).cases == with_them.cases
+    without = Run("3d_fullres", 0, Workspace(tmp_path / "elsewhere").run("3d_fullres", 0))
+    other = without.folder.validation
+    assert validated(stored, without, probabilities_gib=0.0).cases == with_them.cases
     assert not list(other.glob("*.probabilities.npz"))
     assert len(list(other.glob("*.nii.gz"))) == 3
 
 
 def test_the_allowance_counts_what_all_runs_have_kept(tmp_path) -> None:
-    whole = probability_allowance(tmp_path, 1e-4)
-    kept = tmp_path / "2d" / "fold_1" / "validation" / "a.probabilities.npz"
+    workspace = Workspace(tmp_path)
+    whole = probability_allowance(workspace, 1e-4)
+    kept = workspace.run("2d", 1).validation / "a.probabilities.npz"
     kept.parent.mkdir(parents=True)
     kept.write_bytes(bytes(1000))
-    assert probability_allowance(tmp_path, 1e-4) == whole - 1000
-    assert probability_allowance(tmp_path, 0.0) == 0
+    assert probability_allowance(workspace, 1e-4) == whole - 1000
+    assert probability_allowance(workspace, 0.0) == 0
 
 
-def test_an_interrupted_validation_keeps_what_it_finished(stored, tmp_path) -> None:
-    folder = tmp_path / "runs" / "3d_fullres" / "fold_0" / "validation"
-    first = validated(stored, folder, may_start=lambda name: name == "case_1")
+def test_an_interrupted_validation_keeps_what_it_finished(stored, run, tmp_path) -> None:
+    folder = run.folder.validation
+    first = validated(stored, run, may_start=lambda name: name == "case_1")
     assert (set(first.cases), first.left_out) == ({"case_1"}, ("case_0", "case_2"))
     (folder / ".partial-0123-case_0.nii.gz").touch()
     asked = []
-    second = validated(stored, folder, may_start=lambda name: asked.append(name) is None)
+    second = validated(stored, run, may_start=lambda name: asked.append(name) is None)
     assert asked == ["case_0", "case_2"]
     assert second.seconds["case_1"] == first.seconds["case_1"]
     assert second.left_out == ()
     assert not list(folder.glob(".partial-*"))
 
 
-def test_scores_of_another_mirroring_or_a_damaged_record_are_made_anew(stored, tmp_path) -> None:
-    folder = tmp_path / "runs" / "3d_fullres" / "fold_0" / "validation"
-    done = validated(stored, folder)
+def test_scores_of_another_mirroring_or_a_damaged_record_are_made_anew(stored, run, tmp_path) -> None:
+    folder = run.folder.validation
+    done = validated(stored, run)
     for content in (replace(done, mirror_axes=(0,)), None):
         if content is None:
             (folder / "scores.json").write_text("{")
         else:
             save(content, folder / "scores.json")
         asked = []
-        again = validated(stored, folder, may_start=lambda name, asked=asked: asked.append(name) is None)
+        again = validated(stored, run, may_start=lambda name, asked=asked: asked.append(name) is None)
         assert len(asked) == 3
         assert again.cases == done.cases
 
 
-def test_a_case_without_a_label_file_is_refused(stored, tmp_path) -> None:
+def test_a_case_without_a_label_file_is_refused(stored, run, tmp_path) -> None:
     made, store, predictor = stored
     cases = tuple(replace(case, labels=None) for case in made.dataset.cases)
     without = (replace(made, dataset=replace(made.dataset, cases=cases)), store, predictor)
     with pytest.raises(MissingInput, match="case_0 has no label file"):
-        validated(without, tmp_path / "runs" / "a" / "fold_0" / "validation")
+        validated(without, run)
 
 
 def test_the_pace_and_the_size_of_a_case_are_measured(stored) -> None:

@@ -15,7 +15,7 @@ from autoseg.data.model import LabelSet
 from autoseg.networks.build import build_network
 from autoseg.networks.weights import weights_hash
 from autoseg.planning.plan import PLAN_VERSION, Plan
-from autoseg.runs.records import RECORD_VERSION, RunRecord, RunStatus
+from autoseg.runs.run import RECORD_VERSION, RunRecord, RunStatus
 from autoseg.selection.record import (
     SELECTION_VERSION,
     CandidateScore,

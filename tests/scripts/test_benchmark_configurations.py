@@ -13,7 +13,7 @@ import pytest
 from autoseg.core.records import load, save
 from autoseg.core.workspace import Workspace
 from autoseg.planning.plan import Plan
-from autoseg.runs.records import RunRecord, RunStatus
+from autoseg.runs.run import RunRecord, RunStatus
 from tests.preprocessing.tiny_dataset import planned_tiny_dataset
 
 CONTENDERS = {"2d, cpu", "3d_fullres, cpu"}

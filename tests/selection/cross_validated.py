@@ -26,8 +26,7 @@ from autoseg.evaluation.confusion import overlaps
 from autoseg.images.writers import write_labels
 from autoseg.inference.out_of_fold import probabilities_file
 from autoseg.planning.plan import Plan
-from autoseg.runs.records import RunStatus
-from autoseg.runs.validation import FoldScores
+from autoseg.runs.run import FoldScores, RunStatus
 from autoseg.training.splits import make_folds
 from tests.runs.trained import add_run, tiny_plan
 

@@ -18,8 +18,7 @@ from autoseg.evaluation.confusion import overlaps
 from autoseg.images.readers import read_labels
 from autoseg.images.writers import write_labels
 from autoseg.planning.plan import Plan
-from autoseg.runs.records import RunRecord, RunStatus
-from autoseg.runs.validation import FoldScores
+from autoseg.runs.run import FoldScores, RunRecord, RunStatus
 from autoseg.selection.record import Selection, plan_hash
 from autoseg.selection.select import SelectionOptions, select_model
 from tests.selection.cross_validated import CASES, LABELS, MISTAKES, SHAPE, reference, write_cross_validated

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoseg.training.callbacks.time_budget import TimeBudget, fair_shares, fit_epochs
+from autoseg.training.callbacks.time_budget import TimeBudget, fit_epochs
 from autoseg.training.loop import EpochResult
 from autoseg.training.recipe import Recipe
 from autoseg.training.schedule import ScheduleSegment
@@ -128,20 +128,3 @@ def test_epochs_grow_when_the_first_guess_was_far_too_slow() -> None:
     assert state.steps_per_epoch == 50
     assert state.epoch < 60
     assert 0.95 <= used <= 1.0
-
-
-@settings(max_examples=80, deadline=None)
-@given(seconds=st.floats(0, 1e4), spent=st.lists(st.floats(0, 1e3), min_size=1, max_size=12))
-def test_shares_use_the_budget_up_and_favor_the_run_that_had_least(seconds: float, spent: list[float]) -> None:
-    shares = fair_shares(seconds, spent)
-    assert sum(shares) == pytest.approx(seconds, abs=1e-6)
-    totals = [own + share for own, share in zip(spent, shares, strict=True)]
-    level = min(totals)
-    for own, share, total in zip(spent, shares, totals, strict=True):
-        assert share >= 0
-        assert total == pytest.approx(level, abs=1e-6) or (share == 0 and own >= level)
-
-
-def test_a_run_that_was_interrupted_ends_with_the_same_total_as_the_others() -> None:
-    assert fair_shares(30.0, [2.0, 0.0, 0.0, 0.0]) == (6.0, 8.0, 8.0, 8.0)
-    assert fair_shares(-5.0, [2.0, 0.0]) == (0.0, 0.0)

@@ -56,7 +56,7 @@ def describe_nnunet(data: object, name: str) -> Description:
     Raises:
         RecordFault: with every fault found, not only the first.
     """
-    faults: _Faults = [] if isinstance(data, Mapping) else ["it must be a table {...}"]
+    faults: _Faults = [] if isinstance(data, Mapping) else ["it must be a JSON object {...}"]
     table = data if isinstance(data, Mapping) else {}
     channels = read_channels(table, faults)
     labels = read_label_set(table, faults)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
 from autoseg.training.loop import Callback, EpochResult
@@ -51,26 +51,6 @@ def fit_epochs(recipe: Recipe, seconds: float, step_seconds: float) -> Recipe:
         validation_steps=validation_steps(recipe, per_epoch),
         warmup_steps=warmup_steps,
     )
-
-
-def fair_shares(seconds: float, spent: Sequence[float]) -> tuple[float, ...]:
-    """Seconds that each run still gets of a common budget, so that all come as near to the same total as possible.
-
-    A run that had more than its share already gets nothing more; the others share what is left.
-
-    Args:
-        seconds: left to share out.
-        spent: seconds that each run had before.
-    """
-    level, remaining = 0.0, max(0.0, seconds)
-    ordered = sorted(spent)
-    for count, own in enumerate(ordered, start=1):
-        following = ordered[count] if count < len(ordered) else float("inf")
-        level = own + remaining / count
-        if level <= following:
-            break
-        remaining -= count * (following - own)
-    return tuple(max(0.0, level - own) for own in spent)
 
 
 def no_reserve(_step_seconds: float) -> float:

@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import pytest
 
-from autoseg.api.conclude import conclude
+from autoseg.api.train import select_and_report
 from autoseg.core.records import load, save
 from autoseg.core.workspace import Workspace
 from autoseg.planning.plan import Plan
-from autoseg.runs.validation import FoldScores
+from autoseg.runs.run import FoldScores
 from autoseg.selection.record import Selection
 from autoseg.selection.select import SelectionOptions, select_model
 from tests.runs.trained import add_run
@@ -18,7 +18,7 @@ from tests.selection.cross_validated import write_cross_validated
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("conclude") / "data"
+    folder = tmp_path_factory.mktemp("train") / "data"
     write_cross_validated(folder)
     return folder
 
@@ -30,13 +30,13 @@ def workspace(original, tmp_path) -> Workspace:
 
 def test_nothing_is_selected_while_a_run_is_missing(workspace) -> None:
     shutil.rmtree(workspace.run("2d", 3).root)
-    assert conclude(workspace) is None
+    assert select_and_report(workspace) is None
     assert not workspace.selection.exists()
     assert not workspace.report.exists()
 
 
 def test_the_last_run_leads_to_a_choice_and_a_report(workspace) -> None:
-    selection = conclude(workspace)
+    selection = select_and_report(workspace)
     assert selection == load(Selection, workspace.selection)
     assert selection.objective == "default"
     assert selection.name in workspace.report.read_text()
@@ -44,7 +44,7 @@ def test_the_last_run_leads_to_a_choice_and_a_report(workspace) -> None:
 
 def test_a_choice_made_from_the_same_runs_is_kept(workspace) -> None:
     before = select_model(workspace, SelectionOptions("cost"))
-    assert conclude(workspace) == before
+    assert select_and_report(workspace) == before
 
 
 def test_a_choice_made_from_other_weights_is_made_again(workspace) -> None:
@@ -54,7 +54,7 @@ def test_a_choice_made_from_other_weights_is_made_again(workspace) -> None:
     shutil.rmtree(run.checkpoint)
     add_run(workspace.root, plan, "2d", 0, seed=77)
     assert {path: path.read_bytes() for path in run.validation.iterdir()} == validated
-    after = conclude(workspace)
+    after = select_and_report(workspace)
     assert after is not None
     assert (before.objective, after.objective) == ("cost", "default")
     assert before.runs["2d/fold_0"] != after.runs["2d/fold_0"]
@@ -64,5 +64,5 @@ def test_without_a_case_in_common_training_ends_without_a_choice(workspace, capl
     for folder in sorted((workspace.root / "runs" / "2d").glob("fold_*/validation")):
         scores = load(FoldScores, folder / "scores.json")
         save(replace(scores, cases={}), folder / "scores.json")
-    assert conclude(workspace) is None
+    assert select_and_report(workspace) is None
     assert "nothing is selected" in caplog.text

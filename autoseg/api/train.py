@@ -1,0 +1,142 @@
+"""`autoseg train` for notebooks and the command line: train what the plan holds, then choose and report."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from autoseg.core.errors import MissingInput
+from autoseg.core.progress import Progress, silent
+from autoseg.core.records import load
+from autoseg.core.workspace import Workspace, workspace_of
+from autoseg.launch.interrupts import stoppable
+from autoseg.planning.planned import load_planned
+from autoseg.report.collect import write_report
+from autoseg.runs.forecast import QueueForecast, forecast_queue
+from autoseg.runs.queue import Queue, TrainOptions, make_queue
+from autoseg.runs.train import TrainListeners, TrainReport, train_queue
+from autoseg.selection.record import Selection
+from autoseg.selection.select import SelectionOptions, select_model
+from autoseg.selection.trained import TrainedMatrix, trained_matrix
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What `train` did.
+
+    Attributes:
+        report: every run with its state and scores, failed cases, and what stopped the command.
+        selection: what now predicts; None while runs of the plan are missing or failed.
+    """
+
+    report: TrainReport
+    selection: Selection | None
+
+
+def train(
+    dataset: str | Path, *, work: str | Path | None = None, progress: Progress = silent, **options: Any
+) -> Trained:
+    """Trains what the plan holds; the same call again resumes, or finds everything done.
+
+    Once the last run of the plan is done, the configuration or ensemble that predicts is selected, and report.html
+    written.
+
+    Args:
+        dataset: folder of the dataset, or its work folder.
+        work: work folder; by default `autoseg` inside the dataset's.
+        progress: called with the steps of each run.
+        options: fields of `TrainOptions`: configurations, folds, recipe, epochs, steps, budget_seconds, is_fresh, seed,
+            device, executor, jobs, group_by, is_stratified, probabilities_gib.
+
+    Raises:
+        MissingInput: there is no plan yet.
+        UsageError: no such configuration, fold, recipe or device.
+        Interrupted: by Ctrl-C or SIGTERM; the same call resumes.
+        AutoSegError: whatever else stopped the queue, or the first run that failed, after the others were done.
+    """
+    workspace = workspace_of(Path(dataset), None if work is None else Path(work))
+    named: dict[str, Any] = {name: tuple(own) if isinstance(own, list) else own for name, own in options.items()}
+    chosen = TrainOptions(**named)
+    report = train_runs(workspace, chosen, TrainListeners(on_steps=progress))
+    for error in (report.stop, *(result.error for result in report.results)):
+        if error is not None:
+            raise error
+    return finish(workspace, report, chosen)
+
+
+def train_runs(
+    workspace: Workspace,
+    options: TrainOptions,
+    listeners: TrainListeners = TrainListeners(),  # noqa: B008 - frozen
+) -> TrainReport:
+    """The training alone; a run that fails and what stops the queue stand in the report instead of being raised.
+
+    Args:
+        workspace: with a plan.
+        options: what the user asked for.
+        listeners: of the progress.
+    """
+    with stoppable() as check_stop:
+        return train_queue(workspace, options, check_stop, listeners)
+
+
+def finish(workspace: Workspace, report: TrainReport, options: TrainOptions, progress: Progress = silent) -> Trained:
+    """What follows the training: the choice and the report, if everything went well and no run is missing.
+
+    Args:
+        workspace: trained in.
+        report: of the training.
+        options: it was done with.
+        progress: called with compared cases.
+    """
+    if report.exit_code:
+        return Trained(report, None)
+    return Trained(report, select_and_report(workspace, seed=options.seed, jobs=options.jobs, progress=progress))
+
+
+def forecast_training(workspace: Workspace, options: TrainOptions) -> tuple[Queue, QueueForecast]:
+    """The runs that `train` would do, with their hours and disk (`--dry-run`); writes nothing."""
+    queue = make_queue(workspace, options)
+    return queue, forecast_queue(workspace, queue, options)
+
+
+def select_and_report(
+    workspace: Workspace, *, seed: int = 0, jobs: int = 1, progress: Progress = silent
+) -> Selection | None:
+    """Selects and reports if every configuration and fold of the plan is trained; else there is nothing to do yet.
+
+    A choice that was made from these very runs is kept, whatever its objective.
+
+    Args:
+        workspace: in which something was trained.
+        seed: of the bootstrap.
+        jobs: threads.
+        progress: called with compared cases.
+
+    Returns:
+        The choice that now predicts, or None if runs are missing or no case was kept back to choose by.
+    """
+    matrix = trained_matrix(workspace, load_planned(workspace), allow_missing=True)
+    if matrix.missing:
+        return None
+    selection = _selection_of(workspace, matrix)
+    if selection is None:
+        try:
+            selection = select_model(workspace, SelectionOptions(seed=seed), jobs=jobs, progress=progress)
+        except MissingInput as error:
+            _log.warning("nothing is selected: %s", error)
+            return None
+    write_report(workspace, jobs=jobs)
+    return selection
+
+
+def _selection_of(workspace: Workspace, matrix: TrainedMatrix) -> Selection | None:
+    """The selection in the work folder if it was made from the runs that are there now."""
+    if not workspace.selection.exists():
+        return None
+    selection = load(Selection, workspace.selection)
+    return selection if selection.is_of(matrix.plan) and selection.runs == matrix.weight_hashes() else None
