@@ -17,10 +17,10 @@ from autoseg.core.progress import Progress, silent
 from autoseg.core.records import load, read_json, save
 from autoseg.core.workers import map_supervised
 from autoseg.core.workspace import WORK_FOLDER_NAME, RunFolder, Workspace
+from autoseg.data.inputs import image_files
 from autoseg.data.labels import count_label_files, find_classes
+from autoseg.data.layouts.description import describe_nnunet
 from autoseg.data.layouts.detect import detect_dataset
-from autoseg.data.layouts.nnunet_description import describe_nnunet
-from autoseg.data.layouts.scan import image_files
 from autoseg.data.model import Dataset, LabelSet
 from autoseg.evaluation.metrics import METRICS
 from autoseg.evaluation.scores import DEFAULT_TOLERANCE_MM, ClassScores, LabelPair, mean_scores, score_pair

@@ -12,8 +12,8 @@ from autoseg.core.progress import Progress, silent
 from autoseg.core.records import from_data, load, read_table, save
 from autoseg.core.workspace import Workspace
 from autoseg.data.fingerprint import Fingerprint
+from autoseg.data.layouts.description import describe_nnunet
 from autoseg.data.layouts.detect import detect_dataset
-from autoseg.data.layouts.nnunet_description import describe_nnunet
 from autoseg.data.model import Dataset, Problem
 from autoseg.data.survey import Survey, survey
 from autoseg.nnunet.fingerprint import read_nnunet_fingerprint

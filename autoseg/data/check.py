@@ -1,12 +1,12 @@
 """The integrity check: every file of a case is verified, hashed and decoded once, and every fault is named.
 
-Nothing is repaired without being told; what is refused is refused with file, values and remedy.
+Nothing is repaired silently; what is refused is refused with file, values and remedy.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,26 +15,29 @@ from numpy.typing import NDArray
 
 from autoseg.core.errors import AutoSegError, GeometryMismatch, LabelFault
 from autoseg.core.files import sha256_of_file
-from autoseg.data.grids import compare_grids
+from autoseg.core.geometry import Geometry
 from autoseg.data.labels import to_training_values
-from autoseg.data.layouts.nnunet import LABELS
-from autoseg.data.layouts.unused import unused_files
+from autoseg.data.layouts.detect import LAYOUTS
 from autoseg.data.model import Case, Dataset, Problem
-from autoseg.data.problems import PROBLEM_CODES
-from autoseg.images.formats.files import files_of, is_image
+from autoseg.data.problems import PROBLEM_CODES, problem
+from autoseg.images.compare import compare_geometry
+from autoseg.images.formats.files import files_of, find_format, is_image
 from autoseg.images.image_errors import FOUR_D_REMEDY
 from autoseg.images.readers import read_image, read_labels
-from autoseg.images.volume import Volume
+from autoseg.images.volume import Volume, plane_geometry
 
 REFUSED_NON_FINITE_SHARE = 1e-3
 """From this share of a channel's voxels on, NaN and infinite ones make the case unusable."""
 
-_HASH_DIGITS = 32
+HASH_DIGITS = 32
+"""Hexadecimal digits of `CheckedCase.content` that stand for the images; as many stand for the labels."""
+
+_AXES = "zyx"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CheckedCase:
-    """A case after its check, with its voxels for whoever goes on with it.
+    """A case after its check, with its voxels for what is done with it next.
 
     Attributes:
         case: the case.
@@ -56,19 +59,6 @@ class CheckedCase:
         return any(problem.severity == "refused" for problem in self.problems)
 
 
-class _Findings:
-    """Problems of one case as they are found."""
-
-    def __init__(self, case: Case) -> None:
-        self.case = case
-        self.problems: list[Problem] = []
-
-    def add(self, code: str, severity: str, file: str | None, what: str, do: str | None = None) -> None:
-        """Notes a problem; the remedy is the code's own where there is no better one."""
-        remedy = do or PROBLEM_CODES[code].remedy
-        self.problems.append(Problem(code, severity, self.case.identifier, file, what, remedy))
-
-
 def check_case(dataset: Dataset, case: Case) -> CheckedCase:
     """Examines all files of a case; the report is complete even where the first file is already bad.
 
@@ -79,148 +69,132 @@ def check_case(dataset: Dataset, case: Case) -> CheckedCase:
         dataset: where the case belongs; says channels and label values.
         case: one of its cases.
     """
-    root, findings = Path(dataset.root), _Findings(case)
-    volume = _read_volume(dataset, case, findings)
-    labels = _read_labels(dataset, case, findings)
+    check = _Check(dataset, case)
+    volume, labels = check.image(), check.labels()
     if volume is not None and labels is not None and case.labels is not None:
         difference = compare_grids(volume.geometry, labels.geometry, case.labels)
         if difference is not None:
-            code, severity, what = difference
-            findings.add(code, severity, case.labels, what)
-    training = None if labels is None else _training_values(dataset, case, labels, findings)
-    checked = CheckedCase(case, tuple(findings.problems), _content(root, case), volume, training)
+            code, what = difference
+            check.note(code, case.labels, what)
+    training = None if labels is None else check.training_values(labels)
+    images, label_files = case.images, [] if case.labels is None else [case.labels]
+    content = _hash_of(check.root, images) + _hash_of(check.root, label_files)
+    checked = CheckedCase(case, tuple(check.problems), content, volume, training)
     return replace(checked, volume=None, labels=None) if checked.is_refused else checked
 
 
-def check_across(dataset: Dataset, contents: Mapping[str, str]) -> tuple[Problem, ...]:
-    """Problems that no single case shows: equal images, a wrong number of cases, files that belong to no case.
+class _Check:
+    """The check of one case: its files as they are read, and its problems as they are found."""
 
-    Args:
-        dataset: the dataset.
-        contents: `CheckedCase.content` of each case, by identifier; empty for those that could not be examined.
-    """
-    return (*_duplicates(contents), *_announced(dataset), *unused_files(dataset), *_mapped_values(dataset))
+    def __init__(self, dataset: Dataset, case: Case) -> None:
+        self.dataset, self.case, self.root = dataset, case, Path(dataset.root)
+        self.problems: list[Problem] = []
 
+    def note(self, code: str, file: str | None, what: str) -> None:
+        """Notes a problem."""
+        self.problems.append(problem(code, self.case.identifier, file, what))
 
-def _is_there(root: Path, file: str, code: str, findings: _Findings) -> bool:
-    if is_image(root / file) or (root / file).is_file():
-        return True
-    hint = " (variables such as $HOME are not replaced in paths)" if "$" in file else ""
-    findings.add(code, "refused", file, f"{Path(file).name} is missing{hint}")
-    return False
+    def refuse(self, file: str, error: AutoSegError, code: str | None = None) -> None:
+        """Notes what a reader refused; its code says the kind, except that a fourth axis has a code of its own."""
+        is_four_d = error.do == FOUR_D_REMEDY
+        found = "E0215" if is_four_d else code or error.code
+        what = " - ".join(part for part in (error.what, error.why) if part)
+        do = PROBLEM_CODES[found].remedy if is_four_d or not error.do else error.do
+        self.problems.append(Problem(found, "refused", self.case.identifier, file, what, do))
 
-
-def _note_error(file: str | None, error: AutoSegError, findings: _Findings, code: str | None = None) -> None:
-    """Notes what a reader refused; its code says the kind, apart from a fourth axis, which has a code of its own."""
-    found = "E0215" if error.do == FOUR_D_REMEDY else code or error.code
-    do = None if error.do == FOUR_D_REMEDY else error.do
-    findings.add(found, "refused", file, " - ".join(part for part in (error.what, error.why) if part), do)
-
-
-def _read_volume(dataset: Dataset, case: Case, findings: _Findings) -> Volume | None:
-    """The image with finite voxels; None where it cannot be read or has the wrong channels."""
-    root = Path(dataset.root)
-    there = [image for image in case.images if _is_there(root, image, "E0203", findings)]
-    file = case.images[0]
-    try:
-        volume = read_image([root / image for image in there], dataset.four_d) if there else None
-    except AutoSegError as error:
-        _note_unreadable(dataset, there, error, findings)
-        return None
-    if volume is None or len(there) < len(case.images):
-        return None
-    for note in volume.notes:
-        findings.add("E0217", "note", file, note)
-    if len(volume.array) != len(dataset.channels):
-        declared = ", ".join(dataset.channels)
-        findings.add(
-            "E0216",
-            "refused",
-            file,
-            f"the image has {_count(len(volume.array), 'channel')}, the dataset {len(dataset.channels)} ({declared})",
-        )
-        return None
-    return _with_finite_voxels(volume, case, findings)
-
-
-def _note_unreadable(dataset: Dataset, images: list[str], error: AutoSegError, findings: _Findings) -> None:
-    """Notes every file that cannot be read by itself; where each can, the error is about all of them together."""
-    before = len(findings.problems)
-    for image in images if len(images) > 1 else ():
+    def image(self) -> Volume | None:
+        """The image with finite voxels; None where it cannot be read or has the wrong channels."""
+        there = [image for image in self.case.images if self._is_there(image, "E0203")]
         try:
-            read_image([Path(dataset.root) / image], dataset.four_d)
-        except AutoSegError as fault:
-            _note_error(image, fault, findings)
-    if len(findings.problems) == before:
-        _note_error(images[0], error, findings, "E0211" if isinstance(error, GeometryMismatch) else None)
-
-
-def _with_finite_voxels(volume: Volume, case: Case, findings: _Findings) -> Volume | None:
-    """The volume, its few NaN and infinite voxels replaced; None if they are many."""
-    array = volume.array
-    for index in range(len(array)):
-        file = case.images[min(index, len(case.images) - 1)]
-        channel = f"channel {index} of {file}" if len(array) > 1 else "the image"
-        lowest, highest = float(array[index].min()), float(array[index].max())
-        if np.isfinite(lowest) and np.isfinite(highest):
-            if lowest == highest:
-                findings.add("E0313", "warning", file, f"{channel} has the value {lowest:g} everywhere")
-            continue
-        is_finite = np.isfinite(array[index])
-        wrong = is_finite.size - int(np.count_nonzero(is_finite))
-        what = f"{_count(wrong, 'voxel')} of {channel} ({wrong / is_finite.size:.2%}) are NaN or infinite"
-        if wrong >= REFUSED_NON_FINITE_SHARE * is_finite.size:
-            findings.add("E0312", "refused", file, what)
+            volume = read_image([self.root / image for image in there], self.dataset.four_d) if there else None
+        except AutoSegError as error:
+            self._refuse_channels(there, error)
             return None
-        findings.add("E0311", "warning", file, what)
-        array = array.copy() if array is volume.array else array
-        array[index][~is_finite] = array[index][is_finite].min()
-    return volume if array is volume.array else replace(volume, array=array)
+        if volume is None or len(there) < len(self.case.images):
+            return None
+        file, declared = self.case.images[0], self.dataset.channels
+        for oddity in volume.notes:
+            self.note("E0217", file, oddity)
+        if len(volume.array) != len(declared):
+            found = count_noun(len(volume.array), "channel")
+            self.note("E0216", file, f"the image has {found}, the dataset {len(declared)} ({', '.join(declared)})")
+            return None
+        return self._with_finite_voxels(volume)
 
+    def labels(self) -> Volume | None:
+        """The label map as its file has it; None where it is missing or cannot be read."""
+        file = self.case.labels
+        if file is None:
+            expected = LAYOUTS[self.dataset.layout].label_folder / f"{self.case.identifier}{self.dataset.file_ending}"
+            self.note("E0204", None, f"there is no label file ({expected.as_posix()})")
+            return None
+        if not self._is_there(file, "E0204"):
+            return None
+        try:
+            labels = read_labels(self.root / file)
+        except AutoSegError as error:
+            self.refuse(file, error, "E0302" if isinstance(error, LabelFault) else None)
+            return None
+        for oddity in labels.notes:
+            self.note("E0217", file, oddity)
+        return labels
 
-def _read_labels(dataset: Dataset, case: Case, findings: _Findings) -> Volume | None:
-    if case.labels is None:
-        findings.add("E0204", "refused", None, f"there is no label file ({_expected_labels(dataset, case)})")
-        return None
-    if not _is_there(Path(dataset.root), case.labels, "E0204", findings):
-        return None
-    try:
-        labels = read_labels(Path(dataset.root) / case.labels)
-    except AutoSegError as error:
-        _note_error(case.labels, error, findings, "E0302" if isinstance(error, LabelFault) else None)
-        return None
-    for note in labels.notes:
-        findings.add("E0217", "note", case.labels, note)
-    return labels
+    def training_values(self, labels: Volume) -> NDArray[np.signedinteger] | None:
+        """The label map in training values (z, y, x); None where it holds values that are not declared."""
+        ignore, file = self.dataset.labels.ignore, str(self.case.labels)
+        try:
+            training = to_training_values(labels.array, self.dataset.labels)
+        except LabelFault as error:
+            self.refuse(file, error)
+            return None
+        annotated = training if ignore is None else training[training != ignore]
+        if not annotated.size:
+            self.note("E0307", file, "no voxel of the label map is annotated")
+        elif not annotated.any():
+            self.note("E0303", file, "the label map is background everywhere")
+        return training
 
+    def _is_there(self, file: str, code: str) -> bool:
+        if is_image(self.root / file) or (self.root / file).is_file():
+            return True
+        hint = " (variables such as $HOME are not replaced in paths)" if "$" in file else ""
+        self.note(code, file, f"{Path(file).name} is missing{hint}")
+        return False
 
-def _expected_labels(dataset: Dataset, case: Case) -> str:
-    """Where the label file of a case would lie, by the example of the others."""
-    usual = Path(LABELS) if dataset.layout == "nnunet" else Path()
-    example = next((Path(other.labels).parent for other in dataset.cases if other.labels is not None), usual)
-    return f"{(example / case.identifier).as_posix()}{dataset.file_ending}"
+    def _refuse_channels(self, images: list[str], error: AutoSegError) -> None:
+        """Notes every file that cannot be read by itself; where each can, the error is about all of them together."""
+        before = len(self.problems)
+        for image in images if len(images) > 1 else ():
+            try:
+                read_image([self.root / image], self.dataset.four_d)
+            except AutoSegError as fault:
+                self.refuse(image, fault)
+        if len(self.problems) == before:
+            self.refuse(images[0], error, "E0211" if isinstance(error, GeometryMismatch) else None)
 
-
-def _training_values(
-    dataset: Dataset, case: Case, labels: Volume, findings: _Findings
-) -> NDArray[np.signedinteger] | None:
-    try:
-        training = to_training_values(labels.array, dataset.labels)
-    except LabelFault as error:
-        _note_error(case.labels, error, findings)
-        return None
-    annotated = training if dataset.labels.ignore is None else training[training != dataset.labels.ignore]
-    if not annotated.size:
-        findings.add("E0307", "warning", case.labels, "no voxel of the label map is annotated")
-    elif not annotated.any():
-        findings.add("E0303", "warning", case.labels, "the label map is background everywhere")
-    return training
-
-
-def _content(root: Path, case: Case) -> str:
-    """Hash of the images followed by the hash of the labels."""
-    labels = [] if case.labels is None else [case.labels]
-    return _hash_of(root, case.images) + _hash_of(root, labels)
+    def _with_finite_voxels(self, volume: Volume) -> Volume | None:
+        """The volume, its few NaN and infinite voxels replaced; None if they are many."""
+        array = volume.array
+        for index in range(len(array)):
+            file = self.case.images[min(index, len(self.case.images) - 1)]
+            channel = f"channel {index} of {file}" if len(array) > 1 else "the image"
+            # minimum and maximum carry every NaN and infinity, and need no second array of the image's size
+            lowest, highest = float(array[index].min()), float(array[index].max())
+            if np.isfinite(lowest) and np.isfinite(highest):
+                if lowest == highest:
+                    self.note("E0313", file, f"{channel} has the value {lowest:g} everywhere")
+                continue
+            is_finite = np.isfinite(array[index])
+            wrong = is_finite.size - int(np.count_nonzero(is_finite))
+            share = wrong / is_finite.size
+            is_refused = wrong >= REFUSED_NON_FINITE_SHARE * is_finite.size
+            what = f"{count_noun(wrong, 'voxel')} of {channel} ({share:.2%}) are NaN or infinite"
+            self.note("E0312" if is_refused else "E0311", file, what)
+            if is_refused:
+                return None
+            array = array.copy() if array is volume.array else array
+            array[index][~is_finite] = array[index][is_finite].min()
+        return volume if array is volume.array else replace(volume, array=array)
 
 
 def _hash_of(root: Path, files: Iterable[str]) -> str:
@@ -232,39 +206,62 @@ def _hash_of(root: Path, files: Iterable[str]) -> str:
                 digest.update(sha256_of_file(path).encode())
             except OSError:  # missing or unreadable, which is already among the problems; no duplicate of another
                 digest.update(f"missing: {file}".encode())
-    return digest.hexdigest()[:_HASH_DIGITS]
+    return digest.hexdigest()[:HASH_DIGITS]
 
 
-def _duplicates(contents: Mapping[str, str]) -> Iterable[Problem]:
-    owners: dict[str, list[str]] = {}
-    for identifier, content in sorted(contents.items()):
-        if not content:  # it could not be examined at all
-            continue
-        owners.setdefault(content[:_HASH_DIGITS], []).append(identifier)
-    for same in (names for names in owners.values() if len(names) > 1):
-        kinds = len({contents[identifier] for identifier in same})
-        labels = "the same labels" if kinds == 1 else "different labels"
-        what = f"{', '.join(same)} have the same image, byte for byte, with {labels}"
-        yield Problem("E0208", "warning", same[0], None, what, PROBLEM_CODES["E0208"].remedy)
-
-
-def _announced(dataset: Dataset) -> Iterable[Problem]:
-    found, announced = len(dataset.cases), dataset.announced_cases
-    if announced is not None and announced != found:
-        what = f"the dataset announces {_count(announced, 'training case')}, {found} are there"
-        yield Problem("E0205", "warning", None, "dataset.json", what, PROBLEM_CODES["E0205"].remedy)
-
-
-def _mapped_values(dataset: Dataset) -> Iterable[Problem]:
-    values = dataset.labels.file_values
-    if dataset.labels.has_instances:
-        what = "label files number objects; every value above 0 is read as the class `object`"
-        yield Problem("E0306", "note", None, None, what, PROBLEM_CODES["E0306"].remedy)
-    elif values != tuple(range(len(values))):
-        training = ", ".join(map(str, range(len(values))))
-        what = f"label values {', '.join(map(str, values))} are read as {training}, and restored on output"
-        yield Problem("E0305", "note", None, None, what, PROBLEM_CODES["E0305"].remedy)
-
-
-def _count(number: int, noun: str) -> str:
+def count_noun(number: int, noun: str) -> str:
+    """The number with the noun in singular or plural."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def compare_grids(image: Geometry, labels: Geometry, label_file: str) -> tuple[str, str] | None:
+    """Code of the problem and sentence of what differs between an image's grid and its labels'; None if nothing does.
+
+    Labels in a format without geometry (PNG, plain TIFF) need the image's shape only.
+    """
+    relation = compare_geometry(image, labels)
+    if relation == "identical":
+        return None
+    if image.shape == labels.shape and _carries_no_geometry(labels, label_file):
+        return "E0218", f"the label file carries no geometry; the image's spacing {_shown(image.spacing_mm)} is used"
+    if relation == "rounding":
+        return "E0213", "image and labels differ by less than a thousandth of a voxel; the image's geometry is used"
+    if relation == "flipped":
+        stored = _rearrangement(image, labels)
+        return "E0214", f"the labels cover the image's grid but are stored otherwise: {stored}"
+    return "E0212", f"the labels lie on another grid than the image: {_differences(image, labels)}"
+
+
+def _carries_no_geometry(labels: Geometry, label_file: str) -> bool:
+    label_format = find_format(Path(label_file))
+    if label_format is None or label_format.has_grid:
+        return False
+    return labels in (Geometry(labels.shape), plane_geometry(labels.shape[1:]))
+
+
+def _rearrangement(image: Geometry, labels: Geometry) -> str:
+    """How the label axes run, seen from the image."""
+    overlap = np.array(image.direction).reshape(3, 3) @ np.array(labels.direction).reshape(3, 3).T
+    sources = np.abs(overlap).argmax(axis=1)
+    order = "" if (sources == np.arange(3)).all() else f"axes in the order {', '.join(_AXES[i] for i in sources)}"
+    flipped = [_AXES[axis] for axis in range(3) if overlap[axis, sources[axis]] < 0]
+    reversed_axes = f"{', '.join(flipped)} reversed" if flipped else ""
+    return "; ".join(part for part in (order, reversed_axes) if part) or "another axis order"
+
+
+def _differences(image: Geometry, labels: Geometry) -> str:
+    parts = []
+    if image.shape != labels.shape:
+        parts.append(f"image {_shown(image.shape)} voxels (z, y, x), labels {_shown(labels.shape)}")
+    if not np.allclose(image.spacing_mm, labels.spacing_mm, rtol=1e-3):
+        parts.append(f"spacing {_shown(image.spacing_mm)} and {_shown(labels.spacing_mm)}")
+    if not np.allclose(image.direction, labels.direction, atol=1e-3):
+        parts.append("directions differ")
+    shift = np.subtract(labels.origin_mm, image.origin_mm)
+    if np.abs(shift).max() > 1e-3 * min(image.spacing_mm):
+        parts.append(f"first voxel shifted by {_shown(tuple(shift.tolist()))} mm (x, y, z)")
+    return "; ".join(parts) or "the corners lie apart"
+
+
+def _shown(values: tuple[float, ...]) -> str:
+    return " x ".join(f"{value:.6g}" for value in values)

@@ -1,17 +1,46 @@
-"""Images to segment: files or folders, one file per channel or one per case."""
+"""Image files by their names: which case and channel each belongs to, and the images to segment."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from autoseg.core.errors import MissingInput
-from autoseg.data.layouts.scan import image_files, split_channel
 from autoseg.data.model import Case
 from autoseg.images.formats.files import SUPPORTED_ENDINGS, find_format, is_image, stem
 
 Failures = tuple[tuple[str, str], ...]
 """(case identifier, reason) of each case that cannot be used; the others go on."""
+
+_CHANNEL_INDEX = re.compile(r"^(?P<case>.+)_(?P<index>\d{4})$")
+
+
+def image_files(folder: Path) -> tuple[Path, ...]:
+    """Images in a folder, files or folders themselves, sorted by name; hidden ones are left out."""
+    entries = sorted(folder.iterdir()) if folder.is_dir() else []
+    return tuple(entry for entry in entries if is_image(entry))
+
+
+def split_channel(name: str) -> tuple[str, int | None]:
+    """The case and the channel index of a file stem `<case>_0000`; the index is None where the name has none."""
+    match = _CHANNEL_INDEX.match(name)
+    return (match["case"], int(match["index"])) if match else (name, None)
+
+
+def by_channel(files: Iterable[Path]) -> dict[str, dict[int, Path]]:
+    """Case -> channel index -> file, for the files that carry an index."""
+    found: dict[str, dict[int, Path]] = {}
+    for file in files:
+        case, index = split_channel(stem(file))
+        if index is not None:
+            found.setdefault(case, {})[index] = file
+    return found
+
+
+def relative(path: Path, root: Path) -> str:
+    """The path as a record holds it: from the root with forward slashes, or unchanged where it lies elsewhere."""
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
 
 
 def find_inputs(paths: Sequence[Path], channels: int, four_d: bool) -> tuple[tuple[Case, ...], Failures]:
@@ -74,23 +103,21 @@ def _numbered_cases_apart(
 
 
 def _fault(name: str, files: Mapping[int | None, list[Path]], channels: int, four_d: bool) -> str | None:
-    """Why the files of a case cannot be used; None if they can."""
+    """Why the files of a case, by channel index, cannot be used; None if they can."""
     twice = next((same for same in files.values() if len(same) > 1), None)
     if twice:
         return f"two files are meant for the same image: {' and '.join(map(str, twice))}"
     if None in files and len(files) > 1:
         return f"{name} is there both as one file and with channel indices: keep one of them"
     indices = {index for index in files if index is not None}
-    beyond = [index for index in sorted(indices) if index >= channels]
-    if beyond:
-        return f"channel {beyond[0]:04d} is there, but the model has {channels} (0000 to {channels - 1:04d})"
-    if indices == set(range(channels)):
+    if indices and max(indices) >= channels:
+        beyond = min(index for index in indices if index >= channels)
+        return f"channel {beyond:04d} is there, but the model has {channels} (0000 to {channels - 1:04d})"
+    missing = sorted(set(range(channels)) - indices)
+    if not missing or (indices <= {0} and _may_hold_all(next(iter(files.values()))[0], channels, four_d)):
         return None
-    single = next(iter(files.values()))[0]
-    if len(files) == 1 and (0 in files or None in files) and _may_hold_all(single, channels, four_d):
-        return None
-    missing = ", ".join(f"{name}_{index:04d}" for index in range(channels) if index not in indices)
-    return f"the model needs {channels} channels, one file each; missing: {missing}"
+    listed = ", ".join(f"{name}_{index:04d}" for index in missing)
+    return f"the model needs {channels} channels, one file each; missing: {listed}"
 
 
 def _may_hold_all(file: Path, channels: int, four_d: bool) -> bool:

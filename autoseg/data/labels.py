@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoseg.core.errors import AutoSegError, DataRefused, LabelFault
-from autoseg.data.layouts.nnunet_description import BACKGROUND, label_set_of
-from autoseg.data.model import LabelSet
+from autoseg.data.model import BACKGROUND, LabelSet, label_set_of
 
 INSTANCE_VALUES = 32
 """More distinct values than this in undeclared label files are taken for ids of objects (assumption)."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+BACKGROUND = "background"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +64,26 @@ class LabelSet:
         return max([0 if self.ignore is None else self.ignore, *(max(values) for values in self.classes.values())])
 
 
+def label_set_of(
+    classes: Mapping[str, tuple[int, ...]], ignore: int | None = None, regions_class_order: tuple[int, ...] = ()
+) -> LabelSet:
+    """The label set of classes given by the values in the files; training values are their ranks, ignore comes last.
+
+    Args:
+        classes: class name -> values in the files, background (0) included.
+        ignore: value in the files of voxels that are not annotated.
+        regions_class_order: values in the files.
+    """
+    values = sorted({value for entry in classes.values() for value in entry})
+    training = {value: rank for rank, value in enumerate(values)}
+    return LabelSet(
+        classes={name: tuple(training[value] for value in entry) for name, entry in classes.items()},
+        ignore=None if ignore is None else len(values),
+        regions_class_order=tuple(training[value] for value in regions_class_order),
+        file_values=(*values, *(() if ignore is None else (ignore,))),
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Case:
     """One subject or image.
@@ -81,9 +104,9 @@ class Dataset:
     """A dataset as detected on disk; nothing of it was copied or renamed.
 
     Attributes:
-        name: for people.
+        name: shown to users.
         root: folder that relative paths of the cases start from.
-        layout: which layout was recognized (a key of `datasets.layouts.LAYOUTS`).
+        layout: which layout was recognized (a key of `data.layouts.detect.LAYOUTS`).
         layout_reason: one sentence: what was seen that made it this layout.
         channels: channel names in order; the name selects the normalization.
         labels: classes and values.

@@ -1,4 +1,4 @@
-"""What is usual for the cases of a dataset, and in which respects a case is unlike them."""
+"""Cases that differ from all others: by their spacing, extent, intensities or volumes."""
 
 from __future__ import annotations
 
@@ -26,8 +26,12 @@ _AXES = ("z", "y", "x")
 _MM3_PER_ML = 1000.0
 
 
+Properties = dict[str, tuple[float, str]]
+"""What is compared of a case: name ("spacing along z") -> value and unit ("mm", "ml", or "" for intensities)."""
+
+
 @dataclass(frozen=True, slots=True)
-class Typical:
+class TrainingRange:
     """The values of one property over the cases of a dataset; it names no case.
 
     Attributes:
@@ -53,7 +57,7 @@ class Typical:
         if not value and self.unit:
             return not self.is_everywhere
         places = (value, self.lowest, self.highest, self.quartiles[0], self.quartiles[2])
-        if self.unit:
+        if self.unit:  # logarithms make ratios of differences
             value, lowest, highest, first, third = (math.log(place) for place in places)
             slack = SLACK
         else:
@@ -64,28 +68,28 @@ class Typical:
 
 
 @dataclass(frozen=True, slots=True)
-class Unlike:
-    """A respect in which a case differs from all cases of a dataset.
+class Outlier:
+    """A property in which a case differs from all cases of a dataset.
 
     Attributes:
         what: the property ("spacing along z", "volume of liver").
         value: of the case.
-        typical: of the dataset.
+        known: its range in the dataset.
     """
 
     what: str
     value: float
-    typical: Typical
+    known: TrainingRange
 
     @property
     def sentence(self) -> str:
         """The difference in words."""
-        unit = f" {self.typical.unit}" if self.typical.unit else ""
-        low, high = self.typical.lowest, self.typical.highest
-        known = f"{_short(low)}{unit}" if math.isclose(low, high) else f"{_short(low)} to {_short(high)}{unit}"
-        if not self.value and self.typical.unit == "ml":
-            return f"{self.what} is 0; all {self.typical.cases} training cases have it ({known})"
-        return f"{self.what} is {_short(self.value)}{unit}; {self.typical.cases} training cases have {known}"
+        low, high = self.known.lowest, self.known.highest
+        unit = f" {self.known.unit}" if self.known.unit else ""
+        seen = f"{_short(low)}{unit}" if math.isclose(low, high) else f"{_short(low)} to {_short(high)}{unit}"
+        if not self.value and self.known.unit == "ml":
+            return f"{self.what} is 0; all {self.known.cases} training cases have it ({seen})"
+        return f"{self.what} is {_short(self.value)}{unit}; {self.known.cases} training cases have {seen}"
 
 
 def _short(value: float) -> str:
@@ -93,9 +97,7 @@ def _short(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
-def properties(
-    case: CaseStatistics, channels: Sequence[str], labels: LabelSet | None = None
-) -> dict[str, tuple[float, str]]:
+def properties(case: CaseStatistics, channels: Sequence[str], labels: LabelSet | None = None) -> Properties:
     """Value and unit of every property that is compared; volumes only where the case's classes are known.
 
     Args:
@@ -104,68 +106,79 @@ def properties(
         labels: the classes to give volumes of, or None for none. Where voxels may be unlabeled, what is labeled has
             no volume that could be compared.
     """
-    found: dict[str, tuple[float, str]] = {}
+    return {**_lengths(case), **_intensities(case, channels), **_volumes(case, labels)}
+
+
+def _lengths(case: CaseStatistics) -> Properties:
+    """Spacing and extent along each axis; a single slice has none across."""
+    found: Properties = {}
     for axis, length, step_mm in zip(_AXES, case.shape, case.spacing_mm, strict=True):
         if length > 1:
             found[f"spacing along {axis}"] = (step_mm, "mm")
             found[f"extent along {axis}"] = (length * step_mm, "mm")
-    for channel, quantiles in zip(channels, case.quantiles, strict=False):
-        for level, value in zip(QUANTILE_LEVELS, quantiles, strict=True):
-            if level in _COMPARED_LEVELS:
-                found[f"{level:.4g} quantile of {channel}"] = (value, "")
-    if labels is not None and labels.ignore is None and case.class_voxels is not None:
-        voxel_ml = math.prod(case.spacing_mm) / _MM3_PER_ML
-        for name in labels.foreground:
-            voxels = sum(case.class_voxels.get(str(value), 0) for value in labels.classes[name])
-            found[f"volume of {name}"] = (voxels * voxel_ml, "ml")
     return found
 
 
-def typical_of(cases: Iterable[Mapping[str, tuple[float, str]]]) -> dict[str, Typical]:
-    """What is usual: for each property its range and quartiles over the cases that have it.
+def _intensities(case: CaseStatistics, channels: Sequence[str]) -> Properties:
+    return {
+        f"{level:.4g} quantile of {channel}": (value, "")
+        for channel, quantiles in zip(channels, case.quantiles, strict=False)
+        for level, value in zip(QUANTILE_LEVELS, quantiles, strict=True)
+        if level in _COMPARED_LEVELS
+    }
+
+
+def _volumes(case: CaseStatistics, labels: LabelSet | None) -> Properties:
+    if labels is None or labels.ignore is not None or case.class_voxels is None:
+        return {}
+    voxel_ml = math.prod(case.spacing_mm) / _MM3_PER_ML
+    return {
+        f"volume of {name}": (voxel_ml * sum(case.class_voxels.get(str(v), 0) for v in labels.classes[name]), "ml")
+        for name in labels.foreground
+    }
+
+
+def training_ranges(cases: Iterable[Mapping[str, tuple[float, str]]]) -> dict[str, TrainingRange]:
+    """The range and quartiles of each property over the cases that have it.
 
     Args:
         cases: `properties` of each case.
     """
-    total = 0
-    values: dict[str, list[float]] = {}
-    units: dict[str, str] = {}
-    for case in cases:
-        total += 1
-        for name, (value, unit) in case.items():
-            units[name] = unit
-            if value or not unit:
-                values.setdefault(name, []).append(value)
+    all_cases = list(cases)
+    units = {name: unit for case in all_cases for name, (_, unit) in case.items()}
     found = {}
-    for name, seen in values.items():
-        first, middle, third = (float(value) for value in np.quantile(seen, (0.25, 0.5, 0.75)))
-        found[name] = Typical(units[name], min(seen), max(seen), (first, middle, third), len(seen), len(seen) == total)
+    for name, unit in units.items():
+        seen = [case[name][0] for case in all_cases if name in case and (case[name][0] or not unit)]
+        if seen:
+            first, middle, third = (float(value) for value in np.quantile(seen, (0.25, 0.5, 0.75)))
+            is_everywhere = len(seen) == len(all_cases)
+            found[name] = TrainingRange(unit, min(seen), max(seen), (first, middle, third), len(seen), is_everywhere)
     return found
 
 
-def unlike(case: Mapping[str, tuple[float, str]], typical: Mapping[str, Typical]) -> tuple[Unlike, ...]:
-    """The respects in which a case differs from what is usual.
+def find_outliers(case: Mapping[str, tuple[float, str]], ranges: Mapping[str, TrainingRange]) -> tuple[Outlier, ...]:
+    """The properties in which a case differs from the cases of a dataset.
 
     Args:
         case: its `properties`.
-        typical: of the cases it is compared with; properties that are not in it are not compared.
+        ranges: of the cases it is compared with; properties that are not in it are not compared.
     """
     return tuple(
-        Unlike(name, value, typical[name])
+        Outlier(name, value, ranges[name])
         for name, (value, _) in case.items()
-        if name in typical and not typical[name].holds(value)
+        if name in ranges and not ranges[name].holds(value)
     )
 
 
-def unlike_the_others(cases: Mapping[str, Mapping[str, tuple[float, str]]]) -> dict[str, tuple[Unlike, ...]]:
-    """For each case that differs from all the others of its own dataset, in which respects.
+def outliers_among(cases: Mapping[str, Mapping[str, tuple[float, str]]]) -> dict[str, tuple[Outlier, ...]]:
+    """For each case that differs from all the others of its own dataset, in which properties.
 
     Args:
         cases: identifier -> `properties`.
     """
     found = {}
     for name, own in cases.items():
-        remarks = unlike(own, typical_of(other for key, other in cases.items() if key != name))
-        if remarks:
-            found[name] = remarks
+        outliers = find_outliers(own, training_ranges(other for key, other in cases.items() if key != name))
+        if outliers:
+            found[name] = outliers
     return found

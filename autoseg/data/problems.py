@@ -1,131 +1,174 @@
-"""Every kind of problem that data can have: a stable code, what it means, and what helps."""
+"""Every kind of problem that data can have: a stable code, how severe it is, what it means, and what helps."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
+
+from autoseg.data.model import Problem
 
 
-@dataclass(frozen=True, slots=True)
-class Explanation:
+class Explanation(NamedTuple):
     """What a code stands for.
 
     Attributes:
+        severity: "refused" (the case is not used), "warning" (used, look at it) or "note" (handled, for the record).
         meaning: what was found, and why it matters.
         remedy: what to do about it.
     """
 
+    severity: str
     meaning: str
     remedy: str
 
 
 PROBLEM_CODES: dict[str, Explanation] = {
     "E0202": Explanation(
+        "refused",
         "The folder is in none of the layouts that AutoSeg knows.",
         "arrange it as one of the examples shows, or write a manifest.csv with the columns case,image,label",
     ),
     "E0203": Explanation(
+        "refused",
         "An image file of the case is missing; with several channels, all of them are needed.",
         "add the file under the name given, or remove the case",
     ),
     "E0204": Explanation(
+        "refused",
         "The case has no label file, so nothing can be learned from it.",
         "add the label file under the name given, or remove the image",
     ),
     "E0205": Explanation(
+        "warning",
         "The dataset announces another number of training cases than there are: some may have been lost in copying.",
         "copy the missing cases, or correct numTraining in dataset.json",
     ),
     "E0206": Explanation(
+        "warning",
         "A file lies among the images or labels but belongs to no case.",
         "add its partner, rename it, or move it elsewhere; it is not used",
     ),
     "E0207": Explanation(
+        "warning",
         "An image in imagesTr carries no channel index; nnU-Net's format knows an image by <case>_0000 only.",
         "rename it to <case>_0000 with the same ending; until then it is not used",
     ),
     "E0208": Explanation(
+        "warning",
         "Two cases have the same image, byte for byte. In different folds they make the validation scores too good.",
         "remove one of them; where their labels differ, find out which one is right",
     ),
     "E0211": Explanation(
+        "refused",
         "The channels of the case do not share one grid (shape, spacing, origin or direction differ).",
         "resample the channels onto the grid of the first one, or remove the case",
     ),
     "E0212": Explanation(
+        "refused",
         "The labels lie on another grid than the image, so that voxels cannot be compared.",
         "resample the labels onto the image with nearest neighbors, for example with SimpleITK: "
         "sitk.Resample(labels, image, sitk.Transform(), sitk.sitkNearestNeighbor); or remove the case",
     ),
     "E0213": Explanation(
+        "note",
         "Image and labels differ in their geometry by less than a thousandth of a voxel: rounding of a writer.",
         "nothing: the image's geometry is used",
     ),
     "E0214": Explanation(
+        "refused",
         "The labels have the image's voxels, but stored with flipped or swapped axes.",
         "store the labels in the image's order; nothing is interpolated by sitk.Resample(labels, image, "
         "sitk.Transform(), sitk.sitkNearestNeighbor)",
     ),
     "E0215": Explanation(
+        "refused",
         "The file has a fourth axis (time or channels), and the dataset does not say that it holds the channels.",
         "split it into one 3D file per channel (<case>_0000, <case>_0001, ...), or declare the channels in the "
         'description of a Decathlon dataset or in a manifest.json with "four_d": true',
     ),
     "E0216": Explanation(
+        "refused",
         "The image holds another number of channels than the dataset declares.",
         "add the missing channel files, convert the image (RGBA to RGB, RGB to gray), or correct channel_names",
     ),
     "E0217": Explanation(
+        "note",
         "The reader settled an oddity of the file, for example by leaving out an alpha channel.",
         "nothing, if the sentence describes what you expect; otherwise convert the file",
     ),
     "E0218": Explanation(
+        "note",
         "The label file's format carries no voxel spacing, whereas the image has one; the shapes agree.",
         "nothing: the image's geometry is used",
     ),
     "E0301": Explanation(
+        "refused",
         "The label map holds values that the dataset does not declare.",
         "correct the label map, or declare the values as classes or as `ignore` in dataset.json",
     ),
     "E0302": Explanation(
+        "refused",
         "The label map does not hold whole numbers, or not one number per voxel (fractions, NaN, colors).",
         "export it as integers, one value per class, without smoothing or interpolation",
     ),
     "E0303": Explanation(
+        "warning",
         "The label map is background everywhere. This is right for a case without findings, and a fault otherwise.",
         "make sure that the case shows none of the classes; it is used",
     ),
     "E0305": Explanation(
+        "note",
         "The label values in the files have gaps. Training uses consecutive values; predictions get the originals.",
         "nothing: values are mapped in memory and mapped back on output",
     ),
     "E0306": Explanation(
+        "note",
         "The label files number single objects. They are read as one class `object`; predictions hold 0 and 1.",
         "declare `labels` in a dataset.json or manifest.json if the values are classes",
     ),
     "E0307": Explanation(
+        "warning",
         "Every voxel of the label map has the ignore value, so nothing can be learned from the case or tested on it.",
         "annotate something in it, or remove the case; it is used, but only costs time",
     ),
     "E0311": Explanation(
+        "warning",
         "A few voxels of the image are NaN or infinite (less than 0.1 % of a channel).",
         "nothing: they are replaced by the channel's smallest finite value; look where they come from",
     ),
     "E0312": Explanation(
+        "refused",
         "At least 0.1 % of a channel's voxels are NaN or infinite.",
         "export the image again, or replace these voxels yourself; or remove the case",
     ),
     "E0313": Explanation(
+        "warning",
         "A channel of the image has the same value everywhere: it shows nothing.",
         "make sure that the export worked; the case is used",
     ),
     "E0401": Explanation(
+        "refused",
         "A file is damaged, truncated, of an unsupported kind, or its header cannot be true. Many programs read such "
         "files without an error and return zeros or wrong voxels for the missing part.",
         "copy the file again from its source and compare the sizes, or remove the case",
     ),
     "E0402": Explanation(
+        "refused",
         "Examining the case ended its process, twice: memory ran out, the reader crashed on the file, or it hung.",
         "look at the file with another program; if memory ran out, use fewer --jobs; or remove the case",
     ),
 }
 """Code -> explanation; `autoseg explain E0401` shows it. Codes are never reused for something else."""
+
+
+def problem(code: str, case: str | None, file: str | None, what: str, do: str | None = None) -> Problem:
+    """A problem of a kind that is known, with the kind's severity and, unless there is a better one, its remedy.
+
+    Args:
+        code: a key of `PROBLEM_CODES`.
+        case: case identifier, or None if the whole dataset is concerned.
+        file: path relative to the dataset's root, or None.
+        what: one sentence with the values found.
+        do: a remedy that fits better than the kind's own.
+    """
+    kind = PROBLEM_CODES[code]
+    return Problem(code, kind.severity, case, file, what, do or kind.remedy)

@@ -1,9 +1,14 @@
-"""One pass over every case: check it and take its statistics while its voxels are in memory."""
+"""One pass over every case: check it and take its statistics while its voxels are in memory; then look across cases.
+
+One pass, because reading and decompressing takes nearly all of the time. What was found out about each case is kept
+with the size and time of its files, so that only changed cases are read again, and with a hash of their bytes, which
+finds equal images and ties everything derived from a case to what it was made from.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -11,12 +16,12 @@ from pathlib import Path
 from autoseg.core.progress import Progress, silent
 from autoseg.core.records import content_hash
 from autoseg.core.workers import map_supervised
-from autoseg.data.check import check_across, check_case
-from autoseg.data.fingerprint import Fingerprint
-from autoseg.data.layouts.scan import relative
+from autoseg.data.check import HASH_DIGITS, check_case, count_noun
+from autoseg.data.fingerprint import CaseStatistics, Fingerprint, IntensityQuantiles, case_statistics, combine
+from autoseg.data.inputs import relative
+from autoseg.data.layouts.detect import LAYOUTS
 from autoseg.data.model import Case, Dataset, Problem
-from autoseg.data.problems import PROBLEM_CODES
-from autoseg.data.statistics import ExtractedCase, Sketch, case_statistics, combine
+from autoseg.data.problems import problem
 from autoseg.images.formats.files import files_of
 
 SURVEY_VERSION = 2
@@ -44,22 +49,22 @@ class FileStamp:
 
 
 @dataclass(frozen=True, slots=True)
-class SurveyedCase:
-    """What was found out about one case.
+class CaseSummary:
+    """What was found out about one case; with its `CaseStatistics`, nothing of it needs to be read again.
 
     Attributes:
         identifier: of the case.
         files: its files as they were, spacing and voxels that lie beside them included.
-        content: hash of their bytes.
+        content: hash of their bytes; empty if the case could not be examined.
         problems: of this case alone.
-        foreground: sketches of the foreground intensities, one per channel; empty if refused or without foreground.
+        foreground: intensities of the foreground, one per channel; empty if refused or without foreground.
     """
 
     identifier: str
     files: tuple[FileStamp, ...]
     content: str
     problems: tuple[Problem, ...]
-    foreground: tuple[Sketch, ...]
+    foreground: tuple[IntensityQuantiles, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,15 +81,15 @@ class Survey:
 
     version: int
     read_as: str
-    cases: tuple[SurveyedCase, ...]
+    cases: tuple[CaseSummary, ...]
     problems: tuple[Problem, ...]
     fingerprint: Fingerprint
 
 
-@dataclass(frozen=True, slots=True)
-class _Examined:
-    case: SurveyedCase
-    extracted: ExtractedCase | None
+Examined = tuple[CaseSummary, CaseStatistics | None]
+"""A case with its entry of the fingerprint; None if it is refused."""
+
+_Task = tuple[Case, tuple[FileStamp, ...]]
 
 
 def survey(
@@ -103,105 +108,128 @@ def survey(
         dataset: as detected.
         known: an earlier survey of the same dataset, or None.
         jobs: worker processes.
-        progress: told about every case examined.
+        progress: called for every case examined.
         keep: given a survey of the cases examined so far now and then; it serves as `known` after an interruption.
     """
     read_as = content_hash(replace(dataset, cases=(), announced_cases=None, layout_reason="", name=""))
-    known_cases = _known_cases(known, read_as)
-    examined: dict[str, _Examined] = {}
-    to_read: list[tuple[Case, tuple[FileStamp, ...]]] = []
-    for case in dataset.cases:
-        stamps = _stamps(dataset, case)
-        earlier = known_cases.get(case.identifier)
-        if earlier is not None and earlier.case.files == stamps:
-            examined[case.identifier] = earlier
-        else:
-            to_read.append((case, stamps))
-    done = len(examined)
-    progress(done, len(dataset.cases))
+    stamps = {case.identifier: _stamps(dataset, case) for case in dataset.cases}
+    examined = {
+        name: entry for name, entry in _known_cases(known, read_as).items() if entry[0].files == stamps.get(name)
+    }
+    to_read = [(case, stamps[case.identifier]) for case in dataset.cases if case.identifier not in examined]
+    progress(len(examined), len(dataset.cases))
     next_keep = time.monotonic() + KEEP_SECONDS
     bare = replace(dataset, cases=())  # what a worker needs to know; all the cases would be sent for nothing
     for outcome in map_supervised(partial(_examine, bare), to_read, _processes(to_read, jobs)):
-        case, stamps = to_read[outcome.index]
-        found = outcome.value or _lost(case, stamps, outcome.failure or "")
-        examined[case.identifier] = found
-        done += 1
-        progress(done, len(dataset.cases))
+        case = to_read[outcome.index][0]
+        examined[case.identifier] = outcome.value or _lost(case, stamps[case.identifier], outcome.failure or "")
+        progress(len(examined), len(dataset.cases))
         if keep is not None and time.monotonic() >= next_keep:
-            keep(_survey_of(dataset, read_as, _in_order(dataset, examined)))
+            keep(_survey_of(dataset, read_as, examined))
             next_keep = time.monotonic() + KEEP_SECONDS
-    return _survey_of(dataset, read_as, _in_order(dataset, examined))
+    return _survey_of(dataset, read_as, examined)
 
 
-def _in_order(dataset: Dataset, examined: dict[str, _Examined]) -> list[_Examined]:
-    return [examined[case.identifier] for case in dataset.cases if case.identifier in examined]
+def check_across(dataset: Dataset, contents: Mapping[str, str]) -> tuple[Problem, ...]:
+    """Problems that no single case shows: equal images, a wrong number of cases, files that belong to no case.
+
+    Args:
+        dataset: the dataset.
+        contents: `CheckedCase.content` of each case, by identifier; empty for those that could not be examined.
+    """
+    unused = LAYOUTS[dataset.layout].unused_files(dataset)
+    return (*_duplicates(contents), *_announced(dataset), *unused, *_mapped_values(dataset))
 
 
-def _survey_of(dataset: Dataset, read_as: str, examined: Sequence[_Examined]) -> Survey:
-    across = check_across(dataset, {entry.case.identifier: entry.case.content for entry in examined})
-    refused = {problem.case for problem in across if problem.severity == "refused"}
-    usable = [entry.extracted for entry in examined if entry.case.identifier not in refused]
+def _survey_of(dataset: Dataset, read_as: str, examined: Mapping[str, Examined]) -> Survey:
+    """The survey of the cases examined so far, in the dataset's order."""
+    entries = [examined[case.identifier] for case in dataset.cases if case.identifier in examined]
+    summaries = tuple(summary for summary, _ in entries)
+    across = check_across(dataset, {summary.identifier: summary.content for summary in summaries})
+    usable = [(statistics, summary.foreground) for summary, statistics in entries if statistics is not None]
     return Survey(
         version=SURVEY_VERSION,
         read_as=read_as,
-        cases=tuple(entry.case for entry in examined),
-        problems=(*(problem for entry in examined for problem in entry.case.problems), *across),
-        fingerprint=combine([entry for entry in usable if entry is not None], len(dataset.channels)),
+        cases=summaries,
+        problems=(*(found for summary in summaries for found in summary.problems), *across),
+        fingerprint=combine(usable, len(dataset.channels)),
     )
 
 
-def _known_cases(known: Survey | None, read_as: str) -> dict[str, _Examined]:
-    if known is None or known.version != SURVEY_VERSION or known.read_as != read_as:
+def _known_cases(known: Survey | None, read_as: str) -> dict[str, Examined]:
+    if known is None or (known.version, known.read_as) != (SURVEY_VERSION, read_as):
         return {}
     statistics = {case.identifier: case for case in known.fingerprint.cases}
-    return {
-        case.identifier: _Examined(
-            case,
-            ExtractedCase(statistics[case.identifier], case.foreground) if case.identifier in statistics else None,
-        )
-        for case in known.cases
-    }
+    return {case.identifier: (case, statistics.get(case.identifier)) for case in known.cases}
 
 
 def _stamps(dataset: Dataset, case: Case) -> tuple[FileStamp, ...]:
     root = Path(dataset.root)
-    files = [*case.images, *([] if case.labels is None else [case.labels])]
-    return tuple(_stamp(dataset.root, relative(path, root)) for file in files for path in files_of(root / file))
+    own = [root / file for file in (*case.images, case.labels) if file is not None]
+    paths = [path for file in own for path in files_of(file)]
+    ordered = sorted(paths, key=lambda path: path not in own)  # what lies beside them comes last, as ever in check.json
+    return tuple(_stamp(root, relative(path, root)) for path in ordered)
 
 
-def _stamp(root: str, file: str) -> FileStamp:
+def _stamp(root: Path, file: str) -> FileStamp:
     try:
-        status = (Path(root) / file).stat()
+        status = (root / file).stat()
     except OSError:
         return FileStamp(file, -1, 0)
     return FileStamp(file, status.st_size, status.st_mtime_ns)
 
 
-def _processes(to_read: Sequence[tuple[Case, tuple[FileStamp, ...]]], jobs: int) -> int:
+def _processes(to_read: Sequence[_Task], jobs: int) -> int:
     """One process is enough for little work; readers still run outside the main process, whatever they do."""
     total = sum(stamp.size for _, stamps in to_read for stamp in stamps)
     return 1 if total < _FEW_BYTES else jobs
 
 
-def _examine(dataset: Dataset, task: tuple[Case, tuple[FileStamp, ...]]) -> _Examined:
+def _examine(dataset: Dataset, task: _Task) -> Examined:
+    """Checks a case and takes its statistics, in a worker process."""
     case, stamps = task
     checked = check_case(dataset, case)
-    surveyed = SurveyedCase(case.identifier, stamps, checked.content, checked.problems, ())
+    summary = CaseSummary(case.identifier, stamps, checked.content, checked.problems, ())
     if checked.volume is None or checked.labels is None:
-        return _Examined(surveyed, None)
-    extracted = case_statistics(case.identifier, checked.volume, checked.labels, checked.content)
-    return _Examined(replace(surveyed, foreground=extracted.foreground), extracted)
+        return summary, None
+    statistics, foreground = case_statistics(case.identifier, checked.volume, checked.labels, checked.content)
+    return replace(summary, foreground=foreground), statistics
 
 
-def _lost(case: Case, stamps: tuple[FileStamp, ...], failure: str) -> _Examined:
-    """A case that could not be examined at all; it is tried again by the next survey, as no file is known by -1 ns."""
-    problem = Problem(
-        code="E0402",
-        severity="refused",
-        case=case.identifier,
-        file=case.images[0],
-        what=f"examining the case failed: {failure}",
-        do=PROBLEM_CODES["E0402"].remedy,
-    )
+def _lost(case: Case, stamps: tuple[FileStamp, ...], failure: str) -> Examined:
+    """A case that could not be examined at all.
+
+    No file has a time of -1 ns, so its stamps never match and the next survey tries it again.
+    """
+    found = problem("E0402", case.identifier, case.images[0], f"examining the case failed: {failure}")
     unknown = tuple(replace(stamp, mtime_ns=-1) for stamp in stamps)
-    return _Examined(SurveyedCase(case.identifier, unknown, "", (problem,), ()), None)
+    return CaseSummary(case.identifier, unknown, "", (found,), ()), None
+
+
+def _duplicates(contents: Mapping[str, str]) -> Iterable[Problem]:
+    owners: dict[str, list[str]] = {}
+    for identifier, content in sorted(contents.items()):
+        if content:
+            owners.setdefault(content[:HASH_DIGITS], []).append(identifier)
+    for same in (names for names in owners.values() if len(names) > 1):
+        has_one = len({contents[identifier] for identifier in same}) == 1
+        labels = "the same labels" if has_one else "different labels"
+        yield problem("E0208", same[0], None, f"{', '.join(same)} have the same image, byte for byte, with {labels}")
+
+
+def _announced(dataset: Dataset) -> Iterable[Problem]:
+    found, announced = len(dataset.cases), dataset.announced_cases
+    if announced is not None and announced != found:
+        what = f"the dataset announces {count_noun(announced, 'training case')}, {found} are there"
+        yield problem("E0205", None, "dataset.json", what)
+
+
+def _mapped_values(dataset: Dataset) -> Iterable[Problem]:
+    values = dataset.labels.file_values
+    if dataset.labels.has_instances:
+        what = "label files number objects; every value above 0 is read as the class `object`"
+        yield problem("E0306", None, None, what)
+    elif values != tuple(range(len(values))):
+        training = ", ".join(map(str, range(len(values))))
+        what = f"label values {', '.join(map(str, values))} are read as {training}, and restored on output"
+        yield problem("E0305", None, None, what)

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from autoseg.core.errors import AutoSegError, GeometryMismatch
 from autoseg.core.geometry import SLICE_SPACING_OF_2D, Geometry
-from autoseg.data.grids import compare_grids
+from autoseg.data.check import compare_grids
 from autoseg.data.labels import to_training_values
 from autoseg.data.model import LabelSet
+from autoseg.data.problems import PROBLEM_CODES
 from autoseg.evaluation.confusion import Overlap, overlaps
 from autoseg.evaluation.metrics import COUNT_METRICS, MASK_METRICS, ClassMasks, Mask
 from autoseg.evaluation.statistics import mean_of
@@ -54,13 +55,13 @@ def score_pair(pair: LabelPair, labels: LabelSet, tolerance_mm: float) -> dict[s
 def _common_grid(prediction: Geometry, reference: Geometry, pair: LabelPair) -> Geometry:
     """The grid of both; that of the other where one file's format carries no geometry."""
     difference = compare_grids(reference, prediction, pair.prediction.name)
-    if difference is None or difference[1] != "refused":
+    if difference is None or PROBLEM_CODES[difference[0]].severity != "refused":
         return reference
     reverse = compare_grids(prediction, reference, pair.reference.name)
-    if reverse is None or reverse[1] != "refused":
+    if reverse is None or PROBLEM_CODES[reverse[0]].severity != "refused":
         return prediction
     raise GeometryMismatch(
-        difference[2].replace("image", "reference").replace("labels", "prediction"),
+        difference[1].replace("image", "reference").replace("labels", "prediction"),
         where=f"{pair.prediction.name}, {pair.reference.name}",
         do="predict the image that the reference belongs to, or resample one onto the other's grid",
     )

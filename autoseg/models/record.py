@@ -21,7 +21,7 @@ from torch import __version__ as torch_version
 from autoseg import __version__
 from autoseg.core.errors import PlanFault
 from autoseg.core.records import record
-from autoseg.data.outliers import Typical
+from autoseg.data.outliers import TrainingRange
 from autoseg.images.formats.files import SUPPORTED_ENDINGS
 from autoseg.images.normalize import NORMALIZATIONS
 from autoseg.inference.postprocessing import PostprocessingStep
@@ -127,7 +127,7 @@ class ModelRecord:
     provenance: Provenance
     stages: tuple[Member, ...] = ()
     postprocessing: tuple[PostprocessingStep, ...] = ()
-    typical: dict[str, Typical] = field(default_factory=dict)
+    typical: dict[str, TrainingRange] = field(default_factory=dict)
     scores: Scores | None = None
 
     @property

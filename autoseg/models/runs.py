@@ -14,7 +14,7 @@ from autoseg.core.records import content_hash, load, to_data
 from autoseg.core.workspace import WORK_FOLDER_NAME, RunFolder, Workspace
 from autoseg.data.fingerprint import Fingerprint
 from autoseg.data.model import Dataset
-from autoseg.data.outliers import Typical, properties, typical_of
+from autoseg.data.outliers import TrainingRange, properties, training_ranges
 from autoseg.inference.postprocessing import PostprocessingStep
 from autoseg.models.record import Member, ModelFiles, ModelRecord, Provenance, Scores
 from autoseg.networks.weights import generations, newest_weights, weights_hash
@@ -80,12 +80,12 @@ def find_run_model(path: Path, configuration: str | None = None, folds: Sequence
     return _assemble(workspace, trained, choice)
 
 
-def typical_cases(workspace: Workspace, plan: Plan) -> dict[str, Typical]:
+def typical_cases(workspace: Workspace, plan: Plan) -> dict[str, TrainingRange]:
     """What is usual for the cases of the dataset, by property; empty if the work folder knows nothing of them."""
     if not workspace.fingerprint.exists():
         return {}
     cases = load(Fingerprint, workspace.fingerprint).cases
-    return typical_of(properties(case, plan.channels, plan.labels) for case in cases)
+    return training_ranges(properties(case, plan.channels, plan.labels) for case in cases)
 
 
 def _single_run(path: Path, trained: Runs, configuration: str | None, folds: Sequence[int]) -> tuple[Runs, _Choice]:

@@ -15,7 +15,7 @@ from typing import Any
 from autoseg.core import records
 from autoseg.core.errors import PlanFault, RecordFault
 from autoseg.data.fingerprint import IntensityStatistics
-from autoseg.data.layouts.nnunet_description import Description, describe_nnunet
+from autoseg.data.layouts.description import Description, describe_nnunet
 from autoseg.data.model import LabelSet
 from autoseg.nnunet.networks import network_spec
 from autoseg.planning.memory import feature_map_elements

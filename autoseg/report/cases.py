@@ -16,10 +16,10 @@ from autoseg.core.errors import AutoSegError, GeometryMismatch, MissingInput
 from autoseg.core.geometry import Geometry
 from autoseg.core.progress import Progress
 from autoseg.core.workers import map_supervised
+from autoseg.data.fingerprint import case_statistics
 from autoseg.data.labels import to_training_values, value_counts
 from autoseg.data.model import Case, LabelSet
 from autoseg.data.outliers import properties
-from autoseg.data.statistics import case_statistics
 from autoseg.evaluation.confusion import Counts, confusion, overlaps_of
 from autoseg.evaluation.scores import voxel_ml
 from autoseg.images.readers import read_image, read_labels
@@ -196,5 +196,5 @@ def _picture(task: CaseTask, volume: Volume, predicted: Labels, reference: Label
 
 
 def _properties(task: CaseTask, volume: Volume, predicted: Labels) -> dict[str, tuple[float, str]]:
-    statistics = case_statistics(task.case.identifier, volume, predicted).statistics
+    statistics, _ = case_statistics(task.case.identifier, volume, predicted)
     return properties(statistics, task.channels, task.labels)

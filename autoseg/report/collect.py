@@ -16,9 +16,9 @@ from autoseg.core.progress import Progress, silent
 from autoseg.core.records import load
 from autoseg.core.workspace import RunFolder, Workspace
 from autoseg.data.fingerprint import Fingerprint
-from autoseg.data.layouts.scan import image_files
+from autoseg.data.inputs import image_files
 from autoseg.data.model import Case, Dataset
-from autoseg.data.outliers import Typical, properties, unlike, unlike_the_others
+from autoseg.data.outliers import TrainingRange, find_outliers, outliers_among, properties
 from autoseg.data.survey import Survey
 from autoseg.images.formats.files import stem
 from autoseg.inference.manifest import PredictionManifest
@@ -108,7 +108,7 @@ def write_report(
         _selected_results(workspace, plan, selected) if choice is not None else _best_results(workspace, plan, runs)
     )
     kinds = {case.identifier: properties(case, plan.channels, plan.labels) for case in found.fingerprint.cases}
-    odd = unlike_the_others(kinds)
+    odd = outliers_among(kinds)
     cases = worst_first([CaseEntry(name, dict(dice), unlike=odd.get(name, ())) for name, dice in results.dice.items()])
     tasks = _tasks(cases, dataset, plan, results, pictures)
     if references is not None:
@@ -139,7 +139,7 @@ def write_prediction_report(
     manifest: PredictionManifest,
     plan: Plan,
     cases: Sequence[Case],
-    typical: Mapping[str, Typical],
+    typical: Mapping[str, TrainingRange],
     *,
     pictures: int = PICTURES,
     jobs: int = 0,
@@ -200,7 +200,7 @@ def _new_task(case: Case, prediction: Path, plan: Plan, *, is_new: bool) -> Case
 
 
 def _new_entries(
-    tasks: Sequence[CaseTask], typical: Mapping[str, Typical], pictures: int, jobs: int, progress: Progress
+    tasks: Sequence[CaseTask], typical: Mapping[str, TrainingRange], pictures: int, jobs: int, progress: Progress
 ) -> tuple[CaseEntry, ...]:
     """The cases, those most unlike the training cases first; these get the pictures if not all do."""
     share = picture_bytes(pictures) if pictures else 0
@@ -354,8 +354,8 @@ def _completed(
     )
 
 
-def _with_evidence(case: CaseEntry, seen: Evidence, typical: Mapping[str, Typical] | None) -> CaseEntry:
-    differences = case.unlike if typical is None else unlike(seen.properties or {}, typical)
+def _with_evidence(case: CaseEntry, seen: Evidence, typical: Mapping[str, TrainingRange] | None) -> CaseEntry:
+    differences = case.unlike if typical is None else find_outliers(seen.properties or {}, typical)
     return replace(
         case,
         dice=seen.dice or case.dice,

@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from autoseg.data.fingerprint import Fingerprint
 from autoseg.data.model import Dataset, LabelSet, Problem
-from autoseg.data.outliers import Unlike
+from autoseg.data.outliers import Outlier
 from autoseg.evaluation.confusion import Counts
 from autoseg.planning.plan import Plan
 from autoseg.runs.run import RunStatus
@@ -127,7 +127,7 @@ class CaseEntry:
     confusion: Counts | None = None
     picture: Markup | None = None
     remark: str = ""
-    unlike: tuple[Unlike, ...] = ()
+    unlike: tuple[Outlier, ...] = ()
     fold: int | None = None
 
     @property
@@ -161,7 +161,7 @@ class DatasetReport:
     dataset: Dataset
     fingerprint: Fingerprint
     problems: tuple[Problem, ...]
-    unlike: dict[str, tuple[Unlike, ...]]
+    unlike: dict[str, tuple[Outlier, ...]]
     runs: tuple[RunEntry, ...]
     choice: ChoiceEntry | None
     source: str

@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoseg.core.geometry import Geometry
-from autoseg.data.check import check_across, check_case
+from autoseg.data.check import check_case
 from autoseg.data.layouts.detect import detect_dataset
-from autoseg.data.layouts.nnunet_description import label_set_of
-from autoseg.data.model import Case, LabelSet, Problem
+from autoseg.data.model import Case, LabelSet, Problem, label_set_of
 from autoseg.data.problems import PROBLEM_CODES
+from autoseg.data.survey import check_across
 from autoseg.images.compare import reoriented
 from autoseg.images.volume import Volume
 from autoseg.images.writers import write_image, write_labels

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoseg.core.errors import MissingInput
-from autoseg.data.inputs import find_inputs
-from autoseg.data.layouts.scan import is_identifier, relative, split_channel
+from autoseg.data.inputs import find_inputs, relative, split_channel
+from autoseg.data.layouts.layout import is_identifier
 
 
 def make(folder: Path, *names: str) -> Path:

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 from autoseg.core.errors import DataRefused, LabelFault
 from autoseg.data.labels import find_classes, to_file_values, to_training_values, value_counts
-from autoseg.data.layouts.nnunet_description import label_set_of
-from autoseg.data.model import LabelSet
+from autoseg.data.model import LabelSet, label_set_of
 
 file_values = st.sets(st.one_of(st.integers(1, 300), st.integers(1, 2**31 - 1)), min_size=1, max_size=140)
 

@@ -11,9 +11,10 @@ import pytest
 from autoseg.core.errors import DataRefused, MissingInput, RecordFault, UsageError
 from autoseg.core.geometry import Geometry
 from autoseg.core.records import from_json, to_json
-from autoseg.data.check import check_across, check_case
-from autoseg.data.layouts.detect import EXAMPLES, LAYOUTS, UnknownLayout, detect_dataset
+from autoseg.data.check import check_case
+from autoseg.data.layouts.detect import LAYOUTS, UnknownLayout, detect_dataset
 from autoseg.data.model import Dataset
+from autoseg.data.survey import check_across
 from autoseg.images.volume import Volume
 from autoseg.images.writers import write_image, write_labels
 from tests.data.arrangements import (
@@ -230,11 +231,16 @@ def test_a_description_that_is_no_table_is_refused(text, tmp_path):
 def test_faulty_decathlon_entries_are_all_listed(tmp_path):
     root = decathlon(tmp_path / "tiny")
     data = json.loads((root / "dataset.json").read_text())
-    data["training"] += [{"image": 3}, "x", data["training"][0]]
+    listed = list(data["training"])
+    data["training"] = [*listed, {"image": 3}, "x"]
     (root / "dataset.json").write_text(json.dumps(data))
     with pytest.raises(RecordFault, match="training") as caught:
         detect_dataset(root)
-    assert all(word in caught.value.what for word in ("training[3]", "training[4]", "listed twice"))
+    assert all(word in caught.value.what for word in ("training[3]", "training[4]"))
+    data["training"] = [*listed, listed[0]]
+    (root / "dataset.json").write_text(json.dumps(data))
+    with pytest.raises(RecordFault, match=r"'case_c' is listed twice"):
+        detect_dataset(root)
 
 
 def test_an_empty_training_list_is_refused(tmp_path):
@@ -293,7 +299,7 @@ def test_a_manifest_may_leave_out_case_names_and_be_a_list_or_a_table_of_cases(t
         ("manifest.csv", "case,image,label\na,,b\n", "cases[0]"),
         ("manifest.csv", "case,image,label\na,b,c\n" + "x" * 200_000, "line"),
         ("manifest.json", "3", "list of cases"),
-        ("manifest.json", '{"cases": 3}', "list of cases"),
+        ("manifest.json", '{"cases": 3}', "cases: Input should be a valid array"),
         ("manifest.json", '{"cases": [], "labels": {}}', "lists no case"),
         ("manifest.json", "[", "JSON"),
     ],
@@ -334,8 +340,7 @@ def test_an_unknown_folder_is_answered_with_its_content_and_all_layouts(tmp_path
         detect_dataset(tmp_path)
     assert (caught.value.code, caught.value.exit_code) == ("E0202", 3)
     assert "photos/ (1 x .jpg)" in str(caught.value.why)
-    assert all(example in str(caught.value.do) for example in EXAMPLES.values())
-    assert set(EXAMPLES) == set(LAYOUTS)
+    assert all(layout.example in str(caught.value.do) for layout in LAYOUTS.values())
 
 
 def test_an_empty_folder_is_called_empty(tmp_path):

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from autoseg.data.fingerprint import QUANTILE_LEVELS, CaseStatistics
 from autoseg.data.model import LabelSet
-from autoseg.data.outliers import properties, typical_of, unlike, unlike_the_others
+from autoseg.data.outliers import find_outliers, outliers_among, properties, training_ranges
 
 LABELS = LabelSet({"background": (0,), "organ": (1, 2), "lesion": (2,)})
 
@@ -26,8 +26,8 @@ def _cohort(count=40, seed=0):
     ]
 
 
-def _typical(cases):
-    return typical_of(properties(case, ("CT",), LABELS) for case in cases)
+def _ranges(cases):
+    return training_ranges(properties(case, ("CT",), LABELS) for case in cases)
 
 
 @pytest.mark.parametrize(
@@ -41,41 +41,41 @@ def _typical(cases):
     ],
 )
 def test_a_case_that_differs_is_named_with_the_property(changed, what):
-    found = unlike(properties(_case(**changed), ("CT",), LABELS), _typical(_cohort()))
+    found = find_outliers(properties(_case(**changed), ("CT",), LABELS), _ranges(_cohort()))
     assert what in [remark.what for remark in found]
 
 
 def test_a_usual_case_is_like_the_others():
-    assert unlike(properties(_case(), ("CT",), LABELS), _typical(_cohort())) == ()
+    assert find_outliers(properties(_case(), ("CT",), LABELS), _ranges(_cohort())) == ()
 
 
 def test_a_class_may_be_absent_where_some_training_cases_lack_it_too():
-    found = unlike(properties(_case(voxels=(5000, 0)), ("CT",), LABELS), _typical(_cohort()))
+    found = find_outliers(properties(_case(voxels=(5000, 0)), ("CT",), LABELS), _ranges(_cohort()))
     assert found == ()
 
 
 def test_few_cases_say_nothing_about_what_is_usual():
-    assert unlike(properties(_case(level=9e9), ("CT",)), _typical(_cohort(4))) == ()
+    assert find_outliers(properties(_case(level=9e9), ("CT",)), _ranges(_cohort(4))) == ()
 
 
 def test_hardly_any_case_of_one_population_is_taken_for_unlike_the_others():
     cases = {case.identifier: properties(case, ("CT",), LABELS) for case in _cohort(200)}
-    assert len(unlike_the_others(cases)) <= 2
+    assert len(outliers_among(cases)) <= 2
 
 
 def test_the_odd_one_of_a_dataset_is_found_among_the_others():
     cases = {case.identifier: properties(case, ("CT",), LABELS) for case in _cohort()}
     cases["odd"] = properties(_case(spacing=(3.0, 2.0, 2.0)), ("CT",), LABELS)
-    assert "odd" in unlike_the_others(cases)
-    assert "case_1" not in unlike_the_others(cases)
+    assert "odd" in outliers_among(cases)
+    assert "case_1" not in outliers_among(cases)
 
 
 @given(st.lists(st.floats(-1e4, 1e4), min_size=5, max_size=30), st.floats(-1e6, 1e6))
 @settings(max_examples=50, deadline=None)
 def test_whatever_was_seen_is_usual_and_what_is_unusual_was_not_seen(seen, value):
-    typical = typical_of({"level": (own, "")} for own in seen)
-    assert all(typical["level"].holds(own) for own in seen)
-    if not typical["level"].holds(value):
+    ranges = training_ranges({"level": (own, "")} for own in seen)
+    assert all(ranges["level"].holds(own) for own in seen)
+    if not ranges["level"].holds(value):
         assert value < min(seen) or value > max(seen)
 
 
@@ -84,8 +84,8 @@ def test_whatever_was_seen_is_usual_and_what_is_unusual_was_not_seen(seen, value
 def test_lengths_are_compared_as_ratios(scale, factor):
     cohort = [{"spacing": (1 + 0.01 * i, "mm")} for i in range(20)]
     scaled = [{"spacing": (scale * own["spacing"][0], "mm")} for own in cohort]
-    one = typical_of(cohort)["spacing"].holds(1.1 * factor)
-    other = typical_of(scaled)["spacing"].holds(scale * 1.1 * factor)
+    one = training_ranges(cohort)["spacing"].holds(1.1 * factor)
+    other = training_ranges(scaled)["spacing"].holds(scale * 1.1 * factor)
     assert one == other or abs(factor - 1) < 0.5
 
 
@@ -95,10 +95,12 @@ def test_a_picture_has_no_thickness_to_compare():
 
 
 def test_sentences_say_the_value_and_what_is_known():
-    cohort = _typical(_cohort())
-    (remark,) = [r for r in unlike(properties(_case(spacing=(6.0, 1, 1)), ("CT",)), cohort) if "spacing" in r.what]
+    cohort = _ranges(_cohort())
+    (remark,) = [
+        r for r in find_outliers(properties(_case(spacing=(6.0, 1, 1)), ("CT",)), cohort) if "spacing" in r.what
+    ]
     assert remark.sentence == "spacing along z is 6 mm; 40 training cases have 3 mm"
-    absent = unlike(properties(_case(voxels=(0, 0)), ("CT",), LABELS), cohort)
+    absent = find_outliers(properties(_case(voxels=(0, 0)), ("CT",), LABELS), cohort)
     assert absent[0].sentence.startswith("volume of organ is 0; all 40 training cases have it")
 
 

@@ -6,8 +6,9 @@ import shutil
 
 import pytest
 
-from autoseg.data.check import check_across, check_case
+from autoseg.data.check import check_case
 from autoseg.data.layouts.detect import UnknownLayout, detect_dataset
+from autoseg.data.survey import check_across
 
 pytestmark = pytest.mark.real
 

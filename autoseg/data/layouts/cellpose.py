@@ -6,10 +6,12 @@ Source: cellpose documentation, "training data".
 from __future__ import annotations
 
 import re
+from collections.abc import Container
 from pathlib import Path
 
-from autoseg.data.layouts.scan import image_files, pair
-from autoseg.data.layouts.undeclared import describe_files
+from autoseg.data.inputs import image_files
+from autoseg.data.layouts.description import describe_files
+from autoseg.data.layouts.layout import Layout, pair, unused_files
 from autoseg.data.model import Dataset
 from autoseg.images.formats.files import stem
 
@@ -28,17 +30,24 @@ def detect_cellpose(root: Path) -> Dataset | None:
         DataRefused: no label file can be read, or none holds a class.
     """
     files = {stem(file): file for file in image_files(root) if not _OTHER_OUTPUTS.search(stem(file))}
-    labels: dict[str, Path] = {}
-    suffixes: set[str] = set()
-    for name, file in files.items():
-        match = _LABEL_NAME.match(name)
-        image = match and next((match["case"] + s for s in _IMAGE_SUFFIXES if match["case"] + s in files), None)
-        if match and image:
-            labels[image] = file
-            suffixes.add(match["suffix"])
-    if not labels:
+    found = {image: name for name in files if (image := _image_of(name, files))}
+    if not found:
         return None
+    labels = {image: files[name] for image, name in found.items()}
     images = {name: (file,) for name, file in files.items() if name in labels or not _LABEL_NAME.match(name)}
-    shown = ", ".join(f"_{suffix}" for suffix in sorted(suffixes))
-    seen = f"cellpose-style folder: {len(labels)} images have a label file beside them, named with {shown}"
+    suffixes = {f"_{match['suffix']}" for name in found.values() if (match := _LABEL_NAME.match(name))}
+    seen = (
+        f"cellpose-style folder: {len(labels)} images have a label file beside them, "
+        f"named with {', '.join(sorted(suffixes))}"
+    )
     return describe_files(root, "cellpose", pair(images, labels, root), seen, made_for_objects=True)
+
+
+def _image_of(name: str, names: Container[str]) -> str | None:
+    """The name of the image that a file is the label file of; None where it is none."""
+    match = _LABEL_NAME.match(name)
+    candidates = [match["case"] + suffix for suffix in _IMAGE_SUFFIXES] if match else []
+    return next((candidate for candidate in candidates if candidate in names), None)
+
+
+CELLPOSE = Layout(detect_cellpose, "a.tif and a_masks.tif side by side", unused_files)

@@ -1,20 +1,368 @@
-"""Finding and reading a dataset's own description, before anyone asks what it says."""
+"""What a dataset says about itself in dataset.json or a manifest, checked; and what is found where it says nothing.
+
+Source: nnU-Net v2 documentation/dataset_format.md and utilities/label_handling/label_handling.py.
+"""
 
 from __future__ import annotations
 
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from autoseg.core.records import read_table
+from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, TypeAdapter, ValidationError, model_validator
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+from autoseg.core.errors import AutoSegError, DataRefused, RecordFault
+from autoseg.core.records import read_table, record
+from autoseg.data.inputs import split_channel
+from autoseg.data.labels import count_label_files, find_classes
+from autoseg.data.layouts.layout import is_identifier, most_common_ending
+from autoseg.data.model import BACKGROUND, Case, Dataset, LabelSet, label_set_of
+from autoseg.images.formats.files import stem
 
 DESCRIPTION = "dataset.json"
+IGNORE = "ignore"
+
+LEGACY_FILE_ENDING = ".nii.gz"
+"""nnU-Net v1 and the Decathlon wrote no `file_ending`: they knew this one only."""
+
+LARGEST_VALUE = 2**31 - 1
+"""Readers return label values as 32-bit integers."""
+
+_LARGEST_INDEX_DIGITS = 9
+_PEEKED_CASES = 5
+_SHOWN_CHARACTERS = 60
+
+_EXAMPLE = (
+    'correct these entries; a complete example: {"channel_names": {"0": "CT"}, '
+    '"labels": {"background": 0, "liver": 1}, "numTraining": 131, "file_ending": ".nii.gz"}'
+)
+
+
+def _fault(what: str) -> PydanticCustomError:
+    return PydanticCustomError("description", "{what}", {"what": what})
+
+
+def _refuse(faults: Sequence[str]) -> None:
+    if faults:
+        raise _fault("; ".join(faults))
+
+
+def _as_index(key: str) -> int | None:
+    return int(key) if key.isascii() and key.isdigit() and len(key) <= _LARGEST_INDEX_DIGITS else None
+
+
+def is_name(value: object) -> bool:
+    """Whether a JSON value is a text with something in it."""
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _as_list(value: object) -> object:
+    return value if isinstance(value, list) else [value]
+
+
+def _name(value: str) -> str:
+    _refuse([] if is_name(value) else ["must not be empty"])
+    return value
+
+
+def _ending(value: str) -> str:
+    _refuse([] if value.startswith(".") and len(value) > 1 else [f'must have its dot, as ".nii.gz", found {value!r}'])
+    return value
+
+
+def _numbered(table: dict[str, str]) -> dict[str, str]:
+    """The channels in the order of their numbers, which is not that of the texts "10" and "9"."""
+    indices = {key: _as_index(key) for key in table}
+    if not table or set(indices.values()) != set(range(len(table))):
+        raise _fault(f"must have the keys 0 to {max(len(table) - 1, 0)}, found {', '.join(table) or 'none'}")
+    return dict(sorted(table.items(), key=lambda item: indices[item[0]] or 0))
+
+
+def _distinct(values: list[int]) -> list[int]:
+    _refuse(["names a value twice"] if len(set(values)) < len(values) else [])
+    return values
+
+
+def _by_name(table: object) -> object:
+    """The label table as name -> value; the Decathlon and nnU-Net v1 wrote value -> name."""
+    if not isinstance(table, dict) or not all(_as_index(key) is not None and is_name(table[key]) for key in table):
+        return table
+    inverted: dict[str, Any] = {}
+    for key, name in table.items():
+        value = _as_index(key)
+        inverted[BACKGROUND if value == 0 else name if name not in inverted else f"{name} ({key})"] = value
+    return inverted
+
+
+def _sound_classes(table: dict[str, list[int]]) -> dict[str, list[int]]:
+    foreground = {name: values for name, values in table.items() if name not in (BACKGROUND, IGNORE)}
+    ignored, taken = table.get(IGNORE, []), [name for name in table if name != IGNORE]
+    faults = [] if table.get(BACKGROUND) == [0] else [f"{BACKGROUND} must be there, with the value 0"]
+    faults += [] if foreground else ["there must be at least one class beside the background"]
+    faults += [f"{name} includes 0, which is the background" for name, values in foreground.items() if 0 in values]
+    faults += [] if len(ignored) < 2 else ["ignore must be one value"]
+    faults += [f"ignore has the value of {name}" for name in taken if set(ignored) & set(table[name])]
+    _refuse([*faults, *_shared_values(foreground)])
+    return table
+
+
+def _shared_values(foreground: Mapping[str, list[int]]) -> Iterable[str]:
+    if any(len(values) > 1 for values in foreground.values()):
+        return  # regions may overlap
+    owners: dict[int, list[str]] = {}
+    for name, values in foreground.items():
+        owners.setdefault(values[0], []).append(name)
+    yield from (f"{' and '.join(names)} have the same value {v}" for v, names in owners.items() if len(names) > 1)
+
+
+def _listed_case(entry: object) -> Case:
+    """The case of {"image": path or paths, "label": path}.
+
+    Its name is `case` where there is one, otherwise the file name of the label or image without its ending.
+    """
+    table = entry if isinstance(entry, dict) else {}
+    name, label = table.get("case"), table.get("label") or None
+    images = _as_list(table.get("image", table.get("images")))
+    if not isinstance(images, list) or not images or not all(map(is_name, (*images, label or "none"))):
+        raise _fault(f'{f"the case {name} " if name else ""}must be {{"image": path, "label": path}}')
+    named = name or (stem(Path(label)) if label else split_channel(stem(Path(images[0])))[0])
+    plain = tuple(Path(path).as_posix() for path in images)
+    return Case(str(named), plain, None if label is None else Path(label).as_posix())
+
+
+def _entries(cases: object) -> object:
+    """The cases as a list, also where they come as a table by name."""
+    if not isinstance(cases, dict):
+        return cases
+    _refuse(_unusable(cases))
+    return [{**entry, "case": name} if isinstance(entry, dict) else entry for name, entry in cases.items()]
+
+
+def _sound_cases(cases: list[Case]) -> list[Case]:
+    counts = Counter(case.identifier for case in cases)
+    faults = [f"the case {name!r} is listed twice" for name, count in counts.items() if count > 1]
+    _refuse([*faults, *_unusable(counts), *([] if cases else ["lists no case"])])
+    return sorted(cases, key=lambda case: case.identifier)
+
+
+def _unusable(names: Iterable[str]) -> list[str]:
+    wrong = [name for name in names if not is_identifier(name)]
+    return [f"{name!r} is no usable case name (no slashes, no blanks at the ends)" for name in wrong]
+
+
+_Name = Annotated[str, AfterValidator(_name)]
+_Value = Annotated[int, Field(ge=0, le=LARGEST_VALUE)]
+_Values = Annotated[list[_Value], BeforeValidator(_as_list), Field(min_length=1), AfterValidator(_distinct)]
+_Case = Annotated[Case, BeforeValidator(_listed_case)]
+
+
+@record
+class Description:
+    """The entries of a dataset.json or manifest that were asked for, checked; no other file is looked at.
+
+    Attributes:
+        channel_names: names by channel index, in its order; the legacy name of the entry is `modality`.
+        classes: class name -> values in the files, background and `ignore` included; several values make a region.
+        regions_class_order: value painted for each region in turn; without regions it has no meaning.
+        file_ending: ending of images and labels, dot included.
+        announced_cases: number of training cases that are said to be there.
+        four_d: whether a fourth axis of the images holds the channels.
+        cases: as listed, sorted by identifier.
+    """
+
+    channel_names: Annotated[
+        dict[str, _Name], AfterValidator(_numbered), Field(validation_alias=AliasChoices("channel_names", "modality"))
+    ] = Field(default_factory=dict)
+    classes: Annotated[
+        dict[str, _Values], BeforeValidator(_by_name), AfterValidator(_sound_classes), Field(validation_alias="labels")
+    ] = Field(default_factory=dict)
+    regions_class_order: list[_Value] = Field(default_factory=list)
+    file_ending: Annotated[str, AfterValidator(_ending)] = LEGACY_FILE_ENDING
+    announced_cases: Annotated[int | None, Field(ge=0, validation_alias="numTraining")] = None
+    four_d: bool = False
+    cases: Annotated[
+        list[_Case],
+        BeforeValidator(_entries),
+        AfterValidator(_sound_cases),
+        Field(validation_alias=AliasChoices("cases", "training", "dataset")),
+    ] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Description:
+        if not self._has_regions:
+            return self
+        regions = [name for name in self.classes if name not in (BACKGROUND, IGNORE)]
+        known = {value for values in self.classes.values() for value in values}
+        order, what = self.regions_class_order, "regions_class_order"
+        if len(order) != len(regions):
+            raise _fault(f"{what} has {len(order)} values for {len(regions)} regions ({', '.join(regions)})")
+        _refuse([f"{what}: no class has the value {value}" for value in order if value not in known])
+        return self
+
+    @property
+    def _has_regions(self) -> bool:
+        return any(len(values) > 1 for values in self.classes.values())
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """Names in the order of the channels; they select the normalization."""
+        return tuple(self.channel_names.values())
+
+    @property
+    def labels(self) -> LabelSet:
+        """Classes, regions and the ignore label; values with gaps are mapped to consecutive training values."""
+        classes = {name: tuple(values) for name, values in self.classes.items()}
+        ignored = classes.pop(IGNORE, None)
+        order = tuple(self.regions_class_order) if self._has_regions else ()
+        return label_set_of(classes, ignored[0] if ignored else None, order)
+
+
+_ADAPTER = TypeAdapter(Description)
+
+
+def describe(table: object, where: str, required: Iterable[str], optional: Iterable[str] = ()) -> Description:
+    """What a description declares under the names asked for; all other entries are ignored.
+
+    Args:
+        table: the parsed file.
+        where: names the file in errors.
+        required: entries that must be there.
+        optional: entries that may be there.
+
+    Raises:
+        RecordFault: with the fault of every entry, not only the first.
+    """
+    data = table if isinstance(table, Mapping) else {}
+    faults = [] if isinstance(table, Mapping) else ["it must be a JSON object {...}"]
+    faults += [f"{name} is missing" for name in required if data.get(name) is None]
+    wanted = {name: data[name] for name in (*required, *optional) if data.get(name) is not None}
+    described = Description()
+    try:
+        described = _ADAPTER.validate_json(json.dumps(wanted), strict=True)  # strict, but lists may become tuples
+    except ValidationError as error:
+        faults += [_sentence(fault) for fault in error.errors()]
+    if faults:
+        raise RecordFault("the dataset's description cannot be used: " + "; ".join(faults), where=where, do=_EXAMPLE)
+    return described
+
+
+def describe_nnunet(data: object, where: str) -> Description:
+    """What an nnU-Net dataset.json declares, of v2 or, with `modality` and {"value": name}, of v1.
+
+    Args:
+        data: the content of a dataset.json.
+        where: names the source in errors.
+
+    Raises:
+        RecordFault: with the fault of every entry, not only the first.
+    """
+    channels = channels_entry(data)
+    ending = () if channels == "modality" else ("file_ending",)
+    return describe(
+        data, where, (channels, "labels", *ending), ("regions_class_order", "numTraining", "file_ending", "dataset")
+    )
+
+
+def channels_entry(data: object) -> str:
+    """The name under which a description has its channels."""
+    is_legacy = isinstance(data, Mapping) and "modality" in data and "channel_names" not in data
+    return "modality" if is_legacy else "channel_names"
+
+
+def _sentence(fault: ErrorDetails) -> str:
+    place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in fault["loc"]).lstrip(".")
+    found = repr(fault["input"])
+    shown = found if len(found) <= _SHOWN_CHARACTERS else f"{found[: _SHOWN_CHARACTERS - 3]}..."
+    what = fault["msg"] if fault["type"] == "description" else f"{fault['msg']}, found {shown}"
+    return f"{place}: {what}" if place else what
 
 
 def read_description(root: Path) -> dict[str, Any] | None:
-    """The content of `dataset.json` in a folder; None where there is none.
+    """The content of `dataset.json` in a folder, not checked; None where there is none.
 
     Raises:
         RecordFault: it is no JSON, or no table.
     """
     path = root / DESCRIPTION
     return read_table(path) if path.is_file() else None
+
+
+def describe_files(
+    root: Path, layout: str, cases: tuple[Case, ...], seen: str, *, made_for_objects: bool = False
+) -> Dataset:
+    """The dataset of cases found in folders; `channel_names` and `labels` of a dataset.json count, if there is one.
+
+    Args:
+        root: folder that the paths of the cases start from.
+        layout: its name.
+        cases: images paired with labels; at least one has labels.
+        seen: what made it this layout; the reason says so and how channels and classes were found.
+        made_for_objects: whether the layout is made for one id per object.
+
+    Raises:
+        RecordFault: dataset.json is faulty.
+        DataRefused: no label file can be read, or none holds a class.
+    """
+    declared = describe(
+        read_description(root) or {}, str(root / DESCRIPTION), (), ("channel_names", "labels", "regions_class_order")
+    )
+    if declared.classes:
+        labels, how = declared.labels, f"classes as declared in {DESCRIPTION}"
+    else:
+        labels, how = found_classes(root, cases, made_for_objects=made_for_objects)
+    return Dataset(
+        name=root.resolve().name,
+        root=str(root),
+        layout=layout,
+        layout_reason=f"{seen}; {how}",
+        channels=declared.channels or found_channels(root, cases),
+        labels=labels,
+        cases=cases,
+        file_ending=most_common_ending(cases) or LEGACY_FILE_ENDING,
+    )
+
+
+def found_classes(root: Path, cases: Sequence[Case], *, made_for_objects: bool = False) -> tuple[LabelSet, str]:
+    """Classes by the values in all label files, and a sentence that says how they were found.
+
+    Raises:
+        DataRefused: no label file can be read, or none holds a class.
+    """
+    files = [root / case.labels for case in cases if case.labels is not None]
+    counts = count_label_files(files)
+    if not counts:
+        raise DataRefused(
+            f"none of the {len(files)} label files can be read, so the classes are unknown",
+            where=str(root),
+            do="check one of them with another program; declare the classes in a manifest to see each file's fault",
+        )
+    return find_classes(counts, made_for_objects=made_for_objects)
+
+
+def found_channels(root: Path, cases: Sequence[Case], *, four_d: bool = False) -> tuple[str, ...]:
+    """Names for channels that nobody named; they select z-scoring, except that RGB stays recognizable.
+
+    Where a case has one file, the first files are read to count its channels; one where none of them can be read.
+    """
+    files_per_case = max(len(case.images) for case in cases)
+    count = files_per_case if files_per_case > 1 else _count_channels(root, cases, four_d)
+    if count == 1:
+        return ("image",)
+    if count == 3 and files_per_case == 1:
+        return ("R", "G", "B")
+    return tuple(f"channel_{index}" for index in range(count))
+
+
+def _count_channels(root: Path, cases: Sequence[Case], four_d: bool) -> int:
+    from autoseg.images.readers import read_image
+
+    counts: Counter[int] = Counter()
+    for case in cases[:_PEEKED_CASES]:
+        try:
+            counts[len(read_image([root / image for image in case.images], four_d).array)] += 1
+        except (AutoSegError, OSError):
+            continue
+    return counts.most_common(1)[0][0] if counts else 1

@@ -1,41 +1,30 @@
-"""Layouts that datasets come in, and the recognition of them."""
+"""The layouts that datasets come in, and the recognition of them. A new layout is a module and one line here."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 
 from autoseg.core.errors import DataRefused, MissingInput
 from autoseg.core.registry import choose
-from autoseg.data.layouts.cellpose import detect_cellpose
-from autoseg.data.layouts.decathlon import detect_decathlon
-from autoseg.data.layouts.manifest import detect_manifest
-from autoseg.data.layouts.nnunet import detect_nnunet
-from autoseg.data.layouts.paired import detect_paired
+from autoseg.data.layouts.cellpose import CELLPOSE
+from autoseg.data.layouts.decathlon import DECATHLON
+from autoseg.data.layouts.layout import Layout
+from autoseg.data.layouts.manifest import MANIFEST
+from autoseg.data.layouts.nnunet import NNUNET
+from autoseg.data.layouts.paired import PAIRED
 from autoseg.data.model import Dataset
 from autoseg.images.formats.files import file_ending
 
-Detector = Callable[[Path], Dataset | None]
-"""Returns the dataset in a folder (or manifest file), None where it is something else; raises where it is faulty."""
-
-LAYOUTS: dict[str, Detector] = {
-    "nnunet": detect_nnunet,
-    "decathlon": detect_decathlon,
-    "manifest": detect_manifest,
-    "paired": detect_paired,
-    "cellpose": detect_cellpose,
+LAYOUTS: dict[str, Layout] = {
+    "nnunet": NNUNET,
+    "decathlon": DECATHLON,
+    "manifest": MANIFEST,
+    "paired": PAIRED,
+    "cellpose": CELLPOSE,
 }
 """Tried in this order: what describes itself comes first."""
-
-EXAMPLES = {
-    "nnunet": "dataset.json, imagesTr/liver_001_0000.nii.gz, labelsTr/liver_001.nii.gz",
-    "decathlon": "dataset.json with a `training` list of images (4D for several channels) and labels",
-    "manifest": "manifest.csv with the columns case,image,label (or image_<channel>); or manifest.json",
-    "paired": "images/a.png and labels/a.png (also images/masks, img/mask, imagesTr/labelsTr)",
-    "cellpose": "a.tif and a_masks.tif side by side",
-}
-"""One example of each layout, as shown to users."""
 
 _SHOWN_ENTRIES = 8
 
@@ -62,10 +51,9 @@ def detect_dataset(folder: Path, layout: str | None = None) -> Dataset:
     """
     if not folder.exists():
         raise MissingInput(f"there is no {folder.name}", where=str(folder.parent), do="check the path")
-    detectors = LAYOUTS if layout is None else {layout: choose(layout, LAYOUTS, "layout")}
+    layouts = LAYOUTS if layout is None else {layout: choose(layout, LAYOUTS, "layout")}
     try:
-        fitting = (detect(folder) for name, detect in detectors.items() if folder.is_dir() or name == "manifest")
-        dataset = next((dataset for dataset in fitting if dataset is not None), None)
+        dataset = _first_that_fits(folder, layouts)
     except PermissionError as error:
         raise MissingInput(f"{error.filename} may not be read", where=str(folder), do="change its rights") from error
     if dataset is not None:
@@ -74,8 +62,17 @@ def detect_dataset(folder: Path, layout: str | None = None) -> Dataset:
         f"{folder.name} is in none of the known layouts" if layout is None else f"{folder.name} is no {layout} dataset",
         where=str(folder),
         why=f"it holds {_seen(folder)}",
-        do="arrange it in one of these ways: " + "; ".join(f"{name}: {EXAMPLES[name]}" for name in detectors),
+        do="arrange it in one of these ways: " + "; ".join(f"{name}: {one.example}" for name, one in layouts.items()),
     )
+
+
+def _first_that_fits(folder: Path, layouts: Mapping[str, Layout]) -> Dataset | None:
+    for layout in layouts.values():
+        if folder.is_dir() or layout.takes_file:
+            dataset = layout.detect(folder)
+            if dataset is not None:
+                return dataset
+    return None
 
 
 def _seen(folder: Path) -> str:

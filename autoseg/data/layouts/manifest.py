@@ -5,17 +5,21 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from autoseg.core.errors import RecordFault
 from autoseg.core.records import read_json
-from autoseg.data.layouts.decathlon import listed_cases
-from autoseg.data.layouts.nnunet_description import LEGACY_FILE_ENDING, read_channels, read_label_set, refuse_faults
-from autoseg.data.layouts.scan import channel_names, count_channels, most_common_ending
-from autoseg.data.layouts.undeclared import found_classes
-from autoseg.data.model import Case, Dataset, LabelSet
+from autoseg.data.layouts.description import (
+    LEGACY_FILE_ENDING,
+    channels_entry,
+    describe,
+    found_channels,
+    found_classes,
+)
+from autoseg.data.layouts.layout import Layout, most_common_ending
+from autoseg.data.model import Dataset
 
 MANIFESTS = ("manifest.csv", "manifest.json")
 
@@ -40,45 +44,40 @@ def detect_manifest(path: Path) -> Dataset | None:
     file = path if path.is_file() else next((path / name for name in MANIFESTS if (path / name).is_file()), None)
     if file is None or file.suffix.lower() not in (".csv", ".json"):
         return None
-    faults: list[str] = []
-    table = _read_csv(file, faults) if file.suffix.lower() == ".csv" else _read_table(file)
-    entries = next((table[key] for key in _LIST_KEYS if isinstance(table.get(key), list)), None)
-    if entries is None:
-        faults.append(
-            'there must be a list of cases, for example {"cases": [{"image": "a.tif", "label": "a_mask.tif"}]}'
-        )
-    cases = listed_cases(entries or [], "cases", faults)
-    root = file.parent
-    refuse_faults(faults, str(file))
-    four_d = table.get("four_d") is True
-    labels, how = _labels(table, root, cases, faults)
-    channels = _channels(table, root, cases, faults)
-    refuse_faults(faults, str(file))
+    table = _read_csv(file) if file.suffix.lower() == ".csv" else _read_json(file)
+    listed = next((key for key in _LIST_KEYS if key in table), _LIST_KEYS[0])
+    optional = (channels_entry(table), "labels", "regions_class_order", "four_d")
+    declared = describe(table, str(file), (listed,), optional)
+    root, cases = file.parent, tuple(declared.cases)
+    has_classes = bool(declared.classes)
+    labels, how = (declared.labels, "it declares the classes") if has_classes else found_classes(root, cases)
     return Dataset(
         name=root.resolve().name if file.name in MANIFESTS else file.stem,
         root=str(root),
         layout="manifest",
         layout_reason=f"manifest: {file.name} lists {len(cases)} cases; {how}",
-        channels=channels,
+        channels=declared.channels or found_channels(root, cases, four_d=declared.four_d),
         labels=labels,
         cases=cases,
-        file_ending=most_common_ending(case.labels for case in cases) or LEGACY_FILE_ENDING,
-        four_d=four_d,
+        file_ending=most_common_ending(cases) or LEGACY_FILE_ENDING,
+        four_d=declared.four_d,
     )
 
 
-def _read_table(file: Path) -> dict[str, Any]:
+def _read_json(file: Path) -> dict[str, Any]:
     data = read_json(file)
-    if isinstance(data, list):
-        return {"cases": data}
     if isinstance(data, dict) and any(key in data for key in _LIST_KEYS):
         return data
-    if isinstance(data, dict) and all(isinstance(entry, dict) for entry in data.values()):
-        return {"cases": [{"case": name, **entry} for name, entry in data.items()]}
-    raise RecordFault("a manifest must be a list of cases or a table", where=str(file), do="correct the file")
+    if isinstance(data, list) or (isinstance(data, dict) and all(isinstance(entry, dict) for entry in data.values())):
+        return {"cases": data}
+    raise RecordFault(
+        "a manifest must be a list of cases or a table with one",
+        where=str(file),
+        do='correct the file, for example {"cases": [{"image": "a.tif", "label": "a_mask.tif"}]}',
+    )
 
 
-def _read_csv(file: Path, faults: list[str]) -> dict[str, Any]:
+def _read_csv(file: Path) -> dict[str, Any]:
     """The manifest's rows as the JSON form has them."""
     text = file.read_text(encoding="utf-8-sig", errors="replace")
     first = text.split("\n", 1)[0]
@@ -86,18 +85,19 @@ def _read_csv(file: Path, faults: list[str]) -> dict[str, Any]:
     columns = [column.strip() for column in rows.fieldnames or ()]
     rows.fieldnames = columns
     images = _image_columns(columns)
-    case_column = _column(columns, _CASE_COLUMNS)
-    label_column = _column(columns, _LABEL_COLUMNS)
-    if not images or label_column is None:
-        faults.append(
-            f"the columns must be case,image,label or case,image_<channel>,...,label; found: {','.join(columns)}"
+    case, label = _column(columns, _CASE_COLUMNS), _column(columns, _LABEL_COLUMNS)
+    if not images or label is None:
+        raise RecordFault(
+            f"the columns must be case,image,label or case,image_<channel>,...,label; found: {','.join(columns)}",
+            where=str(file),
+            do="correct the first line of the file",
         )
-        return {"cases": []}
     try:
-        entries = [_entry(row, case_column, list(images), label_column) for row in rows]
+        filled = [{column: (row.get(column) or "").strip() for column in columns} for row in rows]
     except csv.Error as error:
-        faults.append(f"line {rows.line_num} cannot be read: {error}")
-        return {"cases": []}
+        what = f"line {rows.line_num} cannot be read: {error}"
+        raise RecordFault(what, where=str(file), do="correct this line, or write the file again") from error
+    entries = [{"image": [row[i] for i in images], "label": row[label], "case": row.get(case or "")} for row in filled]
     table: dict[str, Any] = {"cases": entries}
     if all(channel and not channel.isdigit() for channel in images.values()):
         table["channel_names"] = {str(index): channel for index, channel in enumerate(images.values())}
@@ -108,33 +108,16 @@ def _image_columns(columns: Sequence[str]) -> dict[str, str | None]:
     """Column -> channel for the image columns, in their order, or in that of their numbers where all are numbered."""
     found = {column: match["channel"] for column in columns if (match := _IMAGE_COLUMN.match(column))}
     numbers = {column: int(channel) for column, channel in found.items() if channel and channel.isdecimal()}
-    return {
-        column: found[column]
-        for column in (sorted(found, key=numbers.__getitem__) if len(numbers) == len(found) else found)
-    }
+    ordered = sorted(found, key=numbers.__getitem__) if len(numbers) == len(found) else found
+    return {column: found[column] for column in ordered}
 
 
 def _column(columns: Sequence[str], wanted: Sequence[str]) -> str | None:
     return next((column for column in columns if column.lower() in wanted), None)
 
 
-def _entry(row: Mapping[str, str | None], case: str | None, images: Sequence[str], label: str) -> dict[str, Any]:
-    entry: dict[str, Any] = {
-        "image": [(row.get(image) or "").strip() for image in images],
-        "label": (row.get(label) or "").strip(),
-    }
-    return {**entry, "case": (row.get(case) or "").strip()} if case else entry
-
-
-def _labels(table: Mapping[str, Any], root: Path, cases: tuple[Case, ...], faults: list[str]) -> tuple[LabelSet, str]:
-    if "labels" in table:
-        return read_label_set(table, faults), "it declares the classes"
-    return found_classes(root, cases)
-
-
-def _channels(table: Mapping[str, Any], root: Path, cases: tuple[Case, ...], faults: list[str]) -> tuple[str, ...]:
-    if "channel_names" in table or "modality" in table:
-        return read_channels(table, faults)
-    per_case = max(len(case.images) for case in cases)
-    count = per_case if per_case > 1 else count_channels(root, cases, four_d=table.get("four_d") is True)
-    return channel_names(count, per_case)
+MANIFEST = Layout(
+    detect_manifest,
+    "manifest.csv with the columns case,image,label (or image_<channel>); or manifest.json",
+    takes_file=True,
+)

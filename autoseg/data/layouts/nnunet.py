@@ -5,19 +5,22 @@ Source: nnU-Net v2 documentation/dataset_format.md and utilities/utils.py.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from autoseg.core.errors import DataRefused, RecordFault
-from autoseg.data.layouts.description import DESCRIPTION, read_description
-from autoseg.data.layouts.nnunet_description import Description, describe_nnunet, is_name, refuse_faults
-from autoseg.data.layouts.scan import by_channel, image_files, name_faults, pair
-from autoseg.data.model import Case, Dataset
+from autoseg.data.inputs import by_channel, image_files, split_channel
+from autoseg.data.layouts.description import DESCRIPTION, Description, describe_nnunet, read_description
+from autoseg.data.layouts.layout import Layout, Remark, pair, unused_files
+from autoseg.data.model import Case, Dataset, Problem
 from autoseg.images.formats.files import file_ending, find_format, stem
 
 IMAGES = "imagesTr"
 LABELS = "labelsTr"
+CASES = "dataset"
+"""Entry of the description that lists the cases; without it they are found by their files."""
 
 _SHOWN_FILES = 4
 
@@ -37,14 +40,13 @@ def detect_nnunet(root: Path) -> Dataset | None:
     if data is None or not _is_nnunet(root, data):
         return None
     described = describe_nnunet(data, str(root / DESCRIPTION))
-    if "dataset" in data:
-        cases = _listed_cases(data["dataset"], str(root / DESCRIPTION))
+    ending = described.file_ending
+    if CASES in data:
+        cases = _listed_cases(described, str(root / DESCRIPTION))
         reason = f"nnU-Net raw data: {DESCRIPTION} lists {len(cases)} cases with their paths"
     else:
         cases = _scanned_cases(root, described)
-        reason = (
-            f"nnU-Net raw data: {DESCRIPTION} and {len(cases)} cases <case>_0000{described.file_ending} in {IMAGES}/"
-        )
+        reason = f"nnU-Net raw data: {DESCRIPTION} and {len(cases)} cases <case>_0000{ending} in {IMAGES}/"
     holds_all = len(described.channels) > 1 and all(len(case.images) == 1 for case in cases)
     return Dataset(
         name=root.resolve().name,
@@ -54,8 +56,8 @@ def detect_nnunet(root: Path) -> Dataset | None:
         channels=described.channels,
         labels=described.labels,
         cases=cases,
-        file_ending=described.file_ending,
-        four_d=holds_all and not _has_colors(described.file_ending),
+        file_ending=ending,
+        four_d=holds_all and not _has_colors(ending),
         announced_cases=described.announced_cases,
     )
 
@@ -66,16 +68,27 @@ def _has_colors(ending: str) -> bool:
 
 
 def _is_nnunet(root: Path, data: Mapping[str, Any]) -> bool:
-    if isinstance(data.get("dataset"), dict):
+    if isinstance(data.get(CASES), dict):
         return True
     if not (root / IMAGES).is_dir() or not ({"channel_names", "modality", "file_ending"} & set(data)):
         return False
     return not isinstance(data.get("training"), list) or bool(by_channel(image_files(root / IMAGES)))
 
 
+def _listed_cases(described: Description, where: str) -> tuple[Case, ...]:
+    without = [case.identifier for case in described.cases if case.labels is None]
+    if without or not described.cases:
+        raise RecordFault(
+            f"{CASES} must name the label file of every case; without: {', '.join(without) or 'all'}",
+            where=where,
+            do=f'write {{"images": [path of each channel], "label": path}} for each case, or remove the key {CASES}',
+        )
+    return tuple(described.cases)
+
+
 def _scanned_cases(root: Path, described: Description) -> tuple[Case, ...]:
     ending = described.file_ending
-    files = [file for file in image_files(root / IMAGES) if file_ending(file) == ending]
+    files = _files_with(ending, root / IMAGES)
     found = by_channel(files)
     if not found:
         seen = ", ".join(entry.name for entry in sorted((root / IMAGES).iterdir())[:_SHOWN_FILES]) or "nothing"
@@ -85,28 +98,43 @@ def _scanned_cases(root: Path, described: Description) -> tuple[Case, ...]:
             why=f"{DESCRIPTION} declares the ending {ending!r}, and every image needs its channel index",
             do=f"rename the images (liver_001_0000{ending}), or remove {DESCRIPTION} so that they are paired by name",
         )
-    indices = range(len(described.channels)) if any(index for entry in found.values() for index in entry) else range(1)
+    # one index only: the file may hold all channels; otherwise a missing channel is named by the check of its case
+    indices = range(len(described.channels) if any(max(entry) for entry in found.values()) else 1)
     expected = {
         case: tuple(entry.get(index, root / IMAGES / f"{case}_{index:04d}{ending}") for index in indices)
         for case, entry in found.items()
     }
-    labels = {stem(file): file for file in image_files(root / LABELS) if file_ending(file) == ending}
-    return pair(expected, labels, root)
+    return pair(expected, {stem(file): file for file in _files_with(ending, root / LABELS)}, root)
 
 
-def _listed_cases(table: object, where: str) -> tuple[Case, ...]:
-    if not isinstance(table, dict) or not table:
-        raise RecordFault(
-            "dataset must be a table of cases", where=where, do="list at least one case, or remove the key"
-        )
-    faults = name_faults(table)
-    cases = []
-    for name, entry in sorted(table.items()):
-        images = entry.get("images") if isinstance(entry, dict) else None
-        label = entry.get("label") if isinstance(entry, dict) else None
-        if isinstance(images, list) and images and all(is_name(path) for path in (*images, label)):
-            cases.append(Case(name, tuple(Path(path).as_posix() for path in images), Path(str(label)).as_posix()))
-        else:
-            faults.append(f'dataset.{name} must be {{"images": [path of each channel], "label": path}}')
-    refuse_faults(faults, where)
-    return tuple(cases)
+def _files_with(ending: str, folder: Path) -> list[Path]:
+    return [file for file in image_files(folder) if file_ending(file) == ending]
+
+
+def unused_nnunet_files(dataset: Dataset) -> Iterable[Problem]:
+    """A problem for each file in imagesTr and labelsTr that belongs to no case, unless the description lists them."""
+    root = Path(dataset.root)
+    if CASES in (read_description(root) or {}):
+        return ()
+    return unused_files(dataset, (root / IMAGES, root / LABELS), partial(_remark, dataset))
+
+
+def _remark(dataset: Dataset, file: Path) -> Remark:
+    index = split_channel(stem(file))[1]
+    if file_ending(file) != dataset.file_ending:
+        what = f"is not used: dataset.json declares the ending {dataset.file_ending!r}"
+        return "E0206", what, "convert it to this ending, or move it elsewhere"
+    if file.parent.name != IMAGES:
+        return "E0206", "is a label file without an image", None
+    if index is None:
+        return "E0207", "has no channel index (_0000)", None
+    what = f"has the channel index {index}, but dataset.json declares {len(dataset.channels)} channels"
+    return "E0206", what, "declare the channel in channel_names, or move the file elsewhere"
+
+
+NNUNET = Layout(
+    detect_nnunet,
+    "dataset.json, imagesTr/liver_001_0000.nii.gz, labelsTr/liver_001.nii.gz",
+    unused_nnunet_files,
+    label_folder=Path(LABELS),
+)

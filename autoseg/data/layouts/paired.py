@@ -7,8 +7,9 @@ from collections.abc import Container, Iterable
 from pathlib import Path
 
 from autoseg.core.errors import DataRefused
-from autoseg.data.layouts.scan import by_channel, image_files, pair, subfolder
-from autoseg.data.layouts.undeclared import describe_files
+from autoseg.data.inputs import by_channel, image_files
+from autoseg.data.layouts.description import describe_files
+from autoseg.data.layouts.layout import Layout, pair, subfolder, unused_files
 from autoseg.data.model import Dataset
 from autoseg.images.formats.files import stem
 
@@ -76,3 +77,8 @@ def _complete(channels: dict[str, dict[int, Path]]) -> dict[str, tuple[Path, ...
 
 def _first(names: Iterable[str]) -> str:
     return min(names, default="none")
+
+
+PAIRED = Layout(
+    detect_paired, "images/a.png and labels/a.png (also images/masks, img/mask, imagesTr/labelsTr)", unused_files
+)

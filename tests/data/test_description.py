@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoseg.core.errors import RecordFault
-from autoseg.data.layouts.nnunet_description import describe_nnunet
+from autoseg.data.layouts.description import describe_nnunet
 
 PLAIN = {
     "channel_names": {"0": "CT"},
@@ -18,11 +18,12 @@ PLAIN = {
 
 
 def test_a_plain_description_is_read():
-    channels, labels, ending, announced = describe_nnunet(PLAIN, "liver")
-    assert channels == ("CT",)
+    described = describe_nnunet(PLAIN, "liver")
+    labels = described.labels
+    assert described.channels == ("CT",)
     assert labels.classes == {"background": (0,), "liver": (1,), "tumor": (2,)}
     assert (labels.file_values, labels.ignore, labels.head_count, labels.declared_count) == ((0, 1, 2), None, 3, 3)
-    assert (ending, announced) == (".nii.gz", 3)
+    assert (described.file_ending, described.announced_cases) == (".nii.gz", 3)
 
 
 def test_channels_are_ordered_by_their_number_and_not_as_text():
@@ -65,9 +66,9 @@ def test_gaps_are_closed_and_the_original_values_remembered(values):
 def test_every_fault_is_listed_at_once():
     with pytest.raises(RecordFault) as caught:
         describe_nnunet(
-            {"channel_names": {"1": "CT"}, "labels": {"background": 1, "a": "1"}, "numTraining": "3"}, "bad"
+            {"channel_names": {"1": "CT"}, "labels": {"background": 0, "a": "1"}, "numTraining": "3"}, "bad"
         )
-    for word in ("channel_names", "labels.background", "labels.a", "numTraining", "file_ending"):
+    for word in ("channel_names", "labels.a", "numTraining", "file_ending"):
         assert word in caught.value.what
 
 
@@ -81,7 +82,7 @@ def test_every_fault_is_listed_at_once():
         ({"channel_names": None}, "channel_names is missing"),
         ({"labels": None}, "missing"),
         ({"labels": {"background": 0}}, "at least one class"),
-        ({"labels": {"liver": 1}}, "labels.background"),
+        ({"labels": {"liver": 1}}, "labels: background"),
         ({"labels": {"background": 0, "a": 1, "b": 1}}, "a and b"),
         ({"labels": {"background": 0, "a": -1}}, "labels.a"),
         ({"labels": {"background": 0, "a": 2**31}}, "labels.a"),
@@ -90,7 +91,7 @@ def test_every_fault_is_listed_at_once():
         ({"labels": {"background": 0, "a": []}}, "labels.a"),
         ({"labels": {"background": 0, "a": [1, 1]}}, "twice"),
         ({"labels": {"background": 0, "a": [0, 1]}, "regions_class_order": [1]}, "includes 0"),
-        ({"labels": {"background": 0, "a": 1, "ignore": 1}}, "labels.ignore"),
+        ({"labels": {"background": 0, "a": 1, "ignore": 1}}, "labels: ignore"),
         ({"labels": {"background": 0, "a": 1, "ignore": [2, 3]}}, "one value"),
         ({"labels": {"background": 0, "a": [1, 2]}}, "regions_class_order"),
         ({"labels": {"background": 0, "a": [1, 2], "b": 2}, "regions_class_order": [1]}, "1 values for 2 regions"),

@@ -10,12 +10,23 @@ from hypothesis import strategies as st
 
 from autoseg.core.geometry import Geometry
 from autoseg.core.records import content_hash, from_data, to_data
-from autoseg.data.fingerprint import QUANTILE_LEVELS, Fingerprint, fingerprint_hash
-from autoseg.data.statistics import MOST_VALUES_SORTED, ExtractedCase, case_statistics, combine, left_right_axis
+from autoseg.data.fingerprint import (
+    MOST_VALUES_SORTED,
+    QUANTILE_LEVELS,
+    CaseStatistics,
+    Fingerprint,
+    Foreground,
+    case_statistics,
+    combine,
+    fingerprint_hash,
+    left_right_axis,
+)
 from autoseg.images.volume import Volume
 
+Extracted = tuple[CaseStatistics, Foreground]
 
-def a_case(seed: int, identifier: str = "a", size: int = 10, scale: float = 1.0) -> tuple[ExtractedCase, np.ndarray]:
+
+def a_case(seed: int, identifier: str = "a", size: int = 10, scale: float = 1.0) -> tuple[Extracted, np.ndarray]:
     """A case with two channels, and the foreground intensities of its first one."""
     rng = np.random.default_rng(seed)
     image = (rng.normal(size=(2, size, size + 1, size + 2)) * scale + 5).astype(np.float32)
@@ -30,7 +41,7 @@ def test_the_facts_of_a_case():
     labels = np.zeros((6, 6, 6), np.int8)
     labels[1, 2, :2] = 2
     labels[5, 5, 5] = 1  # lies where the image is zero: it is counted, but cropped away
-    facts = case_statistics("a", Volume(image, Geometry((6, 6, 6))), labels).statistics
+    facts = case_statistics("a", Volume(image, Geometry((6, 6, 6))), labels)[0]
     assert facts.shape == (6, 6, 6)
     assert facts.shape_after_crop == (3, 2, 6)
     assert facts.relative_size == pytest.approx(36 / 216)
@@ -56,11 +67,10 @@ def test_statistics_are_those_of_the_pooled_foreground_when_cases_have_equal_siz
 
 def test_a_large_case_weighs_no_more_than_a_small_one():
     small, _ = a_case(0, "a", size=6)
-    large, _ = a_case(1, "b", size=20)
-    shifted = dataclasses.replace(large.foreground[0], mean=large.foreground[0].mean + 10)
-    large = dataclasses.replace(large, foreground=(shifted, large.foreground[1]))
-    mean = combine([small, large], 2).intensities[0].mean
-    assert mean == pytest.approx((small.foreground[0].mean + shifted.mean) / 2)
+    (statistics, (first, second)), _ = a_case(1, "b", size=20)
+    shifted = dataclasses.replace(first, mean=first.mean + 10)
+    mean = combine([small, (statistics, (shifted, second))], 2).intensities[0].mean
+    assert mean == pytest.approx((small[1][0].mean + shifted.mean) / 2)
 
 
 def test_the_order_of_the_cases_does_not_matter():
@@ -83,7 +93,7 @@ def test_quantiles_of_large_images_come_from_a_fixed_draw_with_exact_extremes():
     volume, labels = Volume(image, Geometry(image.shape[1:])), np.ones(image.shape[1:], np.int8)
     first, again = case_statistics("a", volume, labels), case_statistics("a", volume, labels)
     assert first == again
-    (quantiles,) = first.statistics.quantiles
+    (quantiles,) = first[0].quantiles
     assert (quantiles[0], quantiles[-1]) == (image.min(), image.max())
     assert quantiles[4] == pytest.approx(0, abs=0.01)
 
@@ -91,7 +101,7 @@ def test_quantiles_of_large_images_come_from_a_fixed_draw_with_exact_extremes():
 def test_a_dataset_without_foreground_has_zeros_for_intensities():
     image = np.ones((1, 3, 3, 3), np.float32)
     case = case_statistics("a", Volume(image, Geometry((3, 3, 3))), np.zeros((3, 3, 3), np.int8))
-    assert case.foreground == ()
+    assert case[1] == ()
     assert combine([case], 1).intensities[0].std == 0
     assert combine([], 1).cases == ()
 
@@ -112,7 +122,7 @@ def test_the_axis_from_left_to_right_is_known_unless_the_image_is_oblique(direct
     geometry = Geometry((2, 2, 2), direction=direction)
     assert left_right_axis(geometry) == axis
     case = case_statistics("a", Volume(np.ones((1, 2, 2, 2), np.float32), geometry), np.ones((2, 2, 2), np.int8))
-    assert case.statistics.left_right_axis == axis
+    assert case[0].left_right_axis == axis
 
 
 def test_fingerprints_from_before_the_axis_was_kept_have_the_same_hash():
