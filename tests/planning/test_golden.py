@@ -29,7 +29,9 @@ def planned(pair: dict) -> Plan:
     name = PRESETS[pair["planner"]]
     preset = from_data(Preset, read_yaml(find_config(name, "presets")), name)
     described = describe_nnunet(pair["dataset"], "dataset.json")
-    facts = DatasetFacts("golden", described.channels, described.labels, described.file_ending, described[3])
+    facts = DatasetFacts(
+        "golden", described.channels, described.labels, described.file_ending, described.announced_cases
+    )
     fingerprint = read_nnunet_fingerprint(pair["fingerprint"])
     return make_plan(fingerprint, facts, Request(name, preset, pair["memory_gb"]))
 
