@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from autoseg.core.files import atomic_file, write_atomic
-from autoseg.report.figures import CLASS_COLORS, DOTS_PER_INCH
+from autoseg.data.model import CLASS_COLORS
+from autoseg.training.callbacks.curves import DOTS_PER_INCH
 from comparison_statistics import Comparison
 
 CaseDice = Mapping[str, Mapping[str, float | None]]

@@ -23,7 +23,7 @@ from autoseg.inference.manifest import PredictionOptions, PredictorOptions
 from autoseg.planning.decide import PlanOptions
 from autoseg.planning.plan import Plan
 from autoseg.report.collect import write_report
-from autoseg.report.figures import draw_overlay
+from autoseg.report.pictures import Scan, draw_overlay
 from autoseg.runs.progress import QueueProgress
 from autoseg.runs.queue import TrainOptions
 from autoseg.runs.train import TrainListeners, train_queue
@@ -197,16 +197,15 @@ def _draw(plan: Plan, dataset: Path, predictions: Path, overlays: Path, scores: 
         )
         dice = " · ".join(f"{label} {_two_digits(own['dice'])}" for label, own in classes.items())
         drawn.append(overlays / f"{name}.png")
-        draw_overlay(
-            drawn[-1],
-            volume.array,
-            predicted,
-            volume.geometry.spacing_mm,
-            plan.labels.classes,
-            reference,
-            plan.channels,
-            f"{name}: Dice {dice}",
+        scan = Scan(
+            image=volume.array,
+            predicted=predicted,
+            reference=reference,
+            spacing_mm=volume.geometry.spacing_mm,
+            classes={label: plan.labels.classes[label] for label in plan.labels.foreground},
+            channels=plan.channels,
         )
+        draw_overlay(drawn[-1], scan, f"{name}: Dice {dice}")
     return tuple(drawn)
 
 

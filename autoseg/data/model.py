@@ -7,6 +7,10 @@ from dataclasses import dataclass
 
 BACKGROUND = "background"
 
+CLASS_COLORS = ("#E69F00", "#56B4E9", "#CC79A7", "#009E73", "#F0E442", "#0072B2", "#D55E00")
+"""Of the classes in pictures and curves: Okabe and Ito's palette, told apart with every common color blindness; the
+brightest first, as images are dark."""
+
 
 @dataclass(frozen=True, slots=True)
 class LabelSet:

@@ -1,11 +1,12 @@
-"""What the files of a case show for a report: overlay, volumes, confusion; each case in a process of its own."""
+"""What the files of a case show in a report: overlay, volumes, confusion; each case in a process of its own."""
 
 from __future__ import annotations
 
 import logging
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +18,17 @@ from autoseg.core.geometry import Geometry
 from autoseg.core.progress import Progress
 from autoseg.core.workers import map_supervised
 from autoseg.data.fingerprint import case_statistics
+from autoseg.data.inputs import image_files
 from autoseg.data.labels import to_training_values, value_counts
 from autoseg.data.model import Case, LabelSet
-from autoseg.data.outliers import properties
+from autoseg.data.outliers import Outlier, properties
 from autoseg.evaluation.confusion import Counts, confusion, overlaps_of
-from autoseg.evaluation.scores import voxel_ml
+from autoseg.evaluation.scores import ClassScores, count_scores, voxel_ml
+from autoseg.evaluation.statistics import mean_of
+from autoseg.images.formats.files import stem
 from autoseg.images.readers import read_image, read_labels
 from autoseg.images.volume import Volume
+from autoseg.planning.plan import Plan
 from autoseg.report.pictures import Scan, overlay
 
 PICTURES = 50
@@ -31,6 +36,9 @@ PICTURES = 50
 
 TOTAL_PICTURE_BYTES = 13_000_000
 """Of all pictures together: a report stays below 20 MB whatever the images are like."""
+
+COMMON_SCALE = "ct"
+"""Normalization of channels whose intensities mean the same in every case."""
 
 _MOST_PICTURE_BYTES = 400_000  # of one case; more is not to be seen on a page
 _FOLDERS = re.compile(r"(?<![\w.])(?:[A-Za-z]:)?[\\/](?:[^\s:;,()\\/]+[\\/])+")
@@ -41,70 +49,106 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class CaseTask:
-    """A case to look at.
+class CaseFiles:
+    """The files of a case, and what is wanted of them.
 
     Attributes:
-        case: its files, relative to `root`.
+        case: image and reference files, absolute or relative to `root`.
         root: folder of the dataset.
-        prediction: its predicted label map, or None.
-        labels: classes.
-        channels: their names.
-        four_d: whether a fourth axis of the image files holds the channels.
+        prediction: predicted label map, or None.
         picture_bytes: that its pictures may take; 0 for none.
-        windows: for each channel the intensities drawn black and white, as `Scan` has it.
-        is_new: whether its properties are wanted, to compare them with the training cases.
+        wants_properties: whether its properties are to be compared with the training cases.
     """
 
     case: Case
     root: str
     prediction: str | None
-    labels: LabelSet
-    channels: tuple[str, ...]
-    four_d: bool
-    picture_bytes: int
-    windows: tuple[tuple[float, float] | None, ...] = ()
-    is_new: bool = False
+    picture_bytes: int = 0
+    wants_properties: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class Evidence:
-    """What was seen of a case; what could not be seen is empty.
+class ReportedCase:
+    """A case of a report; what is not known, or could not be read, is empty.
 
     Attributes:
-        volumes: class -> (predicted, reference) in `unit`.
+        identifier: of the case.
+        fold: that kept it back.
+        scores: class -> scores of `COUNT_METRICS`; empty without a reference.
+        volumes: class -> (predicted, reference) in `unit`; the reference is None without one.
         unit: "ml", or "pixels" in pictures.
-        dice: class -> Dice, None where undefined; empty without a reference.
         confusion: voxels of each pair of values.
         picture: overlay.
-        properties: of a new case.
+        properties: of a new case, as `outliers.properties` gives them.
+        outliers: respects in which the case is unlike the training cases.
         remark: why something is missing.
     """
 
-    volumes: dict[str, tuple[float, float | None]]
+    identifier: str
+    fold: int | None = None
+    scores: dict[str, ClassScores] = field(default_factory=dict)
+    volumes: dict[str, tuple[float, float | None]] = field(default_factory=dict)
     unit: str = "ml"
-    dice: dict[str, float | None] = field(default_factory=dict)
     confusion: Counts | None = None
     picture: Markup | None = None
-    properties: dict[str, tuple[float, str]] | None = None
+    properties: dict[str, tuple[float, str]] = field(default_factory=dict)
+    outliers: tuple[Outlier, ...] = ()
     remark: str = ""
 
+    @property
+    def dice(self) -> dict[str, float | None]:
+        """Class -> Dice."""
+        return {name: own["dice"] for name, own in self.scores.items()}
 
-def look_at(tasks: Sequence[CaseTask], jobs: int, progress: Progress) -> dict[str, Evidence]:
+    @property
+    def mean_dice(self) -> float | None:
+        """Mean over the classes for which it is defined."""
+        return mean_of(self.dice.values())
+
+
+def mean_dice(cases: Sequence[ReportedCase]) -> float | None:
+    """Mean over the cases of their mean Dice; None where it is undefined for all."""
+    return mean_of(case.mean_dice for case in cases)
+
+
+def worst_first(cases: Sequence[ReportedCase]) -> tuple[ReportedCase, ...]:
+    """The cases by rising mean Dice; those without any come last, in the order of their names."""
+    return tuple(sorted(cases, key=lambda case: (2.0 if case.mean_dice is None else case.mean_dice, case.identifier)))
+
+
+def compared_with(folder: Path, files: Sequence[CaseFiles]) -> list[CaseFiles]:
+    """The files with the label maps of another folder where it has them.
+
+    Raises:
+        MissingInput: it has none.
+    """
+    others = {stem(path): str(path.resolve()) for path in image_files(folder)} if folder.is_dir() else {}
+    if not any(own.case.identifier in others for own in files):
+        raise MissingInput(
+            f"{folder.name} holds no label map named like a validated case", where=str(folder), do="check --references"
+        )
+    return [
+        replace(own, case=replace(own.case, labels=others.get(own.case.identifier, own.case.labels))) for own in files
+    ]
+
+
+def examine_cases(files: Sequence[CaseFiles], plan: Plan, jobs: int, progress: Progress) -> dict[str, ReportedCase]:
     """What the files of each case show; a case that cannot be read has a remark instead.
 
     Args:
-        tasks: the cases.
+        files: of the cases.
+        plan: channels and classes.
         jobs: worker processes; 0 to do it here.
-        progress: told about every case.
+        progress: called with the finished cases and their total.
     """
     found = {}
-    for done, outcome in enumerate(map_supervised(examine, tasks, jobs), start=1):
-        name = tasks[outcome.index].case.identifier
-        found[name] = outcome.value or Evidence({}, remark=without_folders(outcome.failure or "no reason is known"))
+    for done, outcome in enumerate(map_supervised(partial(examine, plan=plan), files, jobs), start=1):
+        name = files[outcome.index].case.identifier
+        failure = without_folders(outcome.failure or "no reason is known")
+        found[name] = outcome.value or ReportedCase(name, remark=failure)
         if found[name].remark:
             _log.warning("%s: %s", name, found[name].remark)
-        progress(done, len(tasks))
+        progress(done, len(files))
     return found
 
 
@@ -114,87 +158,99 @@ def picture_bytes(pictures: int) -> int:
 
 
 def without_folders(text: str) -> str:
-    """A sentence with file names only: a report that is passed on tells nothing about the machine."""
+    """A sentence with file names only: a report that is passed on says nothing about the machine."""
     return _FOLDERS.sub("", text)
 
 
-def examine(task: CaseTask) -> Evidence:
+def examine(files: CaseFiles, plan: Plan) -> ReportedCase:
     """What the files of one case show."""
     try:
-        return _seen(task)
+        return _examined(files, plan)
     except AutoSegError as error:
-        return Evidence({}, remark=without_folders(error.what))
+        return ReportedCase(files.case.identifier, remark=without_folders(error.what))
     except OSError as error:
-        return Evidence({}, remark=error.strerror or "its files cannot be read")
+        return ReportedCase(files.case.identifier, remark=error.strerror or "its files cannot be read")
 
 
-def _seen(task: CaseTask) -> Evidence:
-    if task.prediction is None:
-        return Evidence({}, remark="there is no predicted label map")
-    root = Path(task.root)
-    predicted, geometry = _labels(Path(task.prediction), task.labels)
-    reference = None if task.case.labels is None else _labels(root / task.case.labels, task.labels)[0]
-    if reference is not None and reference.shape != predicted.shape:
-        raise GeometryMismatch("prediction and reference have different shapes")
-    volume = _volume(task) if task.picture_bytes or task.is_new else None
-    if volume is not None:
-        geometry = volume.geometry  # a label file's format may carry none
-    counts = None if reference is None else confusion(predicted, reference, task.labels)
-    volumes, unit = _volumes(task.labels, predicted, counts, geometry)
-    return Evidence(
-        volumes=volumes,
-        unit=unit,
-        dice={} if counts is None else {name: own.dice for name, own in overlaps_of(counts, task.labels).items()},
+def _examined(files: CaseFiles, plan: Plan) -> ReportedCase:
+    if files.prediction is None:
+        raise MissingInput("there is no predicted label map")
+    prediction = _label_volume(Path(files.prediction))
+    predicted = to_training_values(prediction.array, plan.labels)
+    reference = _reference(files, plan, predicted.shape)
+    if not files.picture_bytes and not files.wants_properties:
+        return _measured(files, predicted, reference, plan.labels, prediction.geometry)
+    image = _image(files, plan)
+    found = _measured(files, predicted, reference, plan.labels, image.geometry)  # a label file's format may carry none
+    if files.picture_bytes:
+        found = replace(found, picture=_picture(files, image, predicted, reference, plan))
+    if files.wants_properties:
+        statistics, _ = case_statistics(files.case.identifier, image, predicted)
+        found = replace(found, properties=properties(statistics, plan.channels, plan.labels))
+    return found
+
+
+def _measured(
+    files: CaseFiles, predicted: Labels, reference: Labels | None, labels: LabelSet, geometry: Geometry
+) -> ReportedCase:
+    """Volumes and, with a reference, scores of a case; these are about the annotated voxels only."""
+    one_ml = voxel_ml(geometry.shape, geometry.spacing_mm)
+    voxel, unit = (1.0, "pixels") if one_ml is None else (one_ml, "ml")
+    found = ReportedCase(files.case.identifier, unit=unit)
+    if reference is None:
+        seen = value_counts(predicted)
+        voxels = {name: sum(seen.get(value, 0) for value in labels.classes[name]) for name in labels.foreground}
+        return replace(found, volumes={name: (voxel * own, None) for name, own in voxels.items()})
+    counts = confusion(predicted, reference, labels)
+    overlaps = overlaps_of(counts, labels)
+    return replace(
+        found,
+        scores={name: count_scores(own) for name, own in overlaps.items()},
+        volumes={name: (voxel * own.prediction, voxel * own.reference) for name, own in overlaps.items()},
         confusion=counts,
-        picture=None if volume is None else _picture(task, volume, predicted, reference),
-        properties=_properties(task, volume, predicted) if task.is_new and volume is not None else None,
     )
 
 
-def _labels(path: Path, labels: LabelSet) -> tuple[Labels, Geometry]:
+def _label_volume(path: Path) -> Volume:
     if not path.is_file():
         raise MissingInput(f"{path.name} is missing")
-    volume = read_labels(path)
-    return to_training_values(volume.array, labels), volume.geometry
+    return read_labels(path)
 
 
-def _volume(task: CaseTask) -> Volume:
-    files = [Path(task.root) / image for image in task.case.images]
-    for file in files:
-        if not file.is_file():
-            raise MissingInput(f"{file.name} is missing")
-    return read_image(files, task.four_d)
-
-
-def _volumes(
-    labels: LabelSet, predicted: Labels, counts: Counts | None, geometry: Geometry
-) -> tuple[dict[str, tuple[float, float | None]], str]:
-    """Predicted and reference volume of each class; both of the annotated voxels only."""
-    one_ml = voxel_ml(geometry.shape, geometry.spacing_mm)
-    size, unit = (1.0, "pixels") if one_ml is None else (one_ml, "ml")
-    if counts is None:
-        seen = value_counts(predicted)
-        alone = {name: sum(seen.get(value, 0) for value in labels.classes[name]) for name in labels.foreground}
-        return {name: (size * voxels, None) for name, voxels in alone.items()}, unit
-    compared = overlaps_of(counts, labels).items()
-    return {name: (size * own.prediction, size * own.reference) for name, own in compared}, unit
-
-
-def _picture(task: CaseTask, volume: Volume, predicted: Labels, reference: Labels | None) -> Markup | None:
-    if not task.picture_bytes:
+def _reference(files: CaseFiles, plan: Plan, shape: tuple[int, ...]) -> Labels | None:
+    if files.case.labels is None:
         return None
+    reference = to_training_values(_label_volume(Path(files.root) / files.case.labels).array, plan.labels)
+    if reference.shape != shape:
+        raise GeometryMismatch("prediction and reference have different shapes")
+    return reference
+
+
+def _image(files: CaseFiles, plan: Plan) -> Volume:
+    paths = [Path(files.root) / image for image in files.case.images]
+    for path in paths:
+        if not path.is_file():
+            raise MissingInput(f"{path.name} is missing")
+    return read_image(paths, plan.four_d)
+
+
+def _picture(files: CaseFiles, image: Volume, predicted: Labels, reference: Labels | None, plan: Plan) -> Markup:
     scan = Scan(
-        image=volume.array,
+        image=image.array,
         predicted=predicted,
         reference=reference,
-        spacing_mm=volume.geometry.spacing_mm,
-        classes={name: task.labels.classes[name] for name in task.labels.foreground},
-        channels=task.channels,
-        windows=task.windows,
+        spacing_mm=image.geometry.spacing_mm,
+        classes={name: plan.labels.classes[name] for name in plan.labels.foreground},
+        channels=plan.channels,
+        windows=_windows(plan),
     )
-    return overlay(scan, task.case.identifier, task.picture_bytes)
+    return overlay(scan, files.case.identifier, files.picture_bytes)
 
 
-def _properties(task: CaseTask, volume: Volume, predicted: Labels) -> dict[str, tuple[float, str]]:
-    statistics, _ = case_statistics(task.case.identifier, volume, predicted)
-    return properties(statistics, task.channels, task.labels)
+def _windows(plan: Plan) -> tuple[tuple[float, float] | None, ...]:
+    """Where intensities mean the same in every case, the range of the foreground; elsewhere each case has its own."""
+    schemes = next(iter(plan.configurations.values())).normalization
+    return tuple(
+        (own.percentile_00_5, own.percentile_99_5) if scheme == COMMON_SCALE else None
+        for scheme, own in zip(schemes, plan.intensities, strict=False)
+    )

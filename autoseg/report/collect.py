@@ -5,53 +5,39 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
 
-from autoseg import __version__
 from autoseg.core.errors import MissingInput, RecordFault
 from autoseg.core.files import write_atomic
 from autoseg.core.progress import Progress, silent
 from autoseg.core.records import load
-from autoseg.core.workspace import RunFolder, Workspace
-from autoseg.data.fingerprint import Fingerprint
-from autoseg.data.inputs import image_files
+from autoseg.core.workspace import Workspace
 from autoseg.data.model import Case, Dataset
-from autoseg.data.outliers import TrainingRange, find_outliers, outliers_among, properties
+from autoseg.data.outliers import TrainingRange, find_outliers
 from autoseg.data.survey import Survey
-from autoseg.images.formats.files import stem
+from autoseg.evaluation.scores import ClassScores
 from autoseg.inference.manifest import PredictionManifest
 from autoseg.planning.plan import Plan
 from autoseg.planning.planned import load_plan
 from autoseg.report.cases import (
     PICTURES,
-    CaseTask,
-    Evidence,
-    look_at,
-    picture_bytes,
-    without_folders,
-)
-from autoseg.report.choice import choice_of
-from autoseg.report.content import (
-    CaseEntry,
-    ClassDice,
-    DatasetReport,
-    PredictionReport,
-    RunEntry,
+    CaseFiles,
+    ReportedCase,
+    compared_with,
+    examine_cases,
     mean_dice,
+    picture_bytes,
     worst_first,
 )
-from autoseg.report.dataset_page import dataset_page
-from autoseg.report.prediction_page import prediction_page
-from autoseg.runs.run import RunRecord, RunStatus
+from autoseg.report.pages import prediction_page
+from autoseg.report.sections import DatasetReport, ReportedRun, dataset_page
+from autoseg.runs.run import SCORES_FILE, FoldScores, RunRecord, RunStatus
+from autoseg.selection.record import Selection
 from autoseg.training.callbacks.history import read_history
 from autoseg.training.splits import Fold, make_folds
 
 REPORT_NAME = "report.html"
-
-COMMON_SCALE = "ct"
-"""Normalization of channels whose intensities mean the same in every case."""
 
 T = TypeVar("T")
 
@@ -59,20 +45,18 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class _Results:
-    """Predictions of cases by networks that never saw them.
+class _Predictions:
+    """Out-of-fold predictions.
 
     Attributes:
         source: what predicted, in words.
-        dice: case -> class -> Dice.
+        cases: with their recorded scores and folds.
         files: case -> predicted label map.
-        folds: case -> fold that kept it back.
     """
 
     source: str
-    dice: dict[str, ClassDice]
+    cases: list[ReportedCase]
     files: dict[str, Path]
-    folds: dict[str, int]
 
 
 def write_report(
@@ -95,37 +79,32 @@ def write_report(
             where training used scribbles. Cases without one are compared with their own.
         pictures: cases that get pictures, worst first.
         jobs: worker processes; 0 to do everything here.
-        progress: told about finished cases.
+        progress: called with the finished cases and their total.
 
     Raises:
         MissingInput: the dataset is not planned yet.
     """
     plan = load_plan(workspace.plan)
-    dataset, found = load(Dataset, workspace.dataset), load(Survey, workspace.check)
-    runs = _runs(workspace, plan, found.fingerprint)
-    choice, selected = choice_of(workspace, plan)
-    results = (
-        _selected_results(workspace, plan, selected) if choice is not None else _best_results(workspace, plan, runs)
-    )
-    kinds = {case.identifier: properties(case, plan.channels, plan.labels) for case in found.fingerprint.cases}
-    odd = outliers_among(kinds)
-    cases = worst_first([CaseEntry(name, dict(dice), unlike=odd.get(name, ())) for name, dice in results.dice.items()])
-    tasks = _tasks(cases, dataset, plan, results, pictures)
+    dataset, survey = load(Dataset, workspace.dataset), load(Survey, workspace.check)
+    folds = _loaded(list[Fold], workspace.splits) or make_folds([case.identifier for case in survey.fingerprint.cases])
+    runs, selection = _runs(workspace, plan, len(folds)), _loaded(Selection, workspace.selection)
+    if selection is None:
+        predictions = _best_predictions(workspace, plan, runs)
+    else:
+        predictions = _selected_predictions(workspace, plan, selection, folds)
+    cases = worst_first(predictions.cases)
+    files = _files(cases, dataset, predictions.files, pictures)
     if references is not None:
-        tasks = _compared_with(references, tasks)
-    seen = _completed(cases, look_at(tasks, jobs, progress), results.folds)
+        files = compared_with(references, files)
+    examined = _completed(cases, examine_cases(files, plan, jobs, progress))
     report = DatasetReport(
         plan=plan,
         dataset=dataset,
-        fingerprint=found.fingerprint,
-        problems=found.problems,
-        unlike=odd,
+        survey=survey,
         runs=runs,
-        choice=choice,
-        source=results.source,
-        cases=seen if references is None else worst_first(seen),
-        version=__version__,
-        written=_now(),
+        selection=selection,
+        source=predictions.source,
+        cases=examined,
         references="" if references is None else "/".join(references.resolve().parts[-2:]),
         own_dice=mean_dice(cases),
     )
@@ -142,8 +121,6 @@ def write_prediction_report(
     typical: Mapping[str, TrainingRange],
     *,
     pictures: int = PICTURES,
-    jobs: int = 0,
-    progress: Progress = silent,
 ) -> Path:
     """Writes report.html beside predicted label maps: pictures, volumes, cases unlike the training data.
 
@@ -154,110 +131,37 @@ def write_prediction_report(
         cases: the images, as they were found.
         typical: what is usual for the model's training cases (`ModelFiles.typical`); empty if that is not known.
         pictures: cases that get pictures, those unlike the training data first.
-        jobs: worker processes; 0 to do everything here.
-        progress: told about finished cases.
     """
     files = {name: outcome.output for name, outcome in manifest.cases.items() if outcome.status == "done"}
-    done = [case for case in cases if files.get(case.identifier)]
-    plain = [_new_task(case, output / str(files[case.identifier]), plan, is_new=bool(typical)) for case in done]
-    entries = _new_entries(plain, typical, min(pictures, len(done)), jobs, progress)
-    report = PredictionReport(
-        model=manifest.model,
-        labels=plan.labels,
-        facts={
-            "device": manifest.device,
-            "mirroring": "yes" if manifest.mirroring else "no",
-            "tiles overlap by": f"{manifest.overlap:.0%}",
-        },
-        cases=entries,
-        failed={
-            name: without_folders(outcome.error or "no reason is known")
-            for name, outcome in manifest.cases.items()
-            if outcome.status == "failed"
-        },
-        is_compared=bool(typical),
-        version=__version__,
-        written=_now(),
-    )
+    done = [
+        CaseFiles(replace(case, labels=None), "", str(output / str(files[case.identifier])), 0, bool(typical))
+        for case in cases
+        if files.get(case.identifier)
+    ]
     path = output / REPORT_NAME
-    write_atomic(path, prediction_page(report))
+    write_atomic(
+        path, prediction_page(manifest, _examined(done, plan, typical, min(pictures, len(done))), bool(typical))
+    )
     return path
 
 
-def _new_task(case: Case, prediction: Path, plan: Plan, *, is_new: bool) -> CaseTask:
-    """A case without reference, and without pictures."""
-    return CaseTask(
-        case=replace(case, labels=None),
-        root="",
-        prediction=str(prediction),
-        labels=plan.labels,
-        channels=plan.channels,
-        four_d=plan.four_d,
-        picture_bytes=0,
-        windows=_windows(plan),
-        is_new=is_new,
-    )
-
-
-def _new_entries(
-    tasks: Sequence[CaseTask], typical: Mapping[str, TrainingRange], pictures: int, jobs: int, progress: Progress
-) -> tuple[CaseEntry, ...]:
+def _examined(
+    files: Sequence[CaseFiles], plan: Plan, typical: Mapping[str, TrainingRange], pictures: int
+) -> list[ReportedCase]:
     """The cases, those most unlike the training cases first; these get the pictures if not all do."""
     share = picture_bytes(pictures) if pictures else 0
-    are_all_drawn = pictures == len(tasks)
-    first = [replace(task, picture_bytes=share) for task in tasks] if are_all_drawn else tasks
-    seen = look_at(first, jobs, progress)
-    entries = [_with_evidence(CaseEntry(name), own, typical) for name, own in seen.items()]
-    entries.sort(key=lambda entry: (-len(entry.unlike), entry.identifier))
-    if are_all_drawn:
-        return tuple(entries)
-    chosen = {entry.identifier for entry in entries[:pictures]}
-    again = [replace(task, picture_bytes=share) for task in tasks if task.case.identifier in chosen]
-    drawn = look_at(again, jobs, silent)
-    return tuple(
-        replace(entry, picture=drawn[entry.identifier].picture) if entry.identifier in chosen else entry
-        for entry in entries
-    )
-
-
-def _windows(plan: Plan) -> tuple[tuple[float, float] | None, ...]:
-    """Where intensities mean the same in every case, the range of the foreground; elsewhere each case has its own."""
-    schemes = next(iter(plan.configurations.values())).normalization
-    return tuple(
-        (own.percentile_00_5, own.percentile_99_5) if scheme == COMMON_SCALE else None
-        for scheme, own in zip(schemes, plan.intensities, strict=False)
-    )
-
-
-def _now() -> str:
-    return datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
-
-
-def _runs(workspace: Workspace, plan: Plan, fingerprint: Fingerprint) -> tuple[RunEntry, ...]:
-    """Every configuration and fold, whether it was started or not."""
-    folds = _loaded(list[Fold], workspace.splits) or make_folds([case.identifier for case in fingerprint.cases])
-    return tuple(
-        _run(workspace.run(name, fold), plan, name, fold)
-        for name in plan.configurations
-        for fold in sorted({*range(len(folds)), *_started(workspace, name)})
-    )
-
-
-def _started(workspace: Workspace, configuration: str) -> list[int]:
-    """Numbers of the folds that a configuration has run folders of."""
-    folders = workspace.run(configuration, 0).root.parent.glob("fold_*")
-    numbers = [folder.name.removeprefix("fold_") for folder in folders if folder.is_dir()]
-    return [int(number) for number in numbers if number.isdecimal()]
-
-
-def _run(folder: RunFolder, plan: Plan, configuration: str, fold: int) -> RunEntry:
-    status, record = _loaded(RunStatus, folder.state), _loaded(RunRecord, folder.recipe)
-    if status is None or record is None:
-        return RunEntry(configuration, fold, remark="its records are damaged" if folder.state.exists() else "")
-    own = _loaded(Plan, folder.plan)
-    is_current = own is not None and own.configurations.get(configuration) == plan.configurations[configuration]
-    remark = "" if is_current else "trained with an earlier plan"
-    return RunEntry(configuration, fold, status, tuple(read_history(folder.history)), record.device, remark)
+    all_drawn = pictures == len(files)
+    first = [replace(own, picture_bytes=share) for own in files] if all_drawn else files
+    found = examine_cases(first, plan, 0, silent).values()
+    cases = [replace(case, outliers=find_outliers(case.properties, typical)) for case in found]
+    cases.sort(key=lambda case: (-len(case.outliers), case.identifier))
+    if all_drawn:
+        return cases
+    # which cases get pictures is known only after all were compared, so these few are read a second time
+    chosen = {case.identifier for case in cases[:pictures]}
+    again = [replace(own, picture_bytes=share) for own in files if own.case.identifier in chosen]
+    drawn = examine_cases(again, plan, 0, silent)
+    return [replace(case, picture=drawn[case.identifier].picture) for case in cases[:pictures]] + cases[pictures:]
 
 
 def _loaded(kind: type[T], path: Path) -> T | None:
@@ -271,98 +175,79 @@ def _loaded(kind: type[T], path: Path) -> T | None:
         return None
 
 
-def _selected_results(workspace: Workspace, plan: Plan, dice: Mapping[str, ClassDice]) -> _Results:
+def _runs(workspace: Workspace, plan: Plan, folds: int) -> tuple[ReportedRun, ...]:
+    """Every configuration and fold, whether it was started or not, and folds of earlier splits that were started."""
+    return tuple(
+        _run(workspace, plan, name, fold)
+        for name in plan.configurations
+        for fold in sorted({*range(folds), *_started(workspace, name)})
+    )
+
+
+def _started(workspace: Workspace, configuration: str) -> list[int]:
+    """Numbers of the folds that a configuration has run folders of."""
+    folders = workspace.run(configuration, 0).root.parent.glob("fold_*")
+    numbers = [folder.name.removeprefix("fold_") for folder in folders if folder.is_dir()]
+    return [int(number) for number in numbers if number.isdecimal()]
+
+
+def _run(workspace: Workspace, plan: Plan, configuration: str, fold: int) -> ReportedRun:
+    folder = workspace.run(configuration, fold)
+    status, record = _loaded(RunStatus, folder.state), _loaded(RunRecord, folder.recipe)
+    if status is None or record is None:
+        return ReportedRun(configuration, fold, remark="its records are damaged" if folder.state.exists() else "")
+    own = _loaded(Plan, folder.plan)
+    is_current = own is not None and own.configurations.get(configuration) == plan.configurations[configuration]
+    remark = "" if is_current else "trained with an earlier plan"
+    return ReportedRun(configuration, fold, status, tuple(read_history(folder.history)), record.device, remark)
+
+
+def _selected_predictions(
+    workspace: Workspace, plan: Plan, selection: Selection, folds: Sequence[Fold]
+) -> _Predictions:
     """What the selected model gave for cases it was not trained on."""
-    files = {name: workspace.selected / f"{name}{plan.file_ending}" for name in dice}
-    folds = _loaded(list[Fold], workspace.splits) or []
     kept_back = {name: number for number, fold in enumerate(folds) for name in fold.val}
-    return _Results("the selected model's networks, each case by those that never saw it", dict(dice), files, kept_back)
+    cases = [
+        ReportedCase(case, kept_back.get(case), {name: {"dice": value} for name, value in dice.items()})
+        for case, dice in selection.case_dice.items()
+    ]
+    files = {case: workspace.selected / f"{case}{plan.file_ending}" for case in selection.case_dice}
+    return _Predictions("the selected model's networks, each case by those that never saw it", cases, files)
 
 
-def _best_results(workspace: Workspace, plan: Plan, runs: Sequence[RunEntry]) -> _Results:
+def _best_predictions(workspace: Workspace, plan: Plan, runs: Sequence[ReportedRun]) -> _Predictions:
     """Validation cases of the configuration with the best Dice among those that have any."""
-    from autoseg.runs.run import SCORES_FILE, FoldScores
-
-    found: dict[str, _Results] = {}
+    found: dict[str, _Predictions] = {}
     for run in runs:
         folder = workspace.run(run.configuration, run.fold).validation
         scores = None if run.status is None else _loaded(FoldScores, folder / SCORES_FILE)
-        if scores is None:
-            continue
-        title = f"{run.configuration}, each case by the network that never saw it"
-        own = found.setdefault(run.configuration, _Results(title, {}, {}, {}))
-        for name, classes in scores.cases.items():
-            own.dice[name] = {label: entry["dice"] for label, entry in classes.items()}
-            own.files[name] = folder / f"{name}{plan.file_ending}"
-            own.folds[name] = run.fold
-    if not found:
-        return _Results("", {}, {}, {})
-    return max(found.values(), key=lambda results: _mean_dice(results.dice))
+        if scores is not None:
+            title = f"{run.configuration}, each case by the network that never saw it"
+            own = found.setdefault(run.configuration, _Predictions(title, [], {}))
+            recorded: Mapping[str, dict[str, ClassScores]] = scores.cases
+            own.cases.extend(ReportedCase(case, run.fold, classes) for case, classes in recorded.items())
+            own.files.update({case: folder / f"{case}{plan.file_ending}" for case in recorded})
+    return max(found.values(), key=lambda own: mean_dice(own.cases) or 0.0, default=_Predictions("", [], {}))
 
 
-def _mean_dice(dice: Mapping[str, ClassDice]) -> float:
-    known = [value for classes in dice.values() for value in classes.values() if value is not None]
-    return sum(known) / len(known) if known else 0.0
-
-
-def _tasks(
-    cases: Sequence[CaseEntry], dataset: Dataset, plan: Plan, results: _Results, pictures: int
-) -> list[CaseTask]:
+def _files(
+    cases: Sequence[ReportedCase], dataset: Dataset, predicted: Mapping[str, Path], pictures: int
+) -> list[CaseFiles]:
     known = {case.identifier: case for case in dataset.cases}
     share = picture_bytes(min(pictures, len(cases)))
     return [
-        CaseTask(
-            case=known[entry.identifier],
-            root=dataset.root,
-            prediction=str(results.files[entry.identifier]),
-            labels=plan.labels,
-            channels=plan.channels,
-            four_d=plan.four_d,
-            picture_bytes=share if index < pictures else 0,
-            windows=_windows(plan),
-        )
-        for index, entry in enumerate(cases)
-        if entry.identifier in known
+        CaseFiles(known[name], dataset.root, str(predicted[name]), share if index < pictures else 0)
+        for index, name in enumerate(case.identifier for case in cases)
+        if name in known
     ]
 
 
-def _compared_with(folder: Path, tasks: Sequence[CaseTask]) -> list[CaseTask]:
-    """The tasks with the label maps of another folder where it has them.
-
-    Raises:
-        MissingInput: it has none.
-    """
-    files = {stem(path): path.resolve() for path in image_files(folder)} if folder.is_dir() else {}
-    if not any(task.case.identifier in files for task in tasks):
-        raise MissingInput(
-            f"{folder.name} holds no label map named like a validated case", where=str(folder), do="check --references"
-        )
-    changed = {name: str(path) for name, path in files.items()}
-    return [
-        replace(task, case=replace(task.case, labels=changed.get(task.case.identifier, task.case.labels)))
-        for task in tasks
-    ]
-
-
-def _completed(
-    cases: Sequence[CaseEntry], seen: Mapping[str, Evidence], folds: Mapping[str, int]
-) -> tuple[CaseEntry, ...]:
-    gone = Evidence({}, remark="the case is no longer part of the dataset")
-    return tuple(
-        replace(_with_evidence(case, seen.get(case.identifier, gone), None), fold=folds.get(case.identifier))
-        for case in cases
-    )
-
-
-def _with_evidence(case: CaseEntry, seen: Evidence, typical: Mapping[str, TrainingRange] | None) -> CaseEntry:
-    differences = case.unlike if typical is None else find_outliers(seen.properties or {}, typical)
-    return replace(
-        case,
-        dice=seen.dice or case.dice,
-        volumes=seen.volumes,
-        unit=seen.unit,
-        confusion=seen.confusion,
-        picture=seen.picture,
-        remark=seen.remark,
-        unlike=differences,
-    )
+def _completed(cases: Sequence[ReportedCase], examined: Mapping[str, ReportedCase]) -> tuple[ReportedCase, ...]:
+    """What the files show, with what is recorded of each case; worst first by the scores that the files give."""
+    made = []
+    for case in cases:
+        gone = ReportedCase(case.identifier, remark="the case is no longer part of the dataset")
+        found = examined.get(case.identifier, gone)
+        scores = found.scores or case.scores
+        made.append(replace(found, fold=case.fold, scores=scores))
+    return worst_first(made)

@@ -19,7 +19,7 @@ from autoseg.images.writers import write_labels
 from autoseg.inference.manifest import CaseOutcome, PredictionManifest
 from autoseg.models.runs import typical_cases
 from autoseg.planning.plan import Plan
-from autoseg.report.cases import CaseTask, examine, look_at, picture_bytes, without_folders
+from autoseg.report.cases import CaseFiles, examine, examine_cases, picture_bytes, without_folders
 from autoseg.report.collect import write_prediction_report, write_report
 from tests.report.reported import add_results, add_selection, case_names, planned
 from tests.report.valid import assert_self_contained, parsed
@@ -295,12 +295,14 @@ def test_a_prediction_of_which_nothing_is_done_has_a_report_too(predicted):
 # ---- single cases
 
 
-def _task(workspace, **changes):
-    plan = load(Plan, workspace.plan)
+def _files(workspace, **changes):
     (case, *_), _ = find_inputs([workspace.root.parent / "imagesTr"], 2, False)
     labels = workspace.root.parent / "labelsTr" / f"{case.identifier}.nii.gz"
-    task = CaseTask(case, "", str(labels), plan.labels, plan.channels, False, 20_000)
-    return replace(task, **changes)
+    return replace(CaseFiles(case, "", str(labels), 20_000), **changes)
+
+
+def _examined(workspace, files):
+    return examine(files, load(Plan, workspace.plan))
 
 
 @pytest.mark.parametrize(
@@ -311,41 +313,40 @@ def _task(workspace, **changes):
     ],
 )
 def test_what_cannot_be_seen_of_a_case_is_said(workspace, changes, told):
-    seen = examine(_task(workspace, **changes))
+    seen = _examined(workspace, _files(workspace, **changes))
     assert told in seen.remark
     assert "/nowhere" not in seen.remark
 
 
 def test_a_file_that_the_system_does_not_give_is_said_without_its_folder(workspace, tmp_path):
     (tmp_path / "locked").mkdir()
-    task = _task(workspace, prediction=str(tmp_path / "locked" / ("x" * 300)))
-    seen = examine(task)
+    files = _files(workspace, prediction=str(tmp_path / "locked" / ("x" * 300)))
+    seen = _examined(workspace, files)
     assert seen.remark
     assert "locked" not in seen.remark
 
 
 def test_images_that_are_gone_leave_the_case_without_a_picture(workspace):
-    task = _task(workspace)
-    seen = examine(replace(task, case=replace(task.case, images=("gone_0000.nii.gz",))))
+    files = _files(workspace)
+    seen = _examined(workspace, replace(files, case=replace(files.case, images=("gone_0000.nii.gz",))))
     assert seen.remark == "gone_0000.nii.gz is missing"
     assert seen.picture is None
 
 
 def test_a_prediction_on_another_grid_is_not_compared(workspace, tmp_path):
-    task = _task(workspace)
-    volume = read_labels(workspace.root.parent / "labelsTr" / f"{task.case.identifier}.nii.gz")
+    files = _files(workspace)
+    volume = read_labels(workspace.root.parent / "labelsTr" / f"{files.case.identifier}.nii.gz")
     small = volume.array[:, :10, :10]
     write_labels(tmp_path / "small.nii.gz", small, replace(volume.geometry, shape=small.shape))
-    seen = examine(
-        replace(task, prediction=str(tmp_path / "small.nii.gz"), case=replace(task.case, labels=task.prediction))
-    )
+    compared = replace(files.case, labels=files.prediction)
+    seen = _examined(workspace, replace(files, prediction=str(tmp_path / "small.nii.gz"), case=compared))
     assert seen.remark == "prediction and reference have different shapes"
 
 
 def test_volumes_are_those_of_the_label_maps(workspace):
-    task = _task(workspace)
-    seen = examine(replace(task, case=replace(task.case, labels=task.prediction)))
-    volume = read_labels(workspace.root.parent / "labelsTr" / f"{task.case.identifier}.nii.gz")
+    files = _files(workspace)
+    seen = _examined(workspace, replace(files, case=replace(files.case, labels=files.prediction)))
+    volume = read_labels(workspace.root.parent / "labelsTr" / f"{files.case.identifier}.nii.gz")
     one_ml = np.prod(volume.geometry.spacing_mm) / 1000
     expected = (volume.array == 1).sum() * one_ml
     assert seen.volumes["organ"] == pytest.approx((expected, expected))
@@ -354,9 +355,9 @@ def test_volumes_are_those_of_the_label_maps(workspace):
 
 
 def test_pictures_of_a_case_keep_to_their_share(workspace):
-    assert len(examine(_task(workspace, picture_bytes=30_000)).picture) < 100_000
+    assert len(_examined(workspace, _files(workspace, picture_bytes=30_000)).picture) < 100_000
     assert 50 * picture_bytes(50) <= 13_000_000
-    assert look_at([], 0, silent) == {}
+    assert examine_cases([], load(Plan, workspace.plan), 0, silent) == {}
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from skimage.io import imread
 
-from autoseg.report.pictures import Scan, overlay
+from autoseg.data.model import CLASS_COLORS
+from autoseg.report.pictures import Scan, draw_overlay, overlay
 
 CLASSES = {"ball": (1,), "core": (2,)}
 
@@ -126,3 +128,75 @@ def test_a_window_sets_black_and_white():
         (drawn, *_) = _drawings(overlay(Scan(image, labels, None, (1, 1, 1), CLASSES, windows=(window,)), "a", 9000))
         png = Image.open(BytesIO(b64decode(drawn.find("image").get("href").split(",")[1])))
         assert abs(int(np.asarray(png.convert("L")).mean()) - shade) <= 2
+
+
+# ---- PNG files
+
+
+@pytest.fixture
+def ball():
+    z, y, x = np.mgrid[:12, :40, :32]
+    radius = np.sqrt(((z - 6) * 3.0) ** 2 + (y - 20) ** 2 + (x - 12) ** 2)
+    labels = np.where(radius < 5, 2, np.where(radius < 10, 1, 0))
+    image = np.stack([radius, 30 - radius]).astype(np.float32)
+    return image, labels
+
+
+def _has_color(path, color, rows=slice(None)):
+    rgb = np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)])
+    return (np.abs(imread(path)[rows, :, :3].astype(int) - rgb).max(-1) < 12).sum() > 20
+
+
+def test_an_overlay_shows_every_class_in_its_color(tmp_path, ball):
+    image, labels = ball
+    scan = Scan(image, labels, np.roll(labels, 2, 1), (3.0, 1.0, 1.0), CLASSES)
+    draw_overlay(tmp_path / "a.png", scan, "case: Dice 0.9")
+    below_the_legend = slice(60, None)
+    assert _has_color(tmp_path / "a.png", CLASS_COLORS[0], below_the_legend)
+    assert _has_color(tmp_path / "a.png", CLASS_COLORS[1], below_the_legend)
+    assert not _has_color(tmp_path / "a.png", CLASS_COLORS[2])
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_one_channel_gives_one_row_and_two_give_two(tmp_path, ball):
+    image, labels = ball
+    draw_overlay(tmp_path / "one.png", Scan(image[:1], labels, None, (3.0, 1.0, 1.0), CLASSES), "one")
+    draw_overlay(tmp_path / "two.png", Scan(image, labels, None, (3.0, 1.0, 1.0), CLASSES, ("a", "b")), "two")
+    one, two = (imread(tmp_path / name).shape for name in ("one.png", "two.png"))
+    assert one[1] == two[1]
+    assert 1.5 < two[0] / one[0] < 2
+
+
+def test_spacing_sets_the_proportions(tmp_path):
+    labels = _cube((20, 20, 20), (slice(2, 18),) * 3)
+    for name, z_mm in (("thin", 1.0), ("thick", 6.0)):
+        scan = Scan(labels[None].astype(np.float32), labels, None, (z_mm, 1.0, 1.0), CLASSES)
+        draw_overlay(tmp_path / name, scan, name)
+    thin, thick = (imread(tmp_path / name).shape for name in ("thin", "thick"))
+    assert thick[0] / thick[1] > 1.1 * thin[0] / thin[1]
+
+
+def test_a_single_slice_with_three_channels_is_written_in_color(tmp_path):
+    image = np.zeros((3, 1, 30, 50), dtype=np.float32)
+    image[0] = np.linspace(0, 255, 50)
+    labels = np.zeros((1, 30, 50), dtype=np.uint8)
+    draw_overlay(tmp_path / "a.png", Scan(image, labels, None, (999.0, 1.0, 1.0), CLASSES), "nothing found")
+    picture = imread(tmp_path / "a.png")[..., :3].astype(int)
+    assert ((picture[..., 0] > 200) & (picture[..., 1] < 20)).any()
+
+
+def test_many_classes_share_the_palette(tmp_path):
+    classes = {**{f"c{value}": (value,) for value in range(1, 12)}, "all": tuple(range(1, 12))}
+    labels = np.arange(4 * 12 * 12).reshape(4, 12, 12) % 12
+    draw_overlay(tmp_path / "a.png", Scan(np.zeros((1, 4, 12, 12), np.float32), labels, None, (1, 1, 1), classes), "a")
+    assert all(_has_color(tmp_path / "a.png", color) for color in CLASS_COLORS)
+
+
+def test_voxels_that_are_no_numbers_are_drawn_as_zero(tmp_path, ball):
+    image, labels = ball
+    scan = Scan(image.copy(), labels, None, (3.0, 1.0, 1.0), CLASSES)
+    scan.image[0, 6, 20, 12] = np.nan
+    draw_overlay(tmp_path / "nan.png", scan, "a")
+    scan.image[0, 6, 20, 12] = 0
+    draw_overlay(tmp_path / "zero.png", scan, "a")
+    assert (imread(tmp_path / "nan.png") == imread(tmp_path / "zero.png")).all()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from autoseg.core.files import atomic_file
+from autoseg.data.model import CLASS_COLORS
 from autoseg.training.callbacks.base import RunContext, Throttle
 from autoseg.training.callbacks.history import read_history
 from autoseg.training.loop import Callback, EpochResult
@@ -18,7 +19,6 @@ DRAWING_SHARE = 0.01
 """Largest share of the time spent on drawing the curves."""
 
 DOTS_PER_INCH = 110
-CLASS_COLORS = ("#E69F00", "#56B4E9", "#CC79A7", "#009E73", "#F0E442", "#0072B2", "#D55E00")
 
 _FEW_EPOCHS = 30  # every epoch gets a mark
 _FIRST_COST = 0.1  # seconds (assumption): the first picture comes after 10 s

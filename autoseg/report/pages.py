@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from autoseg.report.figures import CLASS_COLORS
+from autoseg import __version__
+from autoseg.data.model import CLASS_COLORS
+from autoseg.inference.manifest import PredictionManifest
+from autoseg.report.cases import ReportedCase, without_folders
+from autoseg.report.charts import PALETTE_SIZE, strip_chart
 
 TEMPLATES = Path(__file__).parent / "templates"
 
 MISSING = "\N{EN DASH}"
 """Stands for what is undefined or not there."""
+
+MOST_CLASSES = 12
+"""Columns of a table of cases, rows of a chart; more are named but not shown."""
 
 
 def render(template: str, **content: Any) -> str:
@@ -22,7 +30,9 @@ def render(template: str, **content: Any) -> str:
         template: file in `TEMPLATES`.
         content: what the template names.
     """
-    page: str = _environment().get_template(template).render(class_colors=CLASS_COLORS, **content)
+    written = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
+    shared = {"class_colors": CLASS_COLORS, "palette_size": PALETTE_SIZE, "version": __version__, "written": written}
+    page: str = _environment().get_template(template).render(**shared, **content)
     return page
 
 
@@ -37,9 +47,8 @@ def _environment() -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(
-        score=score, quantity=quantity, duration=duration, interval=interval, heat=heat, signed=signed
-    )
+    filters = (score, quantity, duration, interval, heat, signed)
+    environment.filters.update({own.__name__: own for own in filters})
     return environment
 
 
@@ -84,3 +93,34 @@ def duration(seconds: float | None) -> str:
         if seconds >= 2 * length:
             return f"{seconds / length:.1f} {unit}"
     return f"{seconds:.3g} s"
+
+
+def prediction_page(manifest: PredictionManifest, cases: Sequence[ReportedCase], is_compared: bool) -> str:
+    """The report of a prediction as a page, complete in itself.
+
+    Args:
+        manifest: model, device, failures.
+        cases: done, those unlike the training data first.
+        is_compared: whether the model says what its training data were like.
+    """
+    failed = {
+        name: without_folders(outcome.error or "no reason is known")
+        for name, outcome in manifest.cases.items()
+        if outcome.status == "failed"
+    }
+    names, unit = manifest.labels.foreground, cases[0].unit if cases else "ml"
+    strips = {
+        name: {case.identifier: case.volumes[name][0] for case in cases if name in case.volumes}
+        for name in names[:MOST_CLASSES]
+    }
+    return render(
+        "prediction.html",
+        manifest=manifest,
+        cases=cases,
+        failed=failed,
+        is_compared=is_compared,
+        classes=names,
+        most_classes=MOST_CLASSES,
+        unit=unit,
+        volume_strips=strip_chart(strips, unit, "Predicted volumes per class"),
+    )

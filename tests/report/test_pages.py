@@ -5,7 +5,7 @@ import re
 import pytest
 from jinja2 import UndefinedError
 
-from autoseg.report.page import MISSING, TEMPLATES, duration, edges, heat, interval, quantity, render, score, signed
+from autoseg.report.pages import MISSING, TEMPLATES, duration, edges, heat, interval, quantity, render, score, signed
 
 
 @pytest.mark.parametrize(
