@@ -16,7 +16,7 @@ from autoseg.data.layouts.description import describe_nnunet
 from autoseg.data.layouts.detect import detect_dataset
 from autoseg.data.model import Dataset, Problem
 from autoseg.data.survey import Survey, survey
-from autoseg.nnunet.fingerprint import read_nnunet_fingerprint
+from autoseg.nnunet.plans import read_nnunet_fingerprint
 from autoseg.planning.decide import PlanOptions, decide, facts_of
 from autoseg.planning.plan import Plan
 from autoseg.planning.planner import DatasetFacts

@@ -143,21 +143,20 @@ class ModelRecord:
     @model_validator(mode="after")
     def _check(self) -> ModelRecord:
         _refuse_unequal(self.members[0], (*self.members[1:], *self.stages))
-        for group in (self.members, self.stages):
-            if len({member.configuration.name for member in group}) != len(group):
-                raise PlanFault("a configuration is given twice")
-        folds = self.by_configuration
-        if any(stage.folds != folds[stage.configuration.name].folds for stage in self.stages):
-            raise PlanFault("a first stage has other folds than the member of the same configuration")
-        if not math.isclose(sum(member.share for member in self.members), 1.0, rel_tol=1e-6):
-            raise PlanFault("the shares of its members do not sum to one")
+        members, stages = (
+            {member.configuration.name: member.folds for member in group} for group in (self.members, self.stages)
+        )
         needed = {member.configuration.cascade_from for member in self.members} - {None}
-        if needed != {stage.configuration.name for stage in self.stages}:
-            raise PlanFault("the first stages of its cascades are not those that it holds")
-        if any(
-            not step.classes or set(step.classes) - set(self.plan.labels.foreground) for step in self.postprocessing
+        steps = {name for step in self.postprocessing for name in step.classes or ("",)}
+        for is_wrong, fault in (
+            (len(members) + len(stages) != len(self.members) + len(self.stages), "a configuration is given twice"),
+            (members | stages != stages | members, "a first stage has other folds than the member that it is as well"),
+            (not math.isclose(sum(member.share for member in self.members), 1.0), "the shares do not sum to one"),
+            (needed != set(stages), "the first stages of its cascades are not those that it holds"),
+            (not steps <= set(self.plan.labels.foreground), "postprocessing of unknown classes"),
         ):
-            raise PlanFault("postprocessing of unknown classes")
+            if is_wrong:
+                raise PlanFault(fault)
         return self
 
 

@@ -40,6 +40,12 @@ class _Choice:
     postprocessing: tuple[PostprocessingStep, ...] = ()
     scores: Scores | None = None
 
+    @property
+    def shares(self) -> dict[str, float]:
+        """Of the averaged probabilities, by configuration."""
+        total = sum(member.weight for member in self.members)
+        return {member.configuration: member.weight / total for member in self.members}
+
 
 def workspace_of_model(path: Path) -> Workspace:
     """The work folder that `path` is, that the run `path` is in, or that the dataset's folder `path` has inside."""
@@ -178,7 +184,7 @@ def _selected(workspace: Workspace, trained: Runs, wanted: Sequence[int]) -> _Ch
     if wanted:
         return _Choice(selection.members, _folds_of(trained, names, wanted), because, selection.steps)
     for name, own in folds.items():
-        newer = [fold for fold in trained[name] if fold not in own]
+        newer = sorted(set(trained[name]) - set(own))
         if newer:
             _log.warning("fold %s of %s came after the selection: autoseg select would use it", _listed(newer), name)
     scores = Scores(selection.name, selection.because, selection.candidates, selection.nested)
@@ -216,9 +222,7 @@ def _assemble(workspace: Workspace, trained: Runs, choice: _Choice) -> ModelFile
     for name, own in runs.items():
         _warn_of_unfinished(name, own)
     plan = _common_plan(runs)
-    total = sum(entry.weight for entry in choice.members)
-    shares = {entry.configuration: entry.weight / total for entry in choice.members}
-    members = tuple(_member(plan, name, runs[name], share) for name, share in shares.items())
+    members = tuple(_member(plan, name, runs[name], share) for name, share in choice.shares.items())
     first = dict.fromkeys(one.configuration.cascade_from for one in members)
     record = ModelRecord(
         name=_name(plan, runs, choice),
@@ -239,11 +243,10 @@ def _assemble(workspace: Workspace, trained: Runs, choice: _Choice) -> ModelFile
 
 def _name(plan: Plan, runs: Runs, choice: _Choice) -> str:
     """Dataset, configurations, folds, and a hash of all that predictions depend on."""
-    total = sum(entry.weight for entry in choice.members)
     identity = content_hash(
         plan_hash(plan, runs),
         {name: [weights_hash(run.checkpoint) for run in own.values()] for name, own in runs.items()},
-        [[entry.configuration, entry.weight / total] for entry in choice.members],
+        [[name, share] for name, share in choice.shares.items()],
         [to_data(step) for step in choice.postprocessing],
     )
     titles = [f"{one.weight} x {one.configuration}" if one.weight > 1 else one.configuration for one in choice.members]

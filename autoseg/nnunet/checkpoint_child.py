@@ -145,16 +145,26 @@ def network_tensors(state: Any) -> dict[str, Any]:
 
     if not isinstance(state, dict) or not all(isinstance(entry, torch.Tensor) for entry in state.values()):
         _end("it holds no network_weights")
-    tensors: dict[str, Any] = {}
-    for name, tensor in ((_unwrapped(str(name)), tensor) for name, tensor in state.items()):
+    unwrapped = {_unwrapped(str(name)): tensor for name, tensor in state.items()}
+    for name, tensor in unwrapped.items():
+        # an expanded view of one stored value would fill the memory when it is copied
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
             _end(f"{name} claims more values than the file holds")
-        if not any(duplicate in name for duplicate in _DUPLICATES):
-            tensors[name] = tensor.to(torch.float32).contiguous().clone()
-    broken = next((name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())), None)
-    if broken is not None:
-        _end(f"{broken} holds infinite or undefined weights")
-    return tensors
+    return {name: _copied(name, tensor) for name, tensor in unwrapped.items() if not _is_duplicate(name)}
+
+
+def _copied(name: str, tensor: Any) -> Any:
+    """The tensor as float32 in memory of its own."""
+    import torch
+
+    copied = tensor.to(torch.float32).contiguous().clone()
+    if not bool(torch.isfinite(copied).all()):
+        _end(f"{name} holds infinite or undefined weights")
+    return copied
+
+
+def _is_duplicate(name: str) -> bool:
+    return any(duplicate in name for duplicate in _DUPLICATES)
 
 
 def _unwrapped(name: str) -> str:

@@ -31,36 +31,27 @@ _FORBIDDEN_NAME = re.compile(r"nsupported (?:global: )?GLOBAL (\S+)")
 
 @dataclass(frozen=True, slots=True)
 class NnunetCheckpoint:
-    """What predictions need of a checkpoint.
+    """What predictions need of a checkpoint beside the weights.
 
     Attributes:
-        weights: safetensors file of the network's parameters.
         trainer: class that trained it.
         configuration: trained, as nnU-Net names it.
         mirror_axes: spatial axes that predictions may be averaged over.
     """
 
-    weights: Path
     trainer: str
     configuration: str
     mirror_axes: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    trainer: str
-    configuration: str
-    mirror_axes: tuple[int, ...]
+def read_checkpoints(paths: Sequence[Path], files: Sequence[Path]) -> tuple[NnunetCheckpoint, ...]:
+    """What the checkpoints hold; their weights are written as safetensors files.
 
-
-def read_checkpoints(paths: Sequence[Path], folder: Path) -> tuple[NnunetCheckpoint, ...]:
-    """What the checkpoints hold, their weights written as safetensors into `folder`.
-
-    A process of its own opens them, without network and without rights to change anything else (`nnunet_child`).
+    A process of its own opens them, without network and without rights to change anything else (`checkpoint_child`).
 
     Args:
         paths: nnU-Net v2 checkpoints (.pth).
-        folder: to write into; it exists.
+        files: to write, one per checkpoint; their folder exists.
 
     Raises:
         MissingInput: a checkpoint is not there.
@@ -69,20 +60,22 @@ def read_checkpoints(paths: Sequence[Path], folder: Path) -> tuple[NnunetCheckpo
     missing = next((path for path in paths if not path.is_file()), None)
     if missing is not None:
         raise MissingInput(f"{missing.name} is missing", where=str(missing.parent), do="copy the whole model folder")
-    files = [folder / f"{index}.safetensors" for index in range(len(paths))]
-    answers = _asked(paths, files)
-    return tuple(
-        NnunetCheckpoint(weights, answer.trainer, answer.configuration, answer.mirror_axes)
-        for weights, answer in zip(files, answers, strict=True)
-    )
+    done = _run([(str(path.resolve()), str(file)) for path, file in zip(paths, files, strict=True)], paths[0])
+    # a line per checkpoint, printed when its weights are written; the next one is at fault if the process ended early
+    lines = done.stdout.splitlines()[: len(paths)]
+    found = tuple(from_json(NnunetCheckpoint, line, str(path)) for line, path in zip(lines, paths, strict=False))
+    if done.returncode != 0 or len(found) < len(paths):
+        raise _refused(paths[min(len(found), len(paths) - 1)], _reason(done.returncode, done.stderr))
+    return found
 
 
-def refuse_other_weights(checkpoint: NnunetCheckpoint, expected: Shapes, where: str) -> None:
+def refuse_other_weights(file: Path, expected: Shapes, trainer: str, where: str) -> None:
     """Raises unless the weights have the names and shapes that the plans' network has, which only its own have.
 
     Args:
-        checkpoint: as read.
+        file: safetensors file of the weights.
         expected: see `network_shapes`.
+        trainer: class that trained them.
         where: the checkpoint, for the error message.
 
     Raises:
@@ -90,33 +83,27 @@ def refuse_other_weights(checkpoint: NnunetCheckpoint, expected: Shapes, where: 
     """
     from safetensors import safe_open
 
-    with safe_open(str(checkpoint.weights), framework="numpy") as tensors:
+    with safe_open(str(file), framework="numpy") as tensors:
         found = {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
     fault = shape_fault(found, expected)
     if fault is not None:
         raise IntegrityRefusal(
             f"the weights do not belong to the network that the plans describe: {_printable(fault)}",
             where=where,
-            why=f"its trainer {_printable(checkpoint.trainer)} changed the network, or files of two models were mixed",
+            why=f"its trainer {_printable(trainer)} changed the network, or files of two models were mixed",
             do="predict with the program that trained it",
         )
 
 
-def _asked(paths: Sequence[Path], files: Sequence[Path]) -> list[_Answer]:
-    """What the process says of each checkpoint; it has written the weights when it says so."""
-    tasks = [[str(path.resolve()), str(file)] for path, file in zip(paths, files, strict=True)]
+def _run(tasks: list[tuple[str, str]], first: Path) -> subprocess.CompletedProcess[bytes]:
+    """What the process answers; raises IntegrityRefusal, about the first checkpoint, if it does not end in time."""
     task = {"path": [entry or str(Path.cwd()) for entry in sys.path], "tasks": tasks}
     command = [sys.executable, "-I", "-c", _START, json.dumps(task)]
-    limit_s = READ_TIMEOUT_S * len(paths)
+    limit_s = READ_TIMEOUT_S * len(tasks)
     try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=limit_s, check=False)
+        return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=limit_s, check=False)
     except subprocess.TimeoutExpired as error:
-        raise _refused(paths[0], f"it could not be read within {limit_s:g} s") from error
-    lines = done.stdout.splitlines()[: len(paths)]
-    answers = [from_json(_Answer, line, str(path)) for line, path in zip(lines, paths, strict=False)]
-    if done.returncode != 0 or len(answers) < len(paths):
-        raise _refused(paths[min(len(answers), len(paths) - 1)], _reason(done.returncode, done.stderr))
-    return answers
+        raise _refused(first, f"it could not be read within {limit_s:g} s") from error
 
 
 def _reason(code: int, stderr: bytes) -> str:

@@ -20,11 +20,11 @@ from autoseg.core.records import content_hash, read_table
 from autoseg.models.record import Member, ModelFiles, ModelRecord, Provenance
 from autoseg.networks.weights import network_shapes, read_tensors
 from autoseg.nnunet.checkpoints import NnunetCheckpoint, read_checkpoints, refuse_other_weights
-from autoseg.nnunet.choice import Choice, choose_folders
 from autoseg.nnunet.folders import (
     DATASET,
     PLANS,
     NnunetFolder,
+    choose_folders,
     looks_like_nnunet,
     trained_folders,
     unpack,
@@ -80,12 +80,12 @@ def find_nnunet_model(path: Path, configuration: str | None = None, folds: Seque
     found = trained_folders(root)
     if not found:
         raise MissingInput("there is no trained nnU-Net model", where=str(path), do="give the folder with plans.json")
-    choice = choose_folders(found, configuration, root)
-    loaded = [_load(folder, folds, scratch) for folder in choice.folders]
+    folders, why = choose_folders(found, configuration, root)
+    loaded = [_load(folder, folds, scratch) for folder in folders]
     stages = _first_stages(loaded, found, folds, scratch)
     record = ModelRecord(
         name=_name(loaded, stages),
-        because=_because(loaded, choice),
+        because=_because(loaded, why),
         members=tuple(replace(one.member, share=1 / len(loaded)) for one in loaded),
         stages=tuple(one.member for one in stages),
         provenance=Provenance(loaded[0].member.plan.dataset, "nnU-Net v2"),
@@ -123,18 +123,20 @@ def _load(folder: NnunetFolder, folds: Sequence[int], scratch: _Scratch) -> _Loa
         )
     chosen = tuple(sorted(folds or folder.folds))
     paths = [folder.folds[fold] for fold in chosen]
-    checkpoints = read_checkpoints(paths, Path(tempfile.mkdtemp(dir=scratch.folder)))
+    own = Path(tempfile.mkdtemp(dir=scratch.folder))
+    files = {fold: own / f"{fold}.safetensors" for fold in chosen}
+    checkpoints = read_checkpoints(paths, tuple(files.values()))
     plan = _plan(folder, checkpoints[0])
     name = checkpoints[0].configuration
     shapes = network_shapes(plan, name)
-    for path, checkpoint in zip(paths, checkpoints, strict=True):
+    for path, file, checkpoint in zip(paths, files.values(), checkpoints, strict=True):
         if checkpoint.configuration != name:
             raise PlanFault(f"its folds are of {name} and of {checkpoint.configuration}", where=str(folder.path))
-        refuse_other_weights(checkpoint, shapes, str(path))
+        refuse_other_weights(file, shapes, checkpoint.trainer, str(path))
     _warn_of_trainer(checkpoints[0].trainer)
     # on CPUs nnU-Net computes in single precision, so do we; on other devices in what they are fast at, as it does
     member = Member(plan, chosen, precision="fp32", memory_format="channels_last", device="cpu")
-    return _Loaded(folder, member, {f: one.weights for f, one in zip(chosen, checkpoints, strict=True)})
+    return _Loaded(folder, member, files)
 
 
 def _plan(folder: NnunetFolder, checkpoint: NnunetCheckpoint) -> Plan:
@@ -189,10 +191,10 @@ def _name(loaded: Sequence[_Loaded], stages: Sequence[_Loaded]) -> str:
     return f"{first.plan.dataset}/{configurations}/folds {','.join(map(str, first.folds))}/{content}"
 
 
-def _because(loaded: Sequence[_Loaded], choice: Choice) -> str:
-    parts = [f"nnU-Net v2 model, {choice.because}"]
+def _because(loaded: Sequence[_Loaded], why: str) -> str:
+    parts = [f"nnU-Net v2 model, {why}"]
     for one in loaded:
-        folds, why = one.member.folds, one.folder.because
+        folds, note = one.member.folds, one.folder.because
         listed = f"{'fold' if len(folds) == 1 else 'mean of folds'} {', '.join(map(str, folds))}"
-        parts.append(f"{one.member.configuration.name}: {listed}{f' ({why})' if why else ''}")
+        parts.append(f"{one.member.configuration.name}: {listed}{f' ({note})' if note else ''}")
     return "; ".join(parts)

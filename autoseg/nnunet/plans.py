@@ -1,4 +1,6 @@
-"""Plans that nnU-Net v2 made, as ours: its `plans.json` and `dataset.json`, from the first version of v2 to today's.
+"""Plans and fingerprints of nnU-Net v2 as ours: `plans.json` with `dataset.json`, and `dataset_fingerprint.json`.
+
+They are read from the first version of v2 to today's.
 
 Only what AutoSeg computes exactly as nnU-Net does is taken over; anything else is refused with a reason, because a
 prediction that is nearly right looks like one that is.
@@ -9,12 +11,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field
 
 from autoseg.core import records
 from autoseg.core.errors import PlanFault, RecordFault
-from autoseg.data.fingerprint import IntensityStatistics
+from autoseg.data.fingerprint import FINGERPRINT_VERSION, CaseStatistics, Fingerprint, IntensityStatistics
 from autoseg.data.layouts.description import Description, describe_nnunet
 from autoseg.data.model import LabelSet
 from autoseg.nnunet.networks import network_spec
@@ -77,6 +81,35 @@ class _File:
     foreground_intensity_properties_per_channel: dict[str, IntensityStatistics] = field(default_factory=dict)
 
 
+def _finite(statistics: IntensityStatistics) -> IntensityStatistics:
+    if not _are_finite(statistics):
+        raise ValueError("not finite (no foreground in any case?)")
+    return statistics
+
+
+_Spacing = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_Edge = Annotated[int, Field(ge=1)]
+
+
+@dataclass(frozen=True, slots=True)
+class _FingerprintFile:
+    """The fields of a fingerprint's file; the lists hold one entry per training case, axes z, y, x."""
+
+    spacings: Annotated[tuple[tuple[_Spacing, _Spacing, _Spacing], ...], Field(min_length=1)]
+    shapes_after_crop: tuple[tuple[_Edge, _Edge, _Edge], ...]
+    foreground_intensity_properties_per_channel: dict[str, Annotated[IntensityStatistics, AfterValidator(_finite)]]
+    median_relative_size_after_cropping: Annotated[float, Field(gt=0, le=1)]
+
+    def __post_init__(self) -> None:
+        if len(self.spacings) != len(self.shapes_after_crop):
+            raise ValueError(
+                f"{len(self.spacings)} spacings but {len(self.shapes_after_crop)} shapes; there must be one per case"
+            )
+        channels = self.foreground_intensity_properties_per_channel
+        if not channels or set(channels) != {str(channel) for channel in range(len(channels))}:
+            raise ValueError(f"channels are {sorted(channels)}, expected '0', '1', ...")
+
+
 def read_nnunet_plans(
     plans: Mapping[str, Any], dataset: Mapping[str, Any], names: tuple[str, ...], where: str = "plans.json"
 ) -> Plan:
@@ -130,6 +163,35 @@ def configuration_names(plans: Mapping[str, Any]) -> tuple[str, ...]:
     """Names of the configurations in nnU-Net's plans, in their order; none where the file is something else."""
     table = plans.get("configurations")
     return tuple(map(str, table)) if isinstance(table, Mapping) else ()
+
+
+def read_nnunet_fingerprint(data: Mapping[str, Any], where: str = "dataset_fingerprint.json") -> Fingerprint:
+    """The fingerprint in nnU-Net's file.
+
+    The file names no cases and tells nothing of the time before the crop, so cases are numbered, their shape before
+    the crop is given as that after it, and each carries the dataset's median relative size.
+
+    Args:
+        data: the parsed JSON document.
+        where: the file, for error messages.
+
+    Raises:
+        RecordFault: fields are missing, of the wrong kind, or cannot be true.
+
+    Source: nnU-Net v2 experiment_planning/dataset_fingerprint/fingerprint_extractor.py.
+    """
+    file = records.from_data(_FingerprintFile, dict(data), where)
+    channels = file.foreground_intensity_properties_per_channel
+    relative_size = file.median_relative_size_after_cropping
+    return Fingerprint(
+        version=FINGERPRINT_VERSION,
+        cases=tuple(
+            CaseStatistics(f"case_{index:05d}", shape, shape, spacing, relative_size)
+            for index, (shape, spacing) in enumerate(zip(file.shapes_after_crop, file.spacings, strict=True))
+        ),
+        intensities=tuple(channels[str(channel)] for channel in range(len(channels))),
+        relative_size=relative_size,
+    )
 
 
 def _modern(plans: Mapping[str, Any]) -> dict[str, Any]:
@@ -207,9 +269,11 @@ def _median_shape(entry: _Entry) -> tuple[float, ...]:
 def _intensities(file: _File, channel: int) -> IntensityStatistics | None:
     """Foreground statistics of a channel; None where there are none or no foreground was found."""
     found = file.foreground_intensity_properties_per_channel.get(str(channel))
-    if found is None or not all(math.isfinite(getattr(found, name)) for name in IntensityStatistics.__slots__):
-        return None
-    return found
+    return found if found is not None and _are_finite(found) else None
+
+
+def _are_finite(statistics: IntensityStatistics) -> bool:
+    return all(math.isfinite(value) for value in asdict(statistics).values())
 
 
 def _refuse(faults: Iterator[str] | list[str], what: str, where: str) -> None:

@@ -56,15 +56,16 @@ def test_weights_and_settings_of_several_folds_come_back_from_one_process(tmp_pa
     first = saved(tmp_path / "a.pth", state=nnunet_state(network))
     wrapped = {f"module._orig_mod.{name}": tensor.half() for name, tensor in nnunet_state(network).items()}
     second = saved(tmp_path / "b.pth", state=wrapped, inference_allowed_mirroring_axes=None, trainer_name="T")
-    found = read_checkpoints((first, second), tmp_path)
+    files = (tmp_path / "a.safetensors", tmp_path / "b.safetensors")
+    found = read_checkpoints((first, second), files)
     assert [(one.trainer, one.configuration, one.mirror_axes) for one in found] == [
         ("nnUNetTrainer", "3d_fullres", (0, 1, 2)),
         ("T", "3d_fullres", ()),
     ]
     expected = network.state_dict()
-    for checkpoint in found:
-        refuse_other_weights(checkpoint, network_shapes(plan, "3d_fullres"), "here")
-    exact, halved = (read_tensors(checkpoint.weights) for checkpoint in found)
+    for file in files:
+        refuse_other_weights(file, network_shapes(plan, "3d_fullres"), "nnUNetTrainer", "here")
+    exact, halved = map(read_tensors, files)
     assert all(torch.equal(exact[name], expected[name]) for name in expected)
     assert all(torch.equal(halved[name], expected[name].half().float()) for name in expected)
 
@@ -83,9 +84,8 @@ def test_weights_of_another_network_are_refused_with_what_differs(tmp_path, plan
     weights = tmp_path / "0.safetensors"
     tensors = nnunet_child.network_tensors(change(nnunet_state(network)))
     safetensors.torch.save_file(tensors, weights)
-    checkpoint = nnunet_weights.NnunetCheckpoint(weights, "nnUNetTrainer\x1b[2J", "3d_fullres", ())
     with pytest.raises(IntegrityRefusal, match=says) as refusal:
-        refuse_other_weights(checkpoint, network_shapes(plan, "3d_fullres"), "here")
+        refuse_other_weights(weights, network_shapes(plan, "3d_fullres"), "nnUNetTrainer\x1b[2J", "here")
     assert "\x1b" not in str(refusal.value)
 
 
@@ -106,7 +106,7 @@ def test_the_process_refuses_a_malicious_checkpoint_with_its_name(tmp_path, netw
     fine = saved(tmp_path / "fine.pth", state=nnunet_state(network))
     path = saved(tmp_path / "model.pth", state=nnunet_state(network), logging=malicious(canary)["os.system"])
     with pytest.raises(IntegrityRefusal, match=r"model\.pth") as refusal:
-        read_checkpoints((fine, path), tmp_path)
+        read_checkpoints((fine, path), (tmp_path / "a.safetensors", tmp_path / "b.safetensors"))
     assert refusal.value.why == "it asks for posix.system, which no weights need"
     assert not canary.exists()
 
@@ -241,7 +241,7 @@ def test_settings_of_other_types_are_not_taken_over():
 
 def test_a_missing_checkpoint_is_named_before_any_process_starts(tmp_path):
     with pytest.raises(MissingInput, match=r"checkpoint_final\.pth"):
-        read_checkpoints((tmp_path / "checkpoint_final.pth",), tmp_path)
+        read_checkpoints((tmp_path / "checkpoint_final.pth",), (tmp_path / "a.safetensors",))
 
 
 def test_a_process_that_takes_too_long_or_dies_is_a_refusal(tmp_path, monkeypatch):
@@ -249,7 +249,7 @@ def test_a_process_that_takes_too_long_or_dies_is_a_refusal(tmp_path, monkeypatc
     monkeypatch.setattr(nnunet_weights, "_START", "import time; time.sleep(60)")
     monkeypatch.setattr(nnunet_weights, "READ_TIMEOUT_S", 0.05)
     with pytest.raises(IntegrityRefusal) as late:
-        read_checkpoints((path,), tmp_path)
+        read_checkpoints((path,), (tmp_path / "a.safetensors",))
     assert "within" in (late.value.why or "")
     monkeypatch.setattr(nnunet_weights, "READ_TIMEOUT_S", 60.0)
     for start, says in (
@@ -261,6 +261,6 @@ def test_a_process_that_takes_too_long_or_dies_is_a_refusal(tmp_path, monkeypatc
     ):
         monkeypatch.setattr(nnunet_weights, "_START", start)
         with pytest.raises(IntegrityRefusal) as died:
-            read_checkpoints((path,), tmp_path)
+            read_checkpoints((path,), (tmp_path / "a.safetensors",))
         assert says in (died.value.why or "")
         assert len(died.value.why or "") < 500

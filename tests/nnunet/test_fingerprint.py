@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from autoseg.core.errors import RecordFault
-from autoseg.nnunet.fingerprint import read_nnunet_fingerprint
+from autoseg.nnunet.plans import read_nnunet_fingerprint
 
 INTENSITIES = {
     "mean": 1.0,

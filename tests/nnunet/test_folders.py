@@ -11,8 +11,7 @@ import pytest
 
 from autoseg.core.errors import IntegrityRefusal, NotEnoughResources, UsageError
 from autoseg.nnunet import folders as nnunet_folders
-from autoseg.nnunet.choice import choose_folders
-from autoseg.nnunet.folders import looks_like_nnunet, trained_folders, unpack
+from autoseg.nnunet.folders import choose_folders, looks_like_nnunet, trained_folders, unpack
 
 FULL, LOW, FLAT = (f"nnUNetTrainer__nnUNetPlans__{name}" for name in ("3d_fullres", "3d_lowres", "2d"))
 
@@ -83,14 +82,14 @@ def test_the_best_checkpoint_stands_in_for_a_final_one(tmp_path: Path) -> None:
 
 def test_the_configuration_asked_for_is_chosen(results: Path) -> None:
     found = trained_folders(results)
-    assert [model.path.name for model in choose_folders(found, "3d_lowres", results).folders] == [LOW]
+    assert [model.path.name for model in choose_folders(found, "3d_lowres", results)[0]] == [LOW]
     with pytest.raises(UsageError, match="2d is not trained") as error:
         choose_folders(found, "2d", results)
     assert FULL in (error.value.do or "")
 
 
 def test_3d_fullres_is_the_default_and_a_choice_between_others_is_left_to_the_user(results: Path) -> None:
-    assert choose_folders(trained_folders(results), None, results).folders[0].path.name == FULL
+    assert choose_folders(trained_folders(results), None, results)[0][0].path.name == FULL
     made(results / "Dataset001_A" / FLAT, "fold_0/checkpoint_final.pth")
     (results / "Dataset001_A" / FULL / "plans.json").unlink()
     with pytest.raises(UsageError, match=LOW):
@@ -99,7 +98,7 @@ def test_3d_fullres_is_the_default_and_a_choice_between_others_is_left_to_the_us
 
 def test_a_renamed_folder_is_what_its_checkpoint_says(tmp_path: Path) -> None:
     found = trained_folders(made(tmp_path / "liver", "fold_0/checkpoint_final.pth"))
-    assert choose_folders(found, "3d_fullres", tmp_path).folders == found
+    assert choose_folders(found, "3d_fullres", tmp_path)[0] == found
 
 
 def test_several_trainers_of_one_configuration_are_told_apart(tmp_path: Path) -> None:
@@ -110,13 +109,13 @@ def test_several_trainers_of_one_configuration_are_told_apart(tmp_path: Path) ->
     assert other.name in (error.value.do or "")
     assert third.name in (error.value.do or "")
     made(tmp_path / FLAT, "fold_0/checkpoint_final.pth")
-    assert choose_folders(trained_folders(tmp_path), None, tmp_path).folders[0].path.name == FLAT
+    assert choose_folders(trained_folders(tmp_path), None, tmp_path)[0][0].path.name == FLAT
 
 
 def test_another_configuration_is_the_default_where_it_is_the_only_one(tmp_path: Path) -> None:
     made(tmp_path / FLAT, "fold_0/checkpoint_final.pth")
     made(tmp_path / "nnUNetTrainerDA5__nnUNetPlans__2d", "fold_0/checkpoint_final.pth")
-    assert choose_folders(trained_folders(tmp_path), None, tmp_path).because == "2d, the default of 2d"
+    assert choose_folders(trained_folders(tmp_path), None, tmp_path)[1] == "2d, the default of 2d"
 
 
 def test_models_of_several_datasets_are_not_mixed(results: Path) -> None:
@@ -135,14 +134,14 @@ def chosen_by_nnunet(*configurations: str) -> str:
 def test_the_choice_of_nnunet_is_obeyed_where_its_models_are_there(results: Path) -> None:
     file = results / "Dataset001_A" / "inference_information.json"
     file.write_text(chosen_by_nnunet("3d_lowres", "3d_fullres"))
-    choice = choose_folders(trained_folders(results), None, results)
-    assert [model.path.name for model in choice.folders] == [LOW, FULL]
-    assert "find_best_configuration" in choice.because
+    folders, why = choose_folders(trained_folders(results), None, results)
+    assert [model.path.name for model in folders] == [LOW, FULL]
+    assert "find_best_configuration" in why
     for content in (chosen_by_nnunet("2d", "3d_fullres"), "{}", '{"best_model_or_ensemble": 3}'):
         file.write_text(content)
-        assert len(choose_folders(trained_folders(results), None, results).folders) == 1
+        assert len(choose_folders(trained_folders(results), None, results)[0]) == 1
     file.write_text(chosen_by_nnunet("3d_lowres"))
-    assert choose_folders(trained_folders(results), "3d_fullres", results).folders[0].path.name == FULL
+    assert choose_folders(trained_folders(results), "3d_fullres", results)[0][0].path.name == FULL
 
 
 def zipped(path: Path, members: dict[str, bytes], compression: int = zipfile.ZIP_DEFLATED) -> Path:

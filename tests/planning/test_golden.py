@@ -8,7 +8,7 @@ import pytest
 from autoseg.core.configs import find_config, read_yaml
 from autoseg.core.records import from_data
 from autoseg.data.layouts.description import describe_nnunet
-from autoseg.nnunet.fingerprint import read_nnunet_fingerprint
+from autoseg.nnunet.plans import read_nnunet_fingerprint
 from autoseg.planning.plan import Configuration, Plan
 from autoseg.planning.planner import DatasetFacts, Request, make_plan
 from autoseg.planning.presets import Preset

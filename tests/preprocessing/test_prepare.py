@@ -13,7 +13,7 @@ from autoseg.core.geometry import Geometry
 from autoseg.core.records import from_json, to_json
 from autoseg.images.readers import read_image, read_labels
 from autoseg.images.volume import Volume
-from autoseg.nnunet.fingerprint import read_nnunet_fingerprint
+from autoseg.nnunet.plans import read_nnunet_fingerprint
 from autoseg.preprocessing.prepare import Placement, Preparation, prepare
 
 NORMALIZATIONS = {"ZScoreNormalization": "zscore", "CTNormalization": "ct"}
