@@ -62,9 +62,8 @@ def train(
     named: dict[str, Any] = {name: tuple(own) if isinstance(own, list) else own for name, own in options.items()}
     chosen = TrainOptions(**named)
     report = train_runs(workspace, chosen, TrainListeners(on_steps=progress))
-    for error in (report.stop, *(result.error for result in report.results)):
-        if error is not None:
-            raise error
+    for error in report.errors:
+        raise error
     return finish(workspace, report, chosen)
 
 

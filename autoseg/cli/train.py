@@ -124,10 +124,8 @@ def _show(trained: Trained, output: Output) -> int:
             "selected": None if selection is None else selection.name,
         }
     )
-    errors = [result.error for result in report.results] if report.stop is None else [report.stop]
-    for error in errors:
-        if error is not None:
-            show_error(error)
+    for error in report.errors:
+        show_error(error)
     return report.exit_code
 
 

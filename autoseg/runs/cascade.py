@@ -76,32 +76,38 @@ def fill_first_stage(
         PlanFault: the first stage was trained with another plan.
     """
     plan, configuration = queue.plan, queue.plan.configurations[cascade]
-    first = plan.configurations[str(configuration.cascade_from)]
     named = {name for fold in queue.folds for name in (*fold.train, *fold.val)}
     cases = sorted(name for name in named if (store / name / RECORD).exists())
     runs = _finished_runs(workspace, plan, configuration, len(queue.folds))
-    kept_back = assign_cases(cases, runs, configuration)
-    predict = _missing_case_predictor(workspace, plan, first, device)
+    predict = _missing_case_predictor(workspace, plan, plan.configurations[runs[0].configuration], device)
+    weights = {run: run.weights_hash for run in runs}
     sources: dict[str, FirstStageSource] = {}
-    for run in runs:
-        weights, scores = run.weights_hash, run.scores
-        for name in (name for name, own in kept_back.items() if own == run):
-            progress(len(sources), 2 * len(cases))
-            file = run.folder.validation / f"{name}{plan.file_ending}"
-            if not file.exists() or scores is None or name not in scores.cases:
-                # In a folder named by the weights: a run that is trained again predicts these cases anew.
-                file = run.folder.root / OUT_OF_FOLD_FOLDER / weights / f"{name}{plan.file_ending}"
-                predict(run, name, file)
-            relative = file.relative_to(workspace.root).as_posix()
-            sources[name] = FirstStageSource(run.fold, weights, relative, sha256_of_file(file))
-    recipe = FirstStageRecipe(FIRST_STAGE_VERSION, first.name, store.name, dict(sorted(sources.items())))
+    # Sorted by run, so that only one network at a time is in memory.
+    for name, run in sorted(assign_cases(cases, runs, configuration).items(), key=lambda own: (own[1], own[0])):
+        progress(len(sources), 2 * len(cases))
+        sources[name] = _source(run, weights[run], name, plan.file_ending, predict)
+    recipe = FirstStageRecipe(FIRST_STAGE_VERSION, runs[0].configuration, store.name, dict(sorted(sources.items())))
     with hold_store(store):
         folder = start_extra(store, recipe)
         for count, name in enumerate(cases, start=len(cases) + 1):
             _fill_case(workspace, plan, store / name, folder, recipe)
             progress(count, 2 * len(cases))
-    _log.info("%s: %d label maps of %s, each out of fold, in %s", configuration.name, len(cases), first.name, folder)
+    _log.info("%s: %d label maps of %s, each out of fold, in %s", cascade, len(cases), runs[0].configuration, folder)
     return folder
+
+
+def _source(
+    run: Run, weights: str, name: str, ending: str, predict: Callable[[Run, str, Path], None]
+) -> FirstStageSource:
+    """The label map of a case that a run kept back, predicted now if its validation left it out."""
+    scores = run.scores
+    file = run.folder.validation / f"{name}{ending}"
+    if not file.exists() or scores is None or name not in scores.cases:
+        # In a folder named by the weights: a run that is trained again predicts these cases anew.
+        file = run.folder.root / OUT_OF_FOLD_FOLDER / weights / f"{name}{ending}"
+        predict(run, name, file)
+    relative = file.resolve().relative_to(run.folder.workspace.root).as_posix()
+    return FirstStageSource(run.fold, weights, relative, sha256_of_file(file))
 
 
 def assign_cases(cases: Sequence[str], runs: Sequence[Run], configuration: Configuration) -> dict[str, Run]:

@@ -49,7 +49,7 @@ class ActiveRun:
         state: before its first step; not restored yet.
         compute: device, precision, memory format.
         open_case: gives a stored case; keeps the last ones open.
-        forecast: of the time that validation takes; None without a budget or without validation cases.
+        forecast: of the time that validation takes; None without a budget.
         check_stop: raises Interrupted when the user wants to stop.
         progress: called with the steps done.
     """
@@ -93,11 +93,9 @@ def set_up(
     opened = lru_cache(maxsize=OPEN_CASES)(lambda name: open_with_first_stage(task.store, task.first_stage, name))
     forecast = None
     if task.seconds_left is not None:
-        seconds = step_seconds(network, _batch_shape(task), compute)
-        left = max(0.0, task.seconds_left - ENDING_SECONDS)
-        forecast = _forecast(task, network, compute, opened, (seconds, left)) if task.cases.val else None
+        forecast, left = _forecast(task, network, compute, opened)
         if is_new:
-            record = _with_fitting_epochs(record, left - (forecast.reserve(seconds) if forecast else 0.0), seconds)
+            record = _with_fitting_epochs(record, left, forecast.step_seconds)
     if is_new:
         save(task.plan, task.run.folder.plan)
         save(record, task.run.folder.recipe)
@@ -198,21 +196,20 @@ def _decide(task: RunTask, network: nn.Module, device: torch.device) -> RunRecor
 
 
 def _forecast(
-    task: RunTask,
-    network: nn.Module,
-    compute: Compute,
-    opened: Callable[[str], StoredCase],
-    step_and_left_seconds: tuple[float, float],
-) -> Forecast:
-    step, left = step_and_left_seconds
+    task: RunTask, network: nn.Module, compute: Compute, opened: Callable[[str], StoredCase]
+) -> tuple[Forecast, float]:
+    """How long validation will take, and the seconds that are left for training beside it."""
+    seconds = step_seconds(network, _batch_shape(task), compute)
+    left = max(0.0, (task.seconds_left or 0.0) - ENDING_SECONDS)
     predictor = make_predictor(network, task.plan, task.configuration, compute.device, compute.precision)
-    return Forecast(
+    forecast = Forecast(
         sizes={name: case_size(opened(name), predictor) for name in task.cases.val},
         mirror_axes=task.configuration.mirror_axes,
         pace=measure_pace(predictor, task.input_channels),
-        step_seconds=step,
+        step_seconds=seconds,
         most_seconds=LARGEST_VALIDATION_SHARE * left,
     )
+    return forecast, left - forecast.reserve(seconds)
 
 
 def _with_fitting_epochs(record: RunRecord, left: float, seconds: float) -> RunRecord:

@@ -56,6 +56,13 @@ class TrainReport:
             return self.stop.exit_code
         return 4 if self.failures or any(own.state == "failed" for own in self.results) else 0
 
+    @property
+    def errors(self) -> list[AutoSegError]:
+        """What stopped the command, or else what stopped single runs."""
+        if self.stop is not None:
+            return [self.stop]
+        return [own.error for own in self.results if own.error is not None]
+
 
 @dataclass(frozen=True, slots=True)
 class TrainListeners:
@@ -173,11 +180,11 @@ class Schedule:
         That is what stopped it; or the error of the only run; or that another process trains a run.
         """
         results = tuple(self.results[run] for run in self.queue.runs if run in self.results)
-        errors = [own.error for own in results if own.error is not None]
-        busy = [error for error in errors if isinstance(error, Busy)]
         if self.stop is not None:
             return results, self.stop
-        return results, errors[0] if len(results) == 1 and errors else busy[0] if busy else None
+        if len(results) == 1:
+            return results, results[0].error
+        return results, next((own.error for own in results if own.state == "busy"), None)
 
 
 @dataclass(slots=True)
