@@ -123,10 +123,17 @@ def mean_scores(
         cases: case -> class -> scores.
         names: of the scores to average.
     """
-    classes = dict.fromkeys(label for own in cases.values() for label in own)
-    by_class = {label: [own[label] for own in cases.values() if label in own] for label in classes}
-    mean = {label: {name: mean_of(own[name] for own in scores) for name in names} for label, scores in by_class.items()}
-    return mean, {name: mean_of(own[name] for own in mean.values()) for name in names}
+    by_class: dict[str, list[ClassScores]] = {}
+    for case in cases.values():
+        for label, scores in case.items():
+            by_class.setdefault(label, []).append(scores)
+    mean = {label: _means(scores, names) for label, scores in by_class.items()}
+    return mean, _means(mean.values(), names)
+
+
+def _means(scores: Iterable[ClassScores], names: Iterable[str]) -> ClassScores:
+    scores = list(scores)
+    return {name: mean_of(own[name] for own in scores) for name in names}
 
 
 def voxel_ml(shape: Sequence[int], spacing_mm: Sequence[float]) -> float | None:

@@ -16,7 +16,6 @@ from autoseg.core.workspace import Workspace
 from autoseg.data.model import Case, Dataset
 from autoseg.data.outliers import TrainingRange, find_outliers
 from autoseg.data.survey import Survey
-from autoseg.evaluation.scores import ClassScores
 from autoseg.inference.manifest import PredictionManifest
 from autoseg.planning.plan import Plan
 from autoseg.planning.planned import load_plan
@@ -32,7 +31,7 @@ from autoseg.report.cases import (
 )
 from autoseg.report.pages import prediction_page
 from autoseg.report.sections import DatasetReport, ReportedRun, dataset_page
-from autoseg.runs.run import SCORES_FILE, FoldScores, RunRecord, RunStatus
+from autoseg.runs.run import Run, RunRecord
 from autoseg.selection.record import Selection
 from autoseg.training.callbacks.history import read_history
 from autoseg.training.splits import Fold, make_folds
@@ -89,7 +88,7 @@ def write_report(
     folds = _loaded(list[Fold], workspace.splits) or make_folds([case.identifier for case in survey.fingerprint.cases])
     runs, selection = _runs(workspace, plan, len(folds)), _loaded(Selection, workspace.selection)
     if selection is None:
-        predictions = _best_predictions(workspace, plan, runs)
+        predictions = _best_predictions(plan, runs)
     else:
         predictions = _selected_predictions(workspace, plan, selection, folds)
     cases = worst_first(predictions.cases)
@@ -101,7 +100,7 @@ def write_report(
         plan=plan,
         dataset=dataset,
         survey=survey,
-        runs=runs,
+        runs=tuple(runs),
         selection=selection,
         source=predictions.source,
         cases=examined,
@@ -175,31 +174,24 @@ def _loaded(kind: type[T], path: Path) -> T | None:
         return None
 
 
-def _runs(workspace: Workspace, plan: Plan, folds: int) -> tuple[ReportedRun, ...]:
+def _runs(workspace: Workspace, plan: Plan, folds: int) -> list[ReportedRun]:
     """Every configuration and fold, whether it was started or not, and folds of earlier splits that were started."""
-    return tuple(
-        _run(workspace, plan, name, fold)
-        for name in plan.configurations
-        for fold in sorted({*range(folds), *_started(workspace, name)})
-    )
+    expected = {Run(name, fold, workspace.run(name, fold)) for name in plan.configurations for fold in range(folds)}
+    started = {Run(*own) for own in workspace.run_folders() if own[0] in plan.configurations}
+    order = list(plan.configurations)
+    return [
+        _run(run, plan) for run in sorted(expected | started, key=lambda run: (order.index(run.configuration), run))
+    ]
 
 
-def _started(workspace: Workspace, configuration: str) -> list[int]:
-    """Numbers of the folds that a configuration has run folders of."""
-    folders = workspace.run(configuration, 0).root.parent.glob("fold_*")
-    numbers = [folder.name.removeprefix("fold_") for folder in folders if folder.is_dir()]
-    return [int(number) for number in numbers if number.isdecimal()]
-
-
-def _run(workspace: Workspace, plan: Plan, configuration: str, fold: int) -> ReportedRun:
-    folder = workspace.run(configuration, fold)
-    status, record = _loaded(RunStatus, folder.state), _loaded(RunRecord, folder.recipe)
+def _run(run: Run, plan: Plan) -> ReportedRun:
+    status, record = run.status, _loaded(RunRecord, run.folder.recipe)
     if status is None or record is None:
-        return ReportedRun(configuration, fold, remark="its records are damaged" if folder.state.exists() else "")
-    own = _loaded(Plan, folder.plan)
-    is_current = own is not None and own.configurations.get(configuration) == plan.configurations[configuration]
+        return ReportedRun(run, remark="its records are damaged" if run.folder.state.exists() else "")
+    own = _loaded(Plan, run.folder.plan)
+    is_current = own is not None and own.configurations.get(run.configuration) == plan.configurations[run.configuration]
     remark = "" if is_current else "trained with an earlier plan"
-    return ReportedRun(configuration, fold, status, tuple(read_history(folder.history)), record.device, remark)
+    return ReportedRun(run, status, read_history(run.folder.history), record.device, remark)
 
 
 def _selected_predictions(
@@ -215,18 +207,16 @@ def _selected_predictions(
     return _Predictions("the selected model's networks, each case by those that never saw it", cases, files)
 
 
-def _best_predictions(workspace: Workspace, plan: Plan, runs: Sequence[ReportedRun]) -> _Predictions:
+def _best_predictions(plan: Plan, runs: Sequence[ReportedRun]) -> _Predictions:
     """Validation cases of the configuration with the best Dice among those that have any."""
     found: dict[str, _Predictions] = {}
-    for run in runs:
-        folder = workspace.run(run.configuration, run.fold).validation
-        scores = None if run.status is None else _loaded(FoldScores, folder / SCORES_FILE)
-        if scores is not None:
+    for run in (own.run for own in runs if own.status is not None):
+        scores = run.scores
+        if scores is not None and scores.cases:
             title = f"{run.configuration}, each case by the network that never saw it"
             own = found.setdefault(run.configuration, _Predictions(title, [], {}))
-            recorded: Mapping[str, dict[str, ClassScores]] = scores.cases
-            own.cases.extend(ReportedCase(case, run.fold, classes) for case, classes in recorded.items())
-            own.files.update({case: folder / f"{case}{plan.file_ending}" for case in recorded})
+            own.cases.extend(ReportedCase(case, run.fold, classes) for case, classes in scores.cases.items())
+            own.files.update({case: run.folder.validation / f"{case}{plan.file_ending}" for case in scores.cases})
     return max(found.values(), key=lambda own: mean_dice(own.cases) or 0.0, default=_Predictions("", [], {}))
 
 

@@ -27,7 +27,7 @@ from autoseg.report.charts import (
     strip_chart,
 )
 from autoseg.report.pages import MISSING, MOST_CLASSES, edges, interval, render, score
-from autoseg.runs.run import RunStatus
+from autoseg.runs.run import Run, RunStatus
 from autoseg.selection.record import Selection
 
 _SHOWN_PROBLEMS = 200
@@ -43,28 +43,26 @@ _SEVERITIES = {
 
 @dataclass(frozen=True, slots=True)
 class ReportedRun:
-    """A training run.
+    """What is known of a run when the report is written.
 
     Attributes:
-        configuration: its name.
-        fold: its number.
+        run: configuration and fold.
         status: where it stands, or None if it was not started.
         history: lines of its history.jsonl.
         device: "cpu", "cuda" or "mps"; empty if it was not started.
         remark: what is not as usual, or empty.
     """
 
-    configuration: str
-    fold: int
+    run: Run
     status: RunStatus | None = None
     history: Sequence[Mapping[str, Any]] = ()
     device: str = ""
     remark: str = ""
 
     @property
-    def state(self) -> str:
-        """Where it stands, in one word."""
-        return "not started" if self.status is None else self.status.state
+    def is_done(self) -> bool:
+        """Whether training and validation are finished."""
+        return self.status is not None and self.status.state == "done"
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +105,7 @@ class DatasetReport:
     @property
     def done(self) -> int:
         """Number of runs of which training and validation are finished."""
-        return sum(run.state == "done" for run in self.runs)
+        return sum(own.is_done for own in self.runs)
 
 
 def dataset_page(report: DatasetReport) -> str:
@@ -133,7 +131,7 @@ def dataset_page(report: DatasetReport) -> str:
 
 def _stage(report: DatasetReport) -> tuple[str, str, str]:
     """Where the dataset stands, what to do next, and the command for it."""
-    if all(run.status is None for run in report.runs):
+    if all(own.status is None for own in report.runs):
         return "planned, not trained", "train what the plan holds.", "autoseg train DATASET"
     counted = f"{report.done} of {len(report.runs)} runs done"
     if report.selection is not None:
@@ -269,16 +267,16 @@ def _described(configuration: Configuration) -> dict[str, str]:
 def _curves(report: DatasetReport) -> dict[str, dict[str, Any]]:
     """Learning curves of each configuration that has any."""
     histories: dict[str, dict[str, Sequence[Mapping[str, Any]]]] = {}
-    for run in report.runs:
-        if run.history:
-            histories.setdefault(run.configuration, {})[f"fold {run.fold}"] = run.history
+    for own in report.runs:
+        if own.history:
+            histories.setdefault(own.run.configuration, {})[f"fold {own.run.fold}"] = own.history
     return {
         name: {
-            "loss": loss_chart(own, f"Losses of {name} over epochs"),
-            "dice": dice_chart(own, f"Dice of {name} on validation patches over epochs"),
-            "names": list(own),
+            "loss": loss_chart(curves, f"Losses of {name} over epochs"),
+            "dice": dice_chart(curves, f"Dice of {name} on validation patches over epochs"),
+            "names": list(curves),
         }
-        for name, own in histories.items()
+        for name, curves in histories.items()
     }
 
 

@@ -8,20 +8,19 @@ from pathlib import Path
 
 import numpy as np
 
-from autoseg.core.errors import IntegrityRefusal, MissingInput, RecordFault, UsageError
+from autoseg.core.errors import IntegrityRefusal, MissingInput, UsageError
 from autoseg.core.machine import BYTES_PER_GIB
-from autoseg.core.records import load
 from autoseg.core.registry import choose
-from autoseg.core.workspace import RunFolder, Workspace
+from autoseg.core.workspace import Workspace
 from autoseg.data.fingerprint import Fingerprint
 from autoseg.data.model import Dataset
 from autoseg.inference.out_of_fold import probabilities_file
 from autoseg.inference.predictor import Predictor
 from autoseg.inference.stream import network_bytes
-from autoseg.networks.weights import WEIGHTS_FILE, generations, weights_hash
+from autoseg.networks.weights import WEIGHTS_FILE, generations
 from autoseg.planning.plan import Configuration, Plan
 from autoseg.runs.cascade import check_first_stage
-from autoseg.runs.run import SCORES_FILE, FoldScores, Run, RunRecord, RunStatus, check_same_plan
+from autoseg.runs.run import FoldScores, Run, check_same_plan
 from autoseg.selection.candidates import Costs
 from autoseg.selection.ensemble_dice import CaseFiles
 from autoseg.training.splits import settle_folds
@@ -30,26 +29,8 @@ _FLOAT_BYTES = 4
 _SHOWN_RUNS = 6
 
 
-@dataclass(frozen=True, slots=True)
-class FinishedRun:
-    """A run with its validation.
-
-    Attributes:
-        configuration: name.
-        fold: number.
-        folder: of the run.
-        scores: of its validation cases.
-    """
-
-    configuration: str
-    fold: int
-    folder: RunFolder
-    scores: FoldScores
-
-    @property
-    def title(self) -> str:
-        """As in selection.json: configuration/fold_k."""
-        return f"{self.configuration}/fold_{self.fold}"
+FinishedRuns = dict[Run, FoldScores]
+"""Runs of one configuration with the scores of their validation cases, read once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +50,12 @@ class TrainedMatrix:
     dataset: Dataset
     fingerprint: Fingerprint
     compared: tuple[str, ...]
-    runs: dict[str, tuple[FinishedRun, ...]]
+    runs: dict[str, FinishedRuns]
     missing: tuple[str, ...]
 
     def weight_hashes(self) -> dict[str, str]:
-        """Hash of the weights of every run, by its title."""
-        return {run.title: weights_hash(run.folder.checkpoint) for runs in self.runs.values() for run in runs}
+        """Hash of the weights of every run, by its key."""
+        return {run.key: run.weights_hash for runs in self.runs.values() for run in runs}
 
 
 def trained_matrix(
@@ -184,8 +165,8 @@ def _first_stages(plan: Plan, names: Iterable[str]) -> dict[str, str]:
 
 
 def _runs_of_first_stages(
-    workspace: Workspace, plan: Plan, runs: Mapping[str, Sequence[FinishedRun]], folds: Iterable[int]
-) -> dict[str, tuple[FinishedRun, ...]]:
+    workspace: Workspace, plan: Plan, runs: Mapping[str, FinishedRuns], folds: Iterable[int]
+) -> dict[str, FinishedRuns]:
     """Finished runs of the first stages that are not themselves compared; a cascade cannot predict without them."""
     found = {}
     for name, first in _first_stages(plan, runs).items():
@@ -197,44 +178,36 @@ def _runs_of_first_stages(
     return found
 
 
-def _finished_runs(workspace: Workspace, plan: Plan, name: str, folds: Iterable[int]) -> tuple[FinishedRun, ...]:
-    return tuple(run for fold in folds if (run := _finished(workspace, plan, name, fold)) is not None)
+def _finished_runs(workspace: Workspace, plan: Plan, name: str, folds: Iterable[int]) -> FinishedRuns:
+    runs = (Run(name, fold, workspace.run(name, fold)) for fold in folds)
+    return {run: scores for run in runs if run.is_done and (scores := _checked_scores(run, plan)) is not None}
 
 
-def _unfinished(name: str, finished: Sequence[FinishedRun], folds: Iterable[int]) -> list[str]:
+def _unfinished(name: str, finished: Iterable[Run], folds: Iterable[int]) -> list[str]:
     done = {run.fold for run in finished}
     return [f"{name} fold {fold}" for fold in folds if fold not in done]
 
 
-def _finished(workspace: Workspace, plan: Plan, name: str, fold: int) -> FinishedRun | None:
-    folder = workspace.run(name, fold)
-    try:
-        if load(RunStatus, folder.state).state != "done":
-            return None
-        record, file = load(RunRecord, folder.recipe), folder.validation / SCORES_FILE
-        keeps_none_back = not record.val and not file.exists()
-        scores = FoldScores({}, {}, {}, (), ()) if keeps_none_back else load(FoldScores, file)
-    except (MissingInput, RecordFault):
+def _checked_scores(run: Run, plan: Plan) -> FoldScores | None:
+    """Scores of a run that is still of this plan and validated on cases that it has not seen; None without any."""
+    scores = run.scores
+    if scores is None:
         return None
-    check_same_plan(Run(name, fold, folder), plan)
-    check_first_stage(Run(name, fold, folder))
-    _refuse_seen_cases(folder, record, scores)
-    return FinishedRun(name, fold, folder, scores)
-
-
-def _refuse_seen_cases(folder: RunFolder, record: RunRecord, scores: FoldScores) -> None:
-    seen = sorted(set(record.train) & set(scores.cases))
+    check_same_plan(run, plan)
+    check_first_stage(run)
+    seen = sorted(set(run.record().train) & set(scores.cases))
     if seen:
         raise IntegrityRefusal(
-            f"{record.configuration} fold {record.fold} was trained on {seen[0]}, which it was validated with",
-            where=str(folder.root),
+            f"{run.title} was trained on {seen[0]}, which it was validated with",
+            where=str(run.folder.root),
             why="its score would be too good",
             do="train this fold again with --fresh",
         )
+    return scores
 
 
 def _half_trained(
-    workspace: Workspace, missing: Sequence[str], runs: Mapping[str, Sequence[FinishedRun]], folds: int
+    workspace: Workspace, missing: Sequence[str], runs: Mapping[str, FinishedRuns], folds: int
 ) -> UsageError:
     complete = [name for name, own in runs.items() if len(own) == folds]
     more = f" and {len(missing) - _SHOWN_RUNS} more" if len(missing) > _SHOWN_RUNS else ""
@@ -247,11 +220,11 @@ def _half_trained(
     )
 
 
-def _predicted_cases(runs: Sequence[FinishedRun]) -> dict[str, FinishedRun]:
+def _predicted_cases(runs: FinishedRuns) -> dict[str, Run]:
     """For each validated case the first run that kept it back."""
-    found: dict[str, FinishedRun] = {}
-    for run in runs:
-        for name in run.scores.cases:
+    found: dict[str, Run] = {}
+    for run, scores in runs.items():
+        for name in scores.cases:
             found.setdefault(name, run)
     return found
 
@@ -264,7 +237,7 @@ def _less_mirrored(matrix: TrainedMatrix) -> list[str]:
     """A note for each configuration that was validated with less mirroring than it predicts with."""
     own = matrix.plan.configurations
     fewer = {
-        name: {len(run.scores.mirror_axes) for run in matrix.runs[name]} - {len(own[name].mirror_axes)}
+        name: {len(scores.mirror_axes) for scores in matrix.runs[name].values()} - {len(own[name].mirror_axes)}
         for name in matrix.compared
     }
     return [
@@ -275,7 +248,7 @@ def _less_mirrored(matrix: TrainedMatrix) -> list[str]:
     ]
 
 
-def _is_common(case: str, run_of: Mapping[str, Mapping[str, FinishedRun]]) -> bool:
+def _is_common(case: str, run_of: Mapping[str, Mapping[str, Run]]) -> bool:
     """Whether all configurations predicted a case, and kept it back in the same fold."""
     runs = [own.get(case) for own in run_of.values()]
     return None not in runs and len({run.fold for run in runs if run is not None}) == 1
@@ -285,17 +258,17 @@ def _if_there(path: Path) -> Path | None:
     return path if path.exists() else None
 
 
-def _seconds(configuration: Configuration, runs: Sequence[FinishedRun]) -> float | None:
+def _seconds(configuration: Configuration, runs: FinishedRuns) -> float | None:
     """Mean over the validated cases, times the networks and mirrorings that validation did without."""
     seconds = [
-        value * 2.0 ** (len(configuration.mirror_axes) - len(run.scores.mirror_axes))
-        for run in runs
-        for value in run.scores.seconds.values()
+        value * 2.0 ** (len(configuration.mirror_axes) - len(scores.mirror_axes))
+        for scores in runs.values()
+        for value in scores.seconds.values()
     ]
     return round(float(np.mean(seconds)) * len(runs), 3) if seconds else None
 
 
-def _memory_gib(matrix: TrainedMatrix, configuration: Configuration, runs: Sequence[FinishedRun]) -> float:
+def _memory_gib(matrix: TrainedMatrix, configuration: Configuration, runs: FinishedRuns) -> float:
     """Weights of all folds, the image, feature maps of a batch of tiles, and the slab of logits; an estimate."""
     plan = matrix.plan
     predictor = Predictor((), configuration, plan.labels.head_count)
