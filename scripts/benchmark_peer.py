@@ -80,8 +80,8 @@ class Bench:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         seconds = time.perf_counter() - begin
         if done.returncode != 0:
-            told = f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
-            sys.exit(f"{' '.join(command)} failed with {done.returncode}:\n{told}")
+            printed = f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+            sys.exit(f"{' '.join(command)} failed with {done.returncode}:\n{printed}")
         self.printed = done.stdout
         return seconds
 
