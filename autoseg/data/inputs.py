@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 
 from autoseg.core.errors import MissingInput
@@ -109,15 +109,20 @@ def _fault(name: str, files: Mapping[int | None, list[Path]], channels: int, fou
         return f"two files are meant for the same image: {' and '.join(map(str, twice))}"
     if None in files and len(files) > 1:
         return f"{name} is there both as one file and with channel indices: keep one of them"
-    indices = {index for index in files if index is not None}
-    if indices and max(indices) >= channels:
-        beyond = min(index for index in indices if index >= channels)
-        return f"channel {beyond:04d} is there, but the model has {channels} (0000 to {channels - 1:04d})"
-    missing = sorted(set(range(channels)) - indices)
-    if not missing or (indices <= {0} and _may_hold_all(next(iter(files.values()))[0], channels, four_d)):
+    single = next(iter(files.values()))[0]
+    if files.keys() <= {0, None} and _may_hold_all(single, channels, four_d):
         return None
-    listed = ", ".join(f"{name}_{index:04d}" for index in missing)
-    return f"the model needs {channels} channels, one file each; missing: {listed}"
+    return _wrong_channels(name, {index for index in files if index is not None}, channels)
+
+
+def _wrong_channels(name: str, indices: Set[int], channels: int) -> str | None:
+    expected = set(range(channels))
+    if beyond := sorted(indices - expected):
+        return f"channel {beyond[0]:04d} is there, but the model has {channels} (0000 to {channels - 1:04d})"
+    if missing := sorted(expected - indices):
+        listed = ", ".join(f"{name}_{index:04d}" for index in missing)
+        return f"the model needs {channels} channels, one file each; missing: {listed}"
+    return None
 
 
 def _may_hold_all(file: Path, channels: int, four_d: bool) -> bool:

@@ -122,25 +122,31 @@ def find_classes(counts: Sequence[Mapping[int, int]], *, made_for_objects: bool 
     Raises:
         DataRefused: no file holds a labeled voxel.
     """
-    total: Counter[int] = Counter()
-    for entry in counts:
-        total.update({value: voxels for value, voxels in entry.items() if value > 0})
+    foreground = [_above_0(entry) for entry in counts]
+    total = sum(foreground, Counter())
     if not total:
         raise DataRefused(
             f"none of the {len(counts)} readable label files holds a value above 0, so there is nothing to learn",
             do="check that the label files are the right ones",
         )
-    _, voxels_of_first = total.most_common(1)[0]
-    is_dominated = voxels_of_first > DOMINANT_SHARE * total.total()
+    is_dominated = max(total.values()) > DOMINANT_SHARE * total.total()
     if len(total) > INSTANCE_VALUES and not is_dominated:
         return _objects(f"the label files hold {len(total)} distinct values, which are taken for ids of objects")
-    if made_for_objects and _are_numbered(counts):
+    if made_for_objects and _are_numbered(foreground):
         return _objects("the label files number their objects 1 to n, with n from file to file different")
     if len(total) > INSTANCE_VALUES:
         return _dominant_classes(total)
-    classes = {BACKGROUND: (0,), **{f"class_{value}": (value,) for value in sorted(total)}}
     values = ", ".join(map(str, sorted(total)))
-    return label_set_of(classes), f"the label files hold the values {values} beside the background 0{_stray(counts)}"
+    found = f"the label files hold the values {values} beside the background 0{_stray(foreground, total)}"
+    return _named_by_value(sorted(total)), found
+
+
+def _above_0(entry: Mapping[int, int]) -> Counter[int]:
+    return Counter({value: voxels for value, voxels in entry.items() if value > 0})
+
+
+def _named_by_value(values: Iterable[int]) -> LabelSet:
+    return label_set_of({BACKGROUND: (0,), **{f"class_{value}": (value,) for value in values}})
 
 
 def _objects(found: str) -> tuple[LabelSet, str]:
@@ -148,35 +154,28 @@ def _objects(found: str) -> tuple[LabelSet, str]:
     return labels, f"{found}: every value above 0 becomes the one class `object`"
 
 
-def _are_numbered(counts: Sequence[Mapping[int, int]]) -> bool:
+def _are_numbered(foreground: Sequence[Mapping[int, int]]) -> bool:
     """Whether every file numbers its objects 1 to n, with differing n of at least `NUMBERED_OBJECTS` once."""
-    highest = [max(entry, default=0) for entry in counts]
-    gapless = all(
-        {value for value in entry if value} == set(range(1, high + 1))
-        for entry, high in zip(counts, highest, strict=True)
-    )
-    return gapless and len(set(highest)) > 1 and max(highest) >= NUMBERED_OBJECTS
+    highest = [max(entry, default=0) for entry in foreground]
+    is_gapless = all(len(entry) == high for entry, high in zip(foreground, highest, strict=True))
+    return is_gapless and len(set(highest)) > 1 and max(highest) >= NUMBERED_OBJECTS
 
 
 def _dominant_classes(total: Counter[int]) -> tuple[LabelSet, str]:
     """The values that hold at least a fiftieth of the labeled voxels; the rest is left for the check to refuse."""
     kept = sorted(value for value, voxels in total.items() if voxels * 50 >= total.total())
-    classes = {BACKGROUND: (0,), **{f"class_{value}": (value,) for value in kept}}
-    return label_set_of(classes), (
+    return _named_by_value(kept), (
         f"of the {len(total)} distinct values in the label files only {', '.join(map(str, kept))} are frequent; "
         "the others look like gray edges"
     )
 
 
-def _stray(counts: Sequence[Mapping[int, int]]) -> str:
-    total: Counter[int] = Counter()
-    files: Counter[int] = Counter()
-    for entry in counts:
-        total.update({value: voxels for value, voxels in entry.items() if value > 0})
-        files.update(value for value in entry if value > 0)
-    stray = [v for v in sorted(total) if files[v] == 1 < len(counts) and total[v] < STRAY_SHARE * total.total()]
-    found = ", ".join(f"{value} ({total[value]} voxels)" for value in stray)
-    return f"; in one file only, perhaps by mistake: {found}" if stray else ""
+def _stray(foreground: Sequence[Mapping[int, int]], total: Counter[int]) -> str:
+    """A remark on values that are in one file only, and rare."""
+    files = Counter(value for entry in foreground for value in entry)
+    rare = [value for value in sorted(total) if total[value] < STRAY_SHARE * total.total() and files[value] == 1]
+    found = ", ".join(f"{value} ({total[value]} voxels)" for value in rare)
+    return f"; in one file only, perhaps by mistake: {found}" if rare and len(foreground) > 1 else ""
 
 
 def _count_file(path: Path) -> dict[int, int] | None:

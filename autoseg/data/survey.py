@@ -89,7 +89,9 @@ class Survey:
 Examined = tuple[CaseSummary, CaseStatistics | None]
 """A case with its entry of the fingerprint; None if it is refused."""
 
-_Task = tuple[Case, tuple[FileStamp, ...]]
+Stamps = tuple[FileStamp, ...]
+
+_Task = tuple[Case, Stamps]
 
 
 def survey(
@@ -113,9 +115,7 @@ def survey(
     """
     read_as = content_hash(replace(dataset, cases=(), announced_cases=None, layout_reason="", name=""))
     stamps = {case.identifier: _stamps(dataset, case) for case in dataset.cases}
-    examined = {
-        name: entry for name, entry in _known_cases(known, read_as).items() if entry[0].files == stamps.get(name)
-    }
+    examined = _known_cases(known, read_as, stamps)
     to_read = [(case, stamps[case.identifier]) for case in dataset.cases if case.identifier not in examined]
     progress(len(examined), len(dataset.cases))
     next_keep = time.monotonic() + KEEP_SECONDS
@@ -156,14 +156,16 @@ def _survey_of(dataset: Dataset, read_as: str, examined: Mapping[str, Examined])
     )
 
 
-def _known_cases(known: Survey | None, read_as: str) -> dict[str, Examined]:
+def _known_cases(known: Survey | None, read_as: str, stamps: Mapping[str, Stamps]) -> dict[str, Examined]:
+    """The cases whose files have not changed since an earlier survey."""
     if known is None or (known.version, known.read_as) != (SURVEY_VERSION, read_as):
         return {}
     statistics = {case.identifier: case for case in known.fingerprint.cases}
-    return {case.identifier: (case, statistics.get(case.identifier)) for case in known.cases}
+    unchanged = (case for case in known.cases if case.files == stamps.get(case.identifier))
+    return {case.identifier: (case, statistics.get(case.identifier)) for case in unchanged}
 
 
-def _stamps(dataset: Dataset, case: Case) -> tuple[FileStamp, ...]:
+def _stamps(dataset: Dataset, case: Case) -> Stamps:
     root = Path(dataset.root)
     own = [root / file for file in (*case.images, case.labels) if file is not None]
     paths = [path for file in own for path in files_of(file)]
@@ -196,7 +198,7 @@ def _examine(dataset: Dataset, task: _Task) -> Examined:
     return replace(summary, foreground=foreground), statistics
 
 
-def _lost(case: Case, stamps: tuple[FileStamp, ...], failure: str) -> Examined:
+def _lost(case: Case, stamps: Stamps, failure: str) -> Examined:
     """A case that could not be examined at all.
 
     No file has a time of -1 ns, so its stamps never match and the next survey tries it again.

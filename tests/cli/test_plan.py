@@ -120,7 +120,7 @@ def test_wrong_values_are_one_box(autoseg, pair, tmp_path):
         (("--pin", bad_pin), "patch_size: expected"),
         (("--memory", "inf"), "makes no sense"),
         (("--dataset-json", broken), "not valid JSON"),
-        (("--dataset-json", listed), "must hold a table"),
+        (("--dataset-json", listed), "JSON object"),
     ):
         ran = autoseg(*command, *words)
         assert ran.code == 2

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from autoseg.core.errors import MissingInput
 from autoseg.data.inputs import find_inputs, relative, split_channel
-from autoseg.data.layouts.layout import is_identifier
+from autoseg.data.layouts.description import is_identifier
 
 
 def make(folder: Path, *names: str) -> Path:

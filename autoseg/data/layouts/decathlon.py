@@ -7,19 +7,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from autoseg.data.layouts.description import (
-    DESCRIPTION,
-    LEGACY_FILE_ENDING,
-    channels_entry,
-    describe,
-    read_description,
-)
-from autoseg.data.layouts.layout import Layout, most_common_ending
-from autoseg.data.model import Dataset
+from autoseg.data.layouts.description import DESCRIPTION, channels_entry, describe, read_description
+from autoseg.data.layouts.layout import Found, Layout
 
 
-def detect_decathlon(root: Path) -> Dataset | None:
-    """The dataset in a Decathlon folder; None where the folder is something else.
+def detect_decathlon(root: Path) -> Found | None:
+    """What is in a Decathlon folder; None where the folder is something else.
 
     Raises:
         RecordFault: dataset.json is faulty; every fault is listed.
@@ -29,21 +22,11 @@ def detect_decathlon(root: Path) -> Dataset | None:
         return None
     required = (channels_entry(data), "labels", "training")
     declared = describe(data, str(root / DESCRIPTION), required, ("regions_class_order", "numTraining"))
-    channels, cases = declared.channels, tuple(declared.cases)
-    four_d = len(channels) > 1 and all(len(case.images) == 1 for case in cases)
-    return Dataset(
-        name=root.resolve().name,
-        root=str(root),
-        layout="decathlon",
-        layout_reason=f"Medical Segmentation Decathlon: {DESCRIPTION} lists {len(cases)} training images with labels"
-        + (f", the fourth axis holds {len(channels)} channels" if four_d else ""),
-        channels=channels,
-        labels=declared.labels,
-        cases=cases,
-        file_ending=most_common_ending(cases) or LEGACY_FILE_ENDING,
-        four_d=four_d,
-        announced_cases=declared.announced_cases,
-    )
+    cases, channels = tuple(declared.cases), len(declared.channels)
+    seen = f"Medical Segmentation Decathlon: {DESCRIPTION} lists {len(cases)} training images with labels"
+    four_d = channels > 1 and all(len(case.images) == 1 for case in cases)
+    seen += f", the fourth axis holds {channels} channels" if four_d else ""
+    return Found(cases, seen, declared, four_d=four_d)
 
 
 DECATHLON = Layout(

@@ -1,4 +1,4 @@
-"""What a dataset says about itself in dataset.json or a manifest, checked; and what is found where it says nothing.
+"""What a dataset says about itself in dataset.json or a manifest, checked; no other file is looked at.
 
 Source: nnU-Net v2 documentation/dataset_format.md and utilities/label_handling/label_handling.py.
 """
@@ -8,18 +8,16 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, TypeAdapter, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from autoseg.core.errors import AutoSegError, DataRefused, RecordFault
+from autoseg.core.errors import RecordFault
 from autoseg.core.records import read_table, record
 from autoseg.data.inputs import split_channel
-from autoseg.data.labels import count_label_files, find_classes
-from autoseg.data.layouts.layout import is_identifier, most_common_ending
-from autoseg.data.model import BACKGROUND, Case, Dataset, LabelSet, label_set_of
+from autoseg.data.model import BACKGROUND, Case, LabelSet, label_set_of
 from autoseg.images.formats.files import stem
 
 DESCRIPTION = "dataset.json"
@@ -32,7 +30,6 @@ LARGEST_VALUE = 2**31 - 1
 """Readers return label values as 32-bit integers."""
 
 _LARGEST_INDEX_DIGITS = 9
-_PEEKED_CASES = 5
 _SHOWN_CHARACTERS = 60
 
 _EXAMPLE = (
@@ -54,17 +51,21 @@ def _as_index(key: str) -> int | None:
     return int(key) if key.isascii() and key.isdigit() and len(key) <= _LARGEST_INDEX_DIGITS else None
 
 
-def is_name(value: object) -> bool:
-    """Whether a JSON value is a text with something in it."""
+def _is_name(value: object) -> bool:
     return isinstance(value, str) and bool(value.strip())
 
 
-def _as_list(value: object) -> object:
+def is_identifier(name: str) -> bool:
+    """Whether a case name is usable as a file name on every system: no separators, no blanks at the ends."""
+    return bool(name) and name.strip() == name and name not in {".", ".."} and PureWindowsPath(name).name == name
+
+
+def _as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
 def _name(value: str) -> str:
-    _refuse([] if is_name(value) else ["must not be empty"])
+    _refuse([] if _is_name(value) else ["must not be empty"])
     return value
 
 
@@ -88,7 +89,7 @@ def _distinct(values: list[int]) -> list[int]:
 
 def _by_name(table: object) -> object:
     """The label table as name -> value; the Decathlon and nnU-Net v1 wrote value -> name."""
-    if not isinstance(table, dict) or not all(_as_index(key) is not None and is_name(table[key]) for key in table):
+    if not isinstance(table, dict) or not all(_as_index(key) is not None and _is_name(table[key]) for key in table):
         return table
     inverted: dict[str, Any] = {}
     for key, name in table.items():
@@ -98,15 +99,19 @@ def _by_name(table: object) -> object:
 
 
 def _sound_classes(table: dict[str, list[int]]) -> dict[str, list[int]]:
-    foreground = {name: values for name, values in table.items() if name not in (BACKGROUND, IGNORE)}
-    ignored, taken = table.get(IGNORE, []), [name for name in table if name != IGNORE]
-    faults = [] if table.get(BACKGROUND) == [0] else [f"{BACKGROUND} must be there, with the value 0"]
+    classes = {name: values for name, values in table.items() if name != IGNORE}
+    foreground = {name: values for name, values in classes.items() if name != BACKGROUND}
+    faults = [] if classes.get(BACKGROUND) == [0] else [f"{BACKGROUND} must be there, with the value 0"]
     faults += [] if foreground else ["there must be at least one class beside the background"]
     faults += [f"{name} includes 0, which is the background" for name, values in foreground.items() if 0 in values]
-    faults += [] if len(ignored) < 2 else ["ignore must be one value"]
-    faults += [f"ignore has the value of {name}" for name in taken if set(ignored) & set(table[name])]
-    _refuse([*faults, *_shared_values(foreground)])
+    _refuse([*faults, *_shared_values(foreground), *_faults_of_ignore(table.get(IGNORE, []), classes)])
     return table
+
+
+def _faults_of_ignore(ignored: list[int], classes: Mapping[str, list[int]]) -> Iterable[str]:
+    if len(ignored) > 1:
+        yield "ignore must be one value"
+    yield from (f"ignore has the value of {name}" for name, values in classes.items() if set(ignored) & set(values))
 
 
 def _shared_values(foreground: Mapping[str, list[int]]) -> Iterable[str]:
@@ -126,11 +131,18 @@ def _listed_case(entry: object) -> Case:
     table = entry if isinstance(entry, dict) else {}
     name, label = table.get("case"), table.get("label") or None
     images = _as_list(table.get("image", table.get("images")))
-    if not isinstance(images, list) or not images or not all(map(is_name, (*images, label or "none"))):
+    if not images or not all(map(_is_name, (*images, *([] if label is None else [label])))):
         raise _fault(f'{f"the case {name} " if name else ""}must be {{"image": path, "label": path}}')
-    named = name or (stem(Path(label)) if label else split_channel(stem(Path(images[0])))[0])
-    plain = tuple(Path(path).as_posix() for path in images)
-    return Case(str(named), plain, None if label is None else Path(label).as_posix())
+    named = name or _stem_of_case(images[0], label)
+    return Case(str(named), tuple(map(_posix, images)), None if label is None else _posix(label))
+
+
+def _stem_of_case(image: str, label: str | None) -> str:
+    return stem(Path(label)) if label else split_channel(stem(Path(image)))[0]
+
+
+def _posix(path: str) -> str:
+    return Path(path).as_posix()
 
 
 def _entries(cases: object) -> object:
@@ -167,7 +179,7 @@ class Description:
         channel_names: names by channel index, in its order; the legacy name of the entry is `modality`.
         classes: class name -> values in the files, background and `ignore` included; several values make a region.
         regions_class_order: value painted for each region in turn; without regions it has no meaning.
-        file_ending: ending of images and labels, dot included.
+        file_ending: ending of images and labels, dot included; empty where it is not declared.
         announced_cases: number of training cases that are said to be there.
         four_d: whether a fourth axis of the images holds the channels.
         cases: as listed, sorted by identifier.
@@ -180,7 +192,7 @@ class Description:
         dict[str, _Values], BeforeValidator(_by_name), AfterValidator(_sound_classes), Field(validation_alias="labels")
     ] = Field(default_factory=dict)
     regions_class_order: list[_Value] = Field(default_factory=list)
-    file_ending: Annotated[str, AfterValidator(_ending)] = LEGACY_FILE_ENDING
+    file_ending: Annotated[str, AfterValidator(_ending)] = ""
     announced_cases: Annotated[int | None, Field(ge=0, validation_alias="numTraining")] = None
     four_d: bool = False
     cases: Annotated[
@@ -260,10 +272,9 @@ def describe_nnunet(data: object, where: str) -> Description:
         RecordFault: with the fault of every entry, not only the first.
     """
     channels = channels_entry(data)
-    ending = () if channels == "modality" else ("file_ending",)
-    return describe(
-        data, where, (channels, "labels", *ending), ("regions_class_order", "numTraining", "file_ending", "dataset")
-    )
+    if channels == "modality" and isinstance(data, Mapping):
+        data = {**data, "file_ending": data.get("file_ending") or LEGACY_FILE_ENDING}
+    return describe(data, where, (channels, "labels", "file_ending"), ("regions_class_order", "numTraining", "dataset"))
 
 
 def channels_entry(data: object) -> str:
@@ -288,81 +299,3 @@ def read_description(root: Path) -> dict[str, Any] | None:
     """
     path = root / DESCRIPTION
     return read_table(path) if path.is_file() else None
-
-
-def describe_files(
-    root: Path, layout: str, cases: tuple[Case, ...], seen: str, *, made_for_objects: bool = False
-) -> Dataset:
-    """The dataset of cases found in folders; `channel_names` and `labels` of a dataset.json count, if there is one.
-
-    Args:
-        root: folder that the paths of the cases start from.
-        layout: its name.
-        cases: images paired with labels; at least one has labels.
-        seen: what made it this layout; the reason says so and how channels and classes were found.
-        made_for_objects: whether the layout is made for one id per object.
-
-    Raises:
-        RecordFault: dataset.json is faulty.
-        DataRefused: no label file can be read, or none holds a class.
-    """
-    declared = describe(
-        read_description(root) or {}, str(root / DESCRIPTION), (), ("channel_names", "labels", "regions_class_order")
-    )
-    if declared.classes:
-        labels, how = declared.labels, f"classes as declared in {DESCRIPTION}"
-    else:
-        labels, how = found_classes(root, cases, made_for_objects=made_for_objects)
-    return Dataset(
-        name=root.resolve().name,
-        root=str(root),
-        layout=layout,
-        layout_reason=f"{seen}; {how}",
-        channels=declared.channels or found_channels(root, cases),
-        labels=labels,
-        cases=cases,
-        file_ending=most_common_ending(cases) or LEGACY_FILE_ENDING,
-    )
-
-
-def found_classes(root: Path, cases: Sequence[Case], *, made_for_objects: bool = False) -> tuple[LabelSet, str]:
-    """Classes by the values in all label files, and a sentence that says how they were found.
-
-    Raises:
-        DataRefused: no label file can be read, or none holds a class.
-    """
-    files = [root / case.labels for case in cases if case.labels is not None]
-    counts = count_label_files(files)
-    if not counts:
-        raise DataRefused(
-            f"none of the {len(files)} label files can be read, so the classes are unknown",
-            where=str(root),
-            do="check one of them with another program; declare the classes in a manifest to see each file's fault",
-        )
-    return find_classes(counts, made_for_objects=made_for_objects)
-
-
-def found_channels(root: Path, cases: Sequence[Case], *, four_d: bool = False) -> tuple[str, ...]:
-    """Names for channels that nobody named; they select z-scoring, except that RGB stays recognizable.
-
-    Where a case has one file, the first files are read to count its channels; one where none of them can be read.
-    """
-    files_per_case = max(len(case.images) for case in cases)
-    count = files_per_case if files_per_case > 1 else _count_channels(root, cases, four_d)
-    if count == 1:
-        return ("image",)
-    if count == 3 and files_per_case == 1:
-        return ("R", "G", "B")
-    return tuple(f"channel_{index}" for index in range(count))
-
-
-def _count_channels(root: Path, cases: Sequence[Case], four_d: bool) -> int:
-    from autoseg.images.readers import read_image
-
-    counts: Counter[int] = Counter()
-    for case in cases[:_PEEKED_CASES]:
-        try:
-            counts[len(read_image([root / image for image in case.images], four_d).array)] += 1
-        except (AutoSegError, OSError):
-            continue
-    return counts.most_common(1)[0][0] if counts else 1

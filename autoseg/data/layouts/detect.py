@@ -1,20 +1,25 @@
-"""The layouts that datasets come in, and the recognition of them. A new layout is a module and one line here."""
+"""The layouts that datasets come in, and the recognition of them. A new layout is a module and one line here.
+
+A layout says which files are cases; what it does not declare, channels and classes, is read off the files here.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from autoseg.core.errors import DataRefused, MissingInput
+from autoseg.core.errors import AutoSegError, DataRefused, MissingInput
 from autoseg.core.registry import choose
+from autoseg.data.labels import count_label_files, find_classes
 from autoseg.data.layouts.cellpose import CELLPOSE
 from autoseg.data.layouts.decathlon import DECATHLON
-from autoseg.data.layouts.layout import Layout
+from autoseg.data.layouts.description import LEGACY_FILE_ENDING
+from autoseg.data.layouts.layout import Found, Layout
 from autoseg.data.layouts.manifest import MANIFEST
 from autoseg.data.layouts.nnunet import NNUNET
 from autoseg.data.layouts.paired import PAIRED
-from autoseg.data.model import Dataset
+from autoseg.data.model import Case, Dataset, LabelSet
 from autoseg.images.formats.files import file_ending
 
 LAYOUTS: dict[str, Layout] = {
@@ -27,6 +32,7 @@ LAYOUTS: dict[str, Layout] = {
 """Tried in this order: what describes itself comes first."""
 
 _SHOWN_ENTRIES = 8
+_PEEKED_CASES = 5
 
 
 class UnknownLayout(DataRefused):
@@ -67,12 +73,69 @@ def detect_dataset(folder: Path, layout: str | None = None) -> Dataset:
 
 
 def _first_that_fits(folder: Path, layouts: Mapping[str, Layout]) -> Dataset | None:
-    for layout in layouts.values():
-        if folder.is_dir() or layout.takes_file:
-            dataset = layout.detect(folder)
-            if dataset is not None:
-                return dataset
+    for name, layout in layouts.items():
+        found = layout.detect(folder) if folder.is_dir() or layout.takes_file else None
+        if found is not None:
+            return _complete(folder if folder.is_dir() else folder.parent, name, found)
     return None
+
+
+def _complete(root: Path, layout: str, found: Found) -> Dataset:
+    """The dataset that was found, with the channels and classes that it does not declare."""
+    declared = found.declared
+    labels, how = (declared.labels, found.declares) if declared.classes else _found_classes(root, layout, found.cases)
+    endings = Counter(file_ending(Path(case.labels)) for case in found.cases if case.labels is not None)
+    return Dataset(
+        name=found.name or root.resolve().name,
+        root=str(root),
+        layout=layout,
+        layout_reason=f"{found.seen}; {how}" if how else found.seen,
+        channels=declared.channels or _found_channels(root, found),
+        labels=labels,
+        cases=found.cases,
+        file_ending=declared.file_ending or max(endings, key=endings.__getitem__, default=None) or LEGACY_FILE_ENDING,
+        four_d=found.four_d,
+        announced_cases=declared.announced_cases,
+    )
+
+
+def _found_classes(root: Path, layout: str, cases: Sequence[Case]) -> tuple[LabelSet, str]:
+    """Classes by the values in all label files, and a sentence that says how they were found."""
+    files = [root / case.labels for case in cases if case.labels is not None]
+    counts = count_label_files(files)
+    if not counts:
+        raise DataRefused(
+            f"none of the {len(files)} label files can be read, so the classes are unknown",
+            where=str(root),
+            do="check one of them with another program; declare the classes in a manifest to see each file's fault",
+        )
+    return find_classes(counts, made_for_objects=LAYOUTS[layout].made_for_objects)
+
+
+def _found_channels(root: Path, found: Found) -> tuple[str, ...]:
+    """Names for channels that nobody named; they select z-scoring, except that RGB stays recognizable.
+
+    Where a case has one file, the first files are read to count its channels; one where none of them can be read.
+    """
+    files_per_case = max(len(case.images) for case in found.cases)
+    count = files_per_case if files_per_case > 1 else _count_channels(root, found)
+    if count == 1:
+        return ("image",)
+    if count == 3 and files_per_case == 1:
+        return ("R", "G", "B")
+    return tuple(f"channel_{index}" for index in range(count))
+
+
+def _count_channels(root: Path, found: Found) -> int:
+    from autoseg.images.readers import read_image
+
+    counts: Counter[int] = Counter()
+    for case in found.cases[:_PEEKED_CASES]:
+        try:
+            counts[len(read_image([root / image for image in case.images], found.four_d).array)] += 1
+        except (AutoSegError, OSError):
+            continue
+    return counts.most_common(1)[0][0] if counts else 1
 
 
 def _seen(folder: Path) -> str:

@@ -1,16 +1,15 @@
-"""What a layout is, and what several have in common: folders, case names, pairs of files, files that nobody uses."""
+"""What a layout is, and what several have in common: folders, pairs of files, files that belong to no case."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 
 from autoseg.data.inputs import image_files, relative
+from autoseg.data.layouts.description import DESCRIPTION, Description, describe, read_description
 from autoseg.data.model import Case, Dataset, Problem
 from autoseg.data.problems import problem
-from autoseg.images.formats.files import file_ending
 
 Remark = tuple[str, str, str | None]
 """Code of a problem with a file, what is wrong with it (going on after its name), and a remedy of its own if any."""
@@ -29,39 +28,51 @@ def no_files(_dataset: Dataset) -> Iterable[Problem]:
 
 
 @dataclass(frozen=True, slots=True)
+class Found:
+    """What a layout finds in a folder; classes and channels that are not declared are then read off the files.
+
+    Attributes:
+        cases: sorted by identifier; at least one.
+        seen: what made it this layout, as a sentence.
+        declared: what the dataset says about itself.
+        declares: where its classes are declared, as a sentence; empty where `seen` says enough.
+        four_d: whether a fourth axis of the image files holds the channels.
+        name: of the dataset; empty for that of the folder.
+    """
+
+    cases: tuple[Case, ...]
+    seen: str
+    declared: Description
+    declares: str = ""
+    four_d: bool = False
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Layout:
     """A way to arrange a dataset.
 
     Attributes:
-        detect: returns the dataset in a folder, None where the folder is something else; raises where it is faulty.
+        detect: what is found in a folder, None where the folder is something else; raises where it is faulty.
         example: one example, as shown to users.
         unused_files: a problem for each image or label file that no case refers to.
         label_folder: where label files lie, if this layout fixes it; relative to the dataset's root.
         takes_file: whether a file can be given instead of a folder.
+        made_for_objects: whether label files usually hold one id per object.
     """
 
-    detect: Callable[[Path], Dataset | None]
+    detect: Callable[[Path], Found | None]
     example: str
     unused_files: Callable[[Dataset], Iterable[Problem]] = no_files
     label_folder: Path = Path()
     takes_file: bool = False
+    made_for_objects: bool = False
 
 
 def subfolder(root: Path, names: Iterable[str]) -> Path | None:
     """The first folder below `root` with one of the names, upper and lower case alike."""
     folders = {entry.name.lower(): entry for entry in sorted(root.iterdir(), reverse=True) if entry.is_dir()}
     return next((folders[name.lower()] for name in names if name.lower() in folders), None)
-
-
-def is_identifier(name: str) -> bool:
-    """Whether a case name is usable as a file name on every system: no separators, no blanks at the ends."""
-    return bool(name) and name.strip() == name and name not in {".", ".."} and PureWindowsPath(name).name == name
-
-
-def most_common_ending(cases: Iterable[Case]) -> str | None:
-    """The ending that most of the label files have; None without any."""
-    endings = Counter(file_ending(Path(case.labels)) for case in cases if case.labels is not None)
-    return endings.most_common(1)[0][0] if endings else None
 
 
 def pair(images: Mapping[str, tuple[Path, ...]], labels: Mapping[str, Path], root: Path) -> tuple[Case, ...]:
@@ -76,6 +87,17 @@ def pair(images: Mapping[str, tuple[Path, ...]], labels: Mapping[str, Path], roo
     )
 
 
+def found_in_folders(root: Path, cases: tuple[Case, ...], seen: str) -> Found:
+    """Cases found by their names, with `channel_names` and `labels` of a dataset.json, if there is one.
+
+    Raises:
+        RecordFault: dataset.json is faulty.
+    """
+    entries = ("channel_names", "labels", "regions_class_order")
+    declared = describe(read_description(root) or {}, str(root / DESCRIPTION), (), entries)
+    return Found(cases, seen, declared, f"classes as declared in {DESCRIPTION}")
+
+
 def unused_files(
     dataset: Dataset, folders: Iterable[Path] = (), remark: Callable[[Path], Remark] = lambda _file: _UNUSED
 ) -> Iterator[Problem]:
@@ -87,10 +109,13 @@ def unused_files(
         remark: what is wrong with a file.
     """
     root = Path(dataset.root)
-    listed = (file for case in dataset.cases for file in (*case.images, case.labels) if file is not None)
-    used = {root / file for file in listed}
-    for folder in sorted({*(path.parent for path in used), *folders}):
-        lossy = {file for file in folder.iterdir() if file.suffix.lower() in _LOSSY} if folder.is_dir() else set()
+    used = {root / file for case in dataset.cases for file in (*case.images, case.labels) if file is not None}
+    for folder in sorted({path.parent for path in used}.union(folders)):
+        lossy = _lossy_files(folder)
         for file in sorted({*image_files(folder), *lossy} - used):
             code, what, do = _LOSSY_REMARK if file in lossy else remark(file)
             yield problem(code, None, file.relative_to(root).as_posix(), f"{file.name} {what}", do)
+
+
+def _lossy_files(folder: Path) -> set[Path]:
+    return {file for file in folder.iterdir() if file.suffix.lower() in _LOSSY} if folder.is_dir() else set()

@@ -11,15 +11,8 @@ from typing import Any
 
 from autoseg.core.errors import RecordFault
 from autoseg.core.records import read_json
-from autoseg.data.layouts.description import (
-    LEGACY_FILE_ENDING,
-    channels_entry,
-    describe,
-    found_channels,
-    found_classes,
-)
-from autoseg.data.layouts.layout import Layout, most_common_ending
-from autoseg.data.model import Dataset
+from autoseg.data.layouts.description import channels_entry, describe
+from autoseg.data.layouts.layout import Found, Layout
 
 MANIFESTS = ("manifest.csv", "manifest.json")
 
@@ -29,8 +22,8 @@ _IMAGE_COLUMN = re.compile(r"^image(?:[_ ](?P<channel>.+))?$", re.IGNORECASE)
 _LIST_KEYS = ("cases", "training")
 
 
-def detect_manifest(path: Path) -> Dataset | None:
-    """The dataset of a manifest: the file itself, or `manifest.csv` or `manifest.json` in a folder; None without one.
+def detect_manifest(path: Path) -> Found | None:
+    """What a manifest lists: the file itself, or `manifest.csv` or `manifest.json` in a folder; None without one.
 
     CSV columns are `case` (may be left out), `image` or one `image_<channel>` per channel, and `label`. JSON is a list
     of {"case", "image": path or paths, "label"}, or a table with such a list under `cases` and optionally
@@ -39,28 +32,22 @@ def detect_manifest(path: Path) -> Dataset | None:
 
     Raises:
         RecordFault: the manifest is faulty; every fault is listed.
-        DataRefused: no label file can be read, or none holds a class.
     """
-    file = path if path.is_file() else next((path / name for name in MANIFESTS if (path / name).is_file()), None)
-    if file is None or file.suffix.lower() not in (".csv", ".json"):
+    file = path if path.is_file() else next((path / name for name in MANIFESTS if (path / name).is_file()), path)
+    read = _READERS.get(file.suffix.lower())
+    if read is None or not file.is_file():
         return None
-    table = _read_csv(file) if file.suffix.lower() == ".csv" else _read_json(file)
+    table = read(file)
     listed = next((key for key in _LIST_KEYS if key in table), _LIST_KEYS[0])
     optional = (channels_entry(table), "labels", "regions_class_order", "four_d")
     declared = describe(table, str(file), (listed,), optional)
-    root, cases = file.parent, tuple(declared.cases)
-    has_classes = bool(declared.classes)
-    labels, how = (declared.labels, "it declares the classes") if has_classes else found_classes(root, cases)
-    return Dataset(
-        name=root.resolve().name if file.name in MANIFESTS else file.stem,
-        root=str(root),
-        layout="manifest",
-        layout_reason=f"manifest: {file.name} lists {len(cases)} cases; {how}",
-        channels=declared.channels or found_channels(root, cases, four_d=declared.four_d),
-        labels=labels,
-        cases=cases,
-        file_ending=most_common_ending(cases) or LEGACY_FILE_ENDING,
+    return Found(
+        cases=tuple(declared.cases),
+        seen=f"manifest: {file.name} lists {len(declared.cases)} cases",
+        declared=declared,
+        declares="it declares the classes",
         four_d=declared.four_d,
+        name="" if file.name in MANIFESTS else file.stem,
     )
 
 
@@ -81,27 +68,32 @@ def _read_csv(file: Path) -> dict[str, Any]:
     """The manifest's rows as the JSON form has them."""
     text = file.read_text(encoding="utf-8-sig", errors="replace")
     first = text.split("\n", 1)[0]
-    rows = csv.DictReader(io.StringIO(text), delimiter=max(",;\t", key=first.count))
+    rows = csv.DictReader(io.StringIO(text), delimiter=max(",;\t", key=first.count), restval="")
     columns = [column.strip() for column in rows.fieldnames or ()]
     rows.fieldnames = columns
-    images = _image_columns(columns)
-    case, label = _column(columns, _CASE_COLUMNS), _column(columns, _LABEL_COLUMNS)
-    if not images or label is None:
+    images, case, label = _image_columns(columns), _column(columns, _CASE_COLUMNS), _column(columns, _LABEL_COLUMNS)
+    if not images or not label:
         raise RecordFault(
             f"the columns must be case,image,label or case,image_<channel>,...,label; found: {','.join(columns)}",
             where=str(file),
             do="correct the first line of the file",
         )
     try:
-        filled = [{column: (row.get(column) or "").strip() for column in columns} for row in rows]
+        entries = [
+            {"image": [row[i].strip() for i in images], "label": row[label].strip(), "case": row.get(case, "").strip()}
+            for row in rows
+        ]
     except csv.Error as error:
         what = f"line {rows.line_num} cannot be read: {error}"
         raise RecordFault(what, where=str(file), do="correct this line, or write the file again") from error
-    entries = [{"image": [row[i] for i in images], "label": row[label], "case": row.get(case or "")} for row in filled]
-    table: dict[str, Any] = {"cases": entries}
-    if all(channel and not channel.isdigit() for channel in images.values()):
-        table["channel_names"] = {str(index): channel for index, channel in enumerate(images.values())}
-    return table
+    return {"cases": entries, **_channel_names(list(images.values()))}
+
+
+def _channel_names(channels: Sequence[str | None]) -> dict[str, Any]:
+    """The entry that names the channels, if every column has a name that is no number."""
+    if not all(channel and not channel.isdigit() for channel in channels):
+        return {}
+    return {"channel_names": {str(index): channel for index, channel in enumerate(channels)}}
 
 
 def _image_columns(columns: Sequence[str]) -> dict[str, str | None]:
@@ -112,9 +104,11 @@ def _image_columns(columns: Sequence[str]) -> dict[str, str | None]:
     return {column: found[column] for column in ordered}
 
 
-def _column(columns: Sequence[str], wanted: Sequence[str]) -> str | None:
-    return next((column for column in columns if column.lower() in wanted), None)
+def _column(columns: Sequence[str], wanted: Sequence[str]) -> str:
+    return next((column for column in columns if column.lower() in wanted), "")
 
+
+_READERS = {".csv": _read_csv, ".json": _read_json}
 
 MANIFEST = Layout(
     detect_manifest,

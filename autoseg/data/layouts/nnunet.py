@@ -13,7 +13,7 @@ from typing import Any
 from autoseg.core.errors import DataRefused, RecordFault
 from autoseg.data.inputs import by_channel, image_files, split_channel
 from autoseg.data.layouts.description import DESCRIPTION, Description, describe_nnunet, read_description
-from autoseg.data.layouts.layout import Layout, Remark, pair, unused_files
+from autoseg.data.layouts.layout import Found, Layout, Remark, pair, unused_files
 from autoseg.data.model import Case, Dataset, Problem
 from autoseg.images.formats.files import file_ending, find_format, stem
 
@@ -25,8 +25,8 @@ CASES = "dataset"
 _SHOWN_FILES = 4
 
 
-def detect_nnunet(root: Path) -> Dataset | None:
-    """The dataset in a folder of nnU-Net's raw format; None where the folder is something else.
+def detect_nnunet(root: Path) -> Found | None:
+    """What is in a folder of nnU-Net's raw format; None where the folder is something else.
 
     Cases are found by the files `imagesTr/<case>_0000<ending>`, or listed under the key `dataset` with paths that lie
     anywhere; a relative one starts from the folder. One file `_0000` per case holds all channels where no other
@@ -48,18 +48,8 @@ def detect_nnunet(root: Path) -> Dataset | None:
         cases = _scanned_cases(root, described)
         reason = f"nnU-Net raw data: {DESCRIPTION} and {len(cases)} cases <case>_0000{ending} in {IMAGES}/"
     holds_all = len(described.channels) > 1 and all(len(case.images) == 1 for case in cases)
-    return Dataset(
-        name=root.resolve().name,
-        root=str(root),
-        layout="nnunet",
-        layout_reason=f"{reason}, one file with all channels" if holds_all else reason,
-        channels=described.channels,
-        labels=described.labels,
-        cases=cases,
-        file_ending=ending,
-        four_d=holds_all and not _has_colors(ending),
-        announced_cases=described.announced_cases,
-    )
+    seen = f"{reason}, one file with all channels" if holds_all else reason
+    return Found(cases, seen, described, four_d=holds_all and not _has_colors(ending))
 
 
 def _has_colors(ending: str) -> bool:

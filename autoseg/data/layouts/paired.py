@@ -8,9 +8,7 @@ from pathlib import Path
 
 from autoseg.core.errors import DataRefused
 from autoseg.data.inputs import by_channel, image_files
-from autoseg.data.layouts.description import describe_files
-from autoseg.data.layouts.layout import Layout, pair, subfolder, unused_files
-from autoseg.data.model import Dataset
+from autoseg.data.layouts.layout import Found, Layout, found_in_folders, pair, subfolder, unused_files
 from autoseg.images.formats.files import stem
 
 IMAGE_FOLDERS = ("images", "imagesTr", "image", "imgs", "img", "raw", "x")
@@ -24,14 +22,14 @@ _LABEL_SUFFIX = re.compile(
 )
 
 
-def detect_paired(root: Path) -> Dataset | None:
-    """The dataset in a folder with one subfolder for images and one for labels; None where the folder has no such two.
+def detect_paired(root: Path) -> Found | None:
+    """What is in a folder with one subfolder for images and one for labels; None where the folder has no such two.
 
     A label file has its image's name, or this with a suffix such as `_mask`. Where the names agree only without a
     channel index (`case_0000.png`, `case_0001.png` and `case.png`), the files are the channels of one case.
 
     Raises:
-        DataRefused: the folders are there but no names agree, or no label file can be read.
+        DataRefused: the folders are there but no names agree.
     """
     images, labels = subfolder(root, IMAGE_FOLDERS), subfolder(root, LABEL_FOLDERS)
     if images is None or labels is None:
@@ -51,7 +49,7 @@ def detect_paired(root: Path) -> Dataset | None:
     files = single if partners is whole else _complete(channels)
     cases = pair(files, partners, root)
     seen = f"paired folders: {images.name}/ and {labels.name}/ have {len(partners)} file names in common"
-    return describe_files(root, "paired", cases, seen)
+    return found_in_folders(root, cases, seen)
 
 
 def _matched(label_files: dict[str, Path], names: Container[str]) -> dict[str, Path]:
