@@ -16,12 +16,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from autoseg.augmentation import intensity, sharpness, spatial
 from autoseg.augmentation.draws import seed
-from autoseg.augmentation.first_stage import append_previous, draw_previous
-from autoseg.augmentation.mirror import MIRROR_PROBABILITY, apply_mirror, mirror_labels
-from autoseg.augmentation.pipeline import apply_mask
+from autoseg.augmentation.pipeline import Sample, finish
 from autoseg.augmentation.spec import AugmentationSpec
+from autoseg.augmentation.transforms.blur import Blur
+from autoseg.augmentation.transforms.brightness import Brightness
+from autoseg.augmentation.transforms.contrast import Contrast
+from autoseg.augmentation.transforms.first_stage import FirstStage
+from autoseg.augmentation.transforms.gamma import DEFAULT_GAMMAS
+from autoseg.augmentation.transforms.low_resolution import LowResolution
+from autoseg.augmentation.transforms.mirror import Mirror, mirror, mirror_labels
+from autoseg.augmentation.transforms.noise import Noise
+from autoseg.augmentation.transforms.spatial import OUTSIDE, Spatial
 from autoseg.core.errors import UsageError
 
 
@@ -30,14 +36,14 @@ def augment_with_batchgenerators(
     labels: Tensor,
     spec: AugmentationSpec,
     generator: torch.Generator,
-    previous: Tensor | None = None,
+    first_stage: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """A batch augmented on the CPU by batchgenerators; arguments and result as for `pipeline.augment`.
+    """A batch augmented on the CPU by batchgenerators; arguments and result as for `pipeline.Pipeline`.
 
     Raises:
         UsageError: batchgenerators is not installed.
     """
-    maps = labels[:, None] if previous is None else torch.stack((labels, previous.to(labels.dtype)), 1)
+    maps = labels[:, None] if first_stage is None else torch.stack((labels, first_stage.to(labels.dtype)), 1)
     data: dict[str, Any] = {
         "data": image.detach().cpu().numpy().astype(np.float32),
         "seg": maps.detach().cpu().numpy().astype(np.float32),
@@ -47,11 +53,13 @@ def augment_with_batchgenerators(
             data = transform(**data)
     new_image = torch.from_numpy(np.ascontiguousarray(data["data"], dtype=np.float32)).to(image.device)
     new_maps = torch.from_numpy(np.round(data["seg"])).to(labels.device, labels.dtype)
-    new_image, new_labels = apply_mask(new_image, new_maps[:, 0], spec.masked_channels)
-    if previous is not None:
-        changes = [draw_previous(generator, len(spec.previous_values)) for _ in image]
-        new_image = append_previous(new_image, new_maps[:, 1], spec.previous_values, changes)
-    return new_image, new_labels
+    samples = [Sample(own, *maps) for own, maps in zip(new_image, new_maps, strict=True)]
+    worsen = FirstStage()  # which the package does not have
+    drawn = [worsen.draw(generator, spec, image.shape[1]) for _ in samples]
+    for sample, changes in zip(samples, drawn, strict=True):
+        if changes is not None:
+            worsen.apply(sample, changes, spec)
+    return finish(samples, spec)
 
 
 def transforms(spec: AugmentationSpec) -> list[Callable[..., dict[str, Any]]]:
@@ -83,9 +91,9 @@ def _mirror_laterally(spec: AugmentationSpec, **data: Any) -> dict[str, Any]:
     """Mirrors samples from left to right, where labels change places, with the probability of any other axis."""
     assert spec.swap is not None, "only called where labels change places"
     for image, maps in zip(data["data"], data["seg"], strict=True):
-        if random.random() < MIRROR_PROBABILITY:
+        if random.random() < Mirror().probability:
             axes, dimensions = (spec.swap.axis,), len(spec.patch_size)
-            image[...] = apply_mirror(torch.from_numpy(image), axes, dimensions).numpy()
+            image[...] = mirror(torch.from_numpy(image), axes, dimensions).numpy()
             maps[...] = mirror_labels(torch.from_numpy(maps), axes, dimensions, spec.swap).numpy()
     return data
 
@@ -100,6 +108,7 @@ def spatial_transform(spec: AugmentationSpec) -> Any:
     """Rotation, scaling and crop."""
     from batchgenerators.transforms.spatial_transforms import SpatialTransform
 
+    own = Spatial()
     angles = (-spec.largest_turn, spec.largest_turn)
     return SpatialTransform(
         spec.patch_size[1:] if spec.is_dummy_2d else spec.patch_size,
@@ -108,14 +117,14 @@ def spatial_transform(spec: AugmentationSpec) -> Any:
         angle_x=angles,
         angle_y=angles,
         angle_z=angles,
-        scale=spatial.SCALES,
-        p_rot_per_sample=spatial.ROTATION_PROBABILITY,
-        p_scale_per_sample=spatial.SCALING_PROBABILITY,
+        scale=own.scales,
+        p_rot_per_sample=own.rotation_probability,
+        p_scale_per_sample=own.scaling_probability,
         border_mode_data="constant",
         border_cval_data=0,
         order_data=1,
         border_mode_seg="constant",
-        border_cval_seg=spatial.OUTSIDE,
+        border_cval_seg=OUTSIDE,
         order_seg=1,
         random_crop=False,
     )
@@ -131,32 +140,36 @@ def intensity_transforms(spec: AugmentationSpec) -> list[Any]:
     from batchgenerators.transforms.noise_transforms import GaussianBlurTransform, GaussianNoiseTransform
     from batchgenerators.transforms.resample_transforms import SimulateLowResolutionTransform
 
+    noise, blur, brightness, contrast, coarse = Noise(), Blur(), Brightness(), Contrast(), LowResolution()
     return [
-        GaussianNoiseTransform(intensity.NOISE_DEVIATIONS, p_per_sample=intensity.NOISE_PROBABILITY),
+        GaussianNoiseTransform(noise.deviations, p_per_sample=noise.probability),
         GaussianBlurTransform(
-            sharpness.BLUR_SIGMAS,
+            blur.sigmas,
             different_sigma_per_channel=True,
             different_sigma_per_axis=True,
-            p_per_channel=sharpness.BLUR_PROBABILITY_PER_CHANNEL,
-            p_per_sample=sharpness.BLUR_PROBABILITY,
+            p_per_channel=blur.probability_per_channel,
+            p_per_sample=blur.probability,
         ),
-        BrightnessMultiplicativeTransform(intensity.BRIGHTNESS_FACTORS, p_per_sample=intensity.BRIGHTNESS_PROBABILITY),
-        ContrastAugmentationTransform(intensity.CONTRAST_FACTORS, p_per_sample=intensity.CONTRAST_PROBABILITY),
+        BrightnessMultiplicativeTransform(brightness.factors, p_per_sample=brightness.probability),
+        ContrastAugmentationTransform(contrast.factors, p_per_sample=contrast.probability),
         SimulateLowResolutionTransform(
-            sharpness.COARSENING_SCALES,
+            coarse.scales,
             per_channel=True,
-            p_per_channel=sharpness.COARSENING_PROBABILITY_PER_CHANNEL,
+            p_per_channel=coarse.probability_per_channel,
             order_downsample=0,
             order_upsample=1,
-            p_per_sample=sharpness.COARSENING_PROBABILITY,
+            p_per_sample=coarse.probability,
             ignore_axes=(0,) if spec.is_dummy_2d else None,
         ),
         *(
-            GammaTransform(intensity.GAMMAS, is_inverted, per_channel=True, retain_stats=True, p_per_sample=p)
-            for is_inverted, p in (
-                (True, intensity.INVERTED_GAMMA_PROBABILITY),
-                (False, intensity.GAMMA_PROBABILITY),
+            GammaTransform(
+                gamma.exponents,
+                gamma.is_inverted,
+                per_channel=True,
+                retain_stats=True,
+                p_per_sample=gamma.probability,
             )
+            for gamma in DEFAULT_GAMMAS
         ),
     ]
 

@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
+from pydantic import AfterValidator, Field
 
 _SEEDS = 2**62
+
+
+def _ascending(limits: tuple[float, float]) -> tuple[float, float]:
+    if not 0 <= limits[0] <= limits[1]:
+        raise ValueError("expected two numbers from 0 on, the smaller one first")
+    return limits
+
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+Limits = Annotated[tuple[float, float], AfterValidator(_ascending)]
+"""Numbers are drawn from [first, second)."""
 
 
 def uniform(generator: torch.Generator, low: float, high: float) -> float:
@@ -23,6 +37,15 @@ def around_one(generator: torch.Generator, low: float, high: float) -> float:
     Source: nnU-Net v2's augmentation package, `BGContrast`.
     """
     return uniform(generator, low, 1.0) if happens(generator, 0.5) else uniform(generator, 1.0, high)
+
+
+def draw_factors(
+    generator: torch.Generator, probability: float, limits: tuple[float, float], channels: int
+) -> tuple[float, ...] | None:
+    """One number `around_one` per channel, or with the remaining probability None."""
+    if not happens(generator, probability):
+        return None
+    return tuple(around_one(generator, *limits) for _ in range(channels))
 
 
 def seed(generator: torch.Generator) -> int:

@@ -1,168 +1,131 @@
-"""The default augmentation: every random number of a batch is drawn first, then the transforms are applied in order.
-
-Source: nnU-Net v2, `nnUNetTrainer.get_training_transforms`.
-"""
+"""A list of transforms on a batch: every random number is drawn first, then the transforms are applied in order."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from autoseg.augmentation.first_stage import PreviousChanges, append_previous, draw_previous
-from autoseg.augmentation.intensity import (
-    GAMMA_PROBABILITY,
-    INVERTED_GAMMA_PROBABILITY,
-    Factors,
-    Noise,
-    apply_brightness,
-    apply_contrast,
-    apply_gamma,
-    apply_noise,
-    draw_brightness,
-    draw_contrast,
-    draw_gamma,
-    draw_noise,
-)
-from autoseg.augmentation.mirror import apply_mirror, draw_mirror, mirror_labels
-from autoseg.augmentation.sharpness import (
-    Blur,
-    Coarsening,
-    apply_blur,
-    apply_coarsening,
-    draw_blur,
-    draw_coarsening,
-)
-from autoseg.augmentation.spatial import Affine, apply_affine, apply_affine_to_labels, center_crop, draw_affine
 from autoseg.augmentation.spec import AugmentationSpec
 
 
-@dataclass(frozen=True, slots=True)
-class Drawn:
-    """What was drawn for one sample; None where a transform is not applied."""
+@dataclass(slots=True)
+class Sample:
+    """One patch of a batch while it is augmented; transforms change it.
 
-    affine: Affine | None
-    noise: Noise | None
-    blur: Blur | None
-    brightness: Factors | None
-    contrast: Factors | None
-    coarsening: Coarsening | None
-    inverted_gamma: Factors | None
-    gamma: Factors | None
-    mirrored_axes: tuple[int, ...]
-    previous: PreviousChanges
-
-
-def draw(generator: torch.Generator, spec: AugmentationSpec, channels: int) -> Drawn:
-    """The random parameters of one sample, from a CPU generator."""
-    dimensions = len(spec.patch_size)
-    return Drawn(
-        affine=draw_affine(generator, 2 if spec.is_dummy_2d else dimensions, spec.largest_turn),
-        noise=draw_noise(generator),
-        blur=draw_blur(generator, channels, dimensions),
-        brightness=draw_brightness(generator, channels),
-        contrast=draw_contrast(generator, channels),
-        coarsening=draw_coarsening(generator, channels),
-        inverted_gamma=draw_gamma(generator, INVERTED_GAMMA_PROBABILITY, channels),
-        gamma=draw_gamma(generator, GAMMA_PROBABILITY, channels),
-        mirrored_axes=draw_mirror(generator, spec.mirror_axes),
-        previous=draw_previous(generator, len(spec.previous_values)) if spec.previous_values else PreviousChanges(),
-    )
-
-
-def augment(
-    image: Tensor,
-    labels: Tensor,
-    spec: AugmentationSpec,
-    generator: torch.Generator,
-    previous: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """A batch augmented for training, on the device of the image.
-
-    Args:
-        image: (b, c, *initial patch).
-        labels: (b, *initial patch), signed integers, negative outside the nonzero mask.
-        spec: of the configuration.
-        generator: on the CPU; given the same state, the result is the same.
-        previous: (b, *initial patch), the label map of a cascade's first stage, which is turned and mirrored alike.
-
-    Returns:
-        New tensors: image (b, c, *patch) float32, labels (b, *patch) of the given dtype, none negative. With `previous`
-        the image has one more channel for each of the spec's `previous_values`.
+    Attributes:
+        image: (c, *shape) float32.
+        labels: (*shape) signed integers, negative outside the nonzero mask.
+        first_stage: (*shape), label map of a cascade's first stage; None without one.
     """
-    drawn = [draw(generator, spec, image.shape[1]) for _ in image]
-    new_image, new_labels = crop(image, labels, spec.patch_size)
-    for i, parameters in enumerate(drawn):
-        if parameters.affine is not None:
-            sample = apply_affine(image[i].float(), labels[i], parameters.affine, spec.patch_size)
-            new_image[i], new_labels[i] = sample
-        _apply_intensity(new_image[i], parameters, spec.is_dummy_2d)
-        if parameters.mirrored_axes:
-            dimensions = len(spec.patch_size)
-            new_image[i] = apply_mirror(new_image[i], parameters.mirrored_axes, dimensions)
-            new_labels[i] = mirror_labels(new_labels[i], parameters.mirrored_axes, dimensions, spec.swap)
-    new_image, new_labels = apply_mask(new_image, new_labels, spec.masked_channels)
-    if previous is not None:
-        moved = torch.stack([_move(own, parameters, spec) for own, parameters in zip(previous, drawn, strict=True)])
-        new_image = append_previous(new_image, moved, spec.previous_values, [own.previous for own in drawn])
-    return new_image, new_labels
+
+    image: Tensor
+    labels: Tensor
+    first_stage: Tensor | None = None
 
 
-def _move(labels: Tensor, drawn: Drawn, spec: AugmentationSpec) -> Tensor:
-    """A label map (*initial patch) turned and mirrored as its image, cut to the patch."""
-    moved = (
-        apply_affine_to_labels(labels, drawn.affine, spec.patch_size)
-        if drawn.affine is not None
-        else center_crop(labels, spec.patch_size)
+class Transform:
+    """A transform is a record of its settings, probabilities among them, that draws and applies.
+
+    What is drawn depends on the generator alone, and nothing is drawn while a transform is applied: so a batch does not
+    depend on the thread or the device that makes it.
+    """
+
+    reads_margin: ClassVar[bool] = False
+    """Whether it cuts the patch out of the larger initial patch; the others see the patch alone."""
+
+    def draw(self, generator: torch.Generator, spec: AugmentationSpec, channels: int) -> Any:
+        """The random parameters for one sample of so many image channels; None if it stays as it is."""
+        raise NotImplementedError
+
+    def apply(self, sample: Sample, drawn: Any, spec: AugmentationSpec) -> None:
+        """Changes the sample; its tensors may be modified or replaced."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, slots=True)
+class Pipeline:
+    """Transforms in order; without any, the middle of each patch is cut and masked."""
+
+    transforms: tuple[Transform, ...] = ()
+
+    def __call__(
+        self,
+        image: Tensor,
+        labels: Tensor,
+        spec: AugmentationSpec,
+        generator: torch.Generator,
+        first_stage: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """A batch augmented for training, on the device of the image.
+
+        Args:
+            image: (b, c, *initial patch).
+            labels: (b, *initial patch), signed integers, negative outside the nonzero mask.
+            spec: of the configuration.
+            generator: on the CPU; given the same state, the result is the same.
+            first_stage: (b, *initial patch), the label map of a cascade's first stage, which is moved like the labels.
+
+        Returns:
+            New tensors: image (b, c, *patch) float32, labels (b, *patch) of the given dtype, none negative. With
+            `first_stage` the image has one more channel for each of the spec's `first_stage_values`.
+        """
+        drawn = [self.draw(generator, spec, image.shape[1]) for _ in image]
+        maps = [None] * len(image) if first_stage is None else list(first_stage)
+        patches = zip(image, labels, maps, drawn, strict=True)
+        return finish([self._augmented(Sample(*patch), parameters, spec) for *patch, parameters in patches], spec)
+
+    def draw(self, generator: torch.Generator, spec: AugmentationSpec, channels: int) -> list[Any]:
+        """What each transform drew for one sample."""
+        return [transform.draw(generator, spec, channels) for transform in self.transforms]
+
+    def _augmented(self, sample: Sample, drawn: Sequence[Any], spec: AugmentationSpec) -> Sample:
+        # The patch is cut as late as a transform allows that reads beyond it, and before any that works in place: what
+        # was given is not modified.
+        is_cut = False
+        for transform, parameters in zip(self.transforms, drawn, strict=True):
+            if parameters is None:
+                continue
+            if not is_cut and not transform.reads_margin:
+                sample = cut(sample, spec.patch_size)
+            transform.apply(sample, parameters, spec)
+            is_cut = True
+        return sample if is_cut else cut(sample, spec.patch_size)
+
+
+def cut(sample: Sample, patch_size: tuple[int, ...]) -> Sample:
+    """A copy of the middle of a sample, the image as float32."""
+    image, labels = center_crop(sample.image, patch_size), center_crop(sample.labels, patch_size)
+    return Sample(
+        image.to(torch.float32, copy=True, memory_format=torch.contiguous_format),
+        labels.clone(memory_format=torch.contiguous_format),
+        None if sample.first_stage is None else center_crop(sample.first_stage, patch_size),
     )
-    return mirror_labels(moved, drawn.mirrored_axes, len(spec.patch_size), spec.swap)
 
 
-def crop_only(
-    image: Tensor,
-    labels: Tensor,
-    spec: AugmentationSpec,
-    _generator: torch.Generator,
-    previous: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """The middle of each patch, not augmented; arguments and result as for `augment`."""
-    new_image, new_labels = apply_mask(*crop(image, labels, spec.patch_size), spec.masked_channels)
-    if previous is not None:
-        new_image = append_previous(new_image, center_crop(previous, spec.patch_size), spec.previous_values)
-    return new_image, new_labels
+def center_crop(batch: Tensor, patch_size: tuple[int, ...]) -> Tensor:
+    """The middle (..., *patch_size) of (..., *shape), as a view; each axis of the shape at least the patch's."""
+    first = batch.dim() - len(patch_size)
+    for axis, size in enumerate(patch_size, start=first):
+        batch = batch.narrow(axis, batch.shape[axis] // 2 - size // 2, size)
+    return batch
 
 
-def crop(image: Tensor, labels: Tensor, patch_size: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Copies of the middle of a batch: image as float32, labels."""
-    middle = center_crop(image, patch_size)
-    return (
-        middle.to(torch.float32, copy=True, memory_format=torch.contiguous_format),
-        center_crop(labels, patch_size).clone(memory_format=torch.contiguous_format),
-    )
+def finish(samples: Sequence[Sample], spec: AugmentationSpec) -> tuple[Tensor, Tensor]:
+    """Samples (c, *patch) as the batch that a network gets: masked, labels from 0 on, first stage as channels.
 
-
-def apply_mask(image: Tensor, labels: Tensor, masked_channels: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Sets masked channels of the image (b, c, *shape) to 0 where labels are negative, and these labels to 0."""
-    if masked_channels:
-        outside = labels < 0
-        for channel in masked_channels:
-            image[:, channel].masked_fill_(outside, 0.0)
+    Masked channels of the image are 0 where labels are negative. A first stage gets one channel per label value of the
+    spec; other values appear nowhere.
+    """
+    image, labels = torch.stack([own.image for own in samples]), torch.stack([own.labels for own in samples])
+    for channel in spec.masked_channels:
+        image[:, channel].masked_fill_(labels < 0, 0.0)
+    maps = [own.first_stage for own in samples if own.first_stage is not None]
+    if maps:
+        first_stage = torch.stack(maps)
+        channels = torch.stack([first_stage == value for value in spec.first_stage_values], 1)
+        image = torch.cat((image, channels.to(image.dtype)), 1)
     return image, labels.clamp_(min=0)
-
-
-def _apply_intensity(image: Tensor, drawn: Drawn, is_dummy_2d: bool) -> None:
-    if drawn.noise is not None:
-        apply_noise(image, drawn.noise)
-    if drawn.blur is not None:
-        apply_blur(image, drawn.blur)
-    if drawn.brightness is not None:
-        apply_brightness(image, drawn.brightness)
-    if drawn.contrast is not None:
-        apply_contrast(image, drawn.contrast)
-    if drawn.coarsening is not None:
-        apply_coarsening(image, drawn.coarsening, is_dummy_2d)
-    if drawn.inverted_gamma is not None:
-        apply_gamma(image, drawn.inverted_gamma, is_inverted=True)
-    if drawn.gamma is not None:
-        apply_gamma(image, drawn.gamma, is_inverted=False)

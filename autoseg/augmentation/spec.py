@@ -33,7 +33,7 @@ class AugmentationSpec:
         is_dummy_2d: whether slices along the first axis are turned and scaled in their plane only.
         mirror_axes: spatial axes (0 = first axis of the patch) that may be mirrored.
         masked_channels: channels that are 0 where labels are negative (outside the nonzero mask).
-        previous_values: label values of a cascade's first stage, each of which becomes a channel; empty without one.
+        first_stage_values: label values of a cascade's first stage, each of which becomes a channel; empty without one.
         swap: labels that change places where a patch is mirrored from left to right; None if there are none.
     """
 
@@ -43,18 +43,18 @@ class AugmentationSpec:
     is_dummy_2d: bool
     mirror_axes: tuple[int, ...]
     masked_channels: tuple[int, ...]
-    previous_values: tuple[int, ...] = ()
+    first_stage_values: tuple[int, ...] = ()
     swap: LateralSwap | None = None
 
 
 def augmentation_spec(
-    configuration: Configuration, previous_values: tuple[int, ...] = (), swap: LateralSwap | None = None
+    configuration: Configuration, first_stage_values: tuple[int, ...] = (), swap: LateralSwap | None = None
 ) -> AugmentationSpec:
     """The augmentation of a configuration's patches.
 
     Args:
         configuration: to train.
-        previous_values: in a cascade the label values of its first stage.
+        first_stage_values: in a cascade the label values of its first stage.
         swap: `lateral_swap` of the configuration.
 
     Source: nnU-Net v2, `nnUNetTrainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size`.
@@ -70,7 +70,7 @@ def augmentation_spec(
         is_dummy_2d=is_dummy_2d,
         mirror_axes=configuration.mirror_axes,
         masked_channels=tuple(i for i, is_masked in enumerate(configuration.use_nonzero_mask) if is_masked),
-        previous_values=previous_values,
+        first_stage_values=first_stage_values,
         swap=swap,
     )
 

@@ -21,10 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from autoseg.augmentation.kinds import AUGMENTATIONS, Augment
+from autoseg.augmentation.kinds import AUGMENTATIONS, Augment, make_augmentation
 from autoseg.augmentation.spec import AugmentationSpec, augmentation_spec
 from autoseg.core.errors import TrainingStopped
-from autoseg.core.registry import choose
 from autoseg.planning.lateral import LateralSwap
 from autoseg.planning.plan import Configuration
 from autoseg.training.recipe import Recipe
@@ -59,7 +58,7 @@ class BatchSource:
         open_case: gives the stored case of an identifier.
         seed: (seed of the run, number of the fold).
         device: of the batches.
-        previous_values: in a cascade the label values of its first stage.
+        first_stage_values: in a cascade the label values of its first stage.
         swap: labels that change places where a patch is mirrored from left to right; None if there are none.
     """
 
@@ -69,20 +68,20 @@ class BatchSource:
     open_case: Callable[[str], Samplable]
     seed: tuple[int, int]
     device: torch.device
-    previous_values: tuple[int, ...] = ()
+    first_stage_values: tuple[int, ...] = ()
     swap: LateralSwap | None = None
 
     def training(self, index: int) -> Placed:
         """Training batch number `index`, augmented."""
-        spec = augmentation_spec(self.configuration, self.previous_values, self.swap)
+        spec = augmentation_spec(self.configuration, self.first_stage_values, self.swap)
         batch = draw_batch(self._sampling(self.fold.train, spec.initial_patch_size, TRAINING_STREAM), index)
         seeds = np.random.SeedSequence([*self.seed, AUGMENTATION_STREAM, index])
         generator = torch.Generator().manual_seed(int(seeds.generate_state(1)[0]))
-        return self._placed(batch, choose(self.recipe.augmentation, AUGMENTATIONS, "augmentation"), spec, generator)
+        return self._placed(batch, make_augmentation(self.recipe.augmentation), spec, generator)
 
     def validation(self, index: int) -> Placed:
         """Validation batch number `index`, not augmented."""
-        spec = augmentation_spec(self.configuration, self.previous_values)
+        spec = augmentation_spec(self.configuration, self.first_stage_values)
         batch = draw_batch(self._sampling(self.fold.val, spec.patch_size, VALIDATION_STREAM), index)
         return self._placed(batch, AUGMENTATIONS["none"], spec, torch.Generator())
 
@@ -99,8 +98,8 @@ class BatchSource:
 
     def _placed(self, batch: Batch, augment: Augment, spec: AugmentationSpec, generator: torch.Generator) -> Placed:
         image, labels = (torch.from_numpy(own).to(self.device) for own in (batch.image, batch.labels))
-        previous = None if batch.previous is None else torch.from_numpy(batch.previous).to(self.device)
-        return *augment(image, labels, spec, generator, previous), batch.cases
+        first_stage = None if batch.first_stage is None else torch.from_numpy(batch.first_stage).to(self.device)
+        return *augment(image, labels, spec, generator, first_stage), batch.cases
 
 
 class Prefetcher(Generic[T]):

@@ -83,14 +83,14 @@ class Batch:
         cases: case of each patch.
         image: (b, c, *patch).
         labels: (b, *patch), -1 outside the nonzero mask and outside the case.
-        previous: (b, *patch), label map of a cascade's first stage, -1 outside the case; None without one.
+        first_stage: (b, *patch), label map of a cascade's first stage, -1 outside the case; None without one.
     """
 
     index: int
     cases: tuple[str, ...]
     image: NDArray[np.float32]
     labels: NDArray[np.int16]
-    previous: NDArray[np.int16] | None = None
+    first_stage: NDArray[np.int16] | None = None
 
 
 class Patch(NamedTuple):
@@ -98,7 +98,7 @@ class Patch(NamedTuple):
 
     image: NDArray[np.float32]
     labels: NDArray[np.int16]
-    previous: NDArray[np.int16] | None
+    first_stage: NDArray[np.int16] | None
 
 
 def draw_batch(sampling: Sampling, index: int) -> Batch:
@@ -122,7 +122,7 @@ def draw_batch(sampling: Sampling, index: int) -> Batch:
                 why="the store was changed or the disk failed",
                 do="delete this case's folder in the store and run the same command again",
             ) from error
-    known = [patch.previous for patch in patches if patch.previous is not None]
+    known = [patch.first_stage for patch in patches if patch.first_stage is not None]
     image, labels = np.stack([patch.image for patch in patches]), np.stack([patch.labels for patch in patches])
     return Batch(index, tuple(chosen), image, labels, np.stack(known) if known else None)
 
@@ -147,10 +147,10 @@ def draw_patch(case: Samplable, sampling: Sampling, is_forced: bool, generator: 
         raise ValueError("it has no labels")
     image = cut(case.image, corner, size, PADDED_IMAGE, np.dtype(np.float32))
     labels = _cut_map(case.labels, corner, size)
-    previous = None if case.first_stage is None else _cut_map(case.first_stage, corner, size)
+    first_stage = None if case.first_stage is None else _cut_map(case.first_stage, corner, size)
     if flat:
-        return Patch(image[:, 0], labels[0], None if previous is None else previous[0])
-    return Patch(image, labels, previous)
+        return Patch(image[:, 0], labels[0], None if first_stage is None else first_stage[0])
+    return Patch(image, labels, first_stage)
 
 
 def _cut_map(labels: NDArray[Any], corner: Sequence[int], size: Sequence[int]) -> NDArray[np.int16]:

@@ -5,22 +5,28 @@ from __future__ import annotations
 import math
 import random
 import sys
-from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from autoseg.augmentation import intensity, sharpness, spatial
 from autoseg.augmentation.batchgenerators_backend import (
     augment_with_batchgenerators,
     intensity_transforms,
     spatial_transform,
 )
-from autoseg.augmentation.pipeline import crop
+from autoseg.augmentation.pipeline import Pipeline, Transform, center_crop
 from autoseg.augmentation.spec import AugmentationSpec
+from autoseg.augmentation.transforms.blur import Blur
+from autoseg.augmentation.transforms.brightness import Brightness
+from autoseg.augmentation.transforms.contrast import Contrast
+from autoseg.augmentation.transforms.gamma import DEFAULT_GAMMAS
+from autoseg.augmentation.transforms.low_resolution import LowResolution
+from autoseg.augmentation.transforms.noise import Noise
+from autoseg.augmentation.transforms.spatial import Spatial
 from autoseg.core.errors import UsageError
+from tests.augmentation.patches import applied
 
 pytest.importorskip("batchgenerators")
 
@@ -29,56 +35,18 @@ DRAWS = 1200
 CHANNELS = 2
 QUANTILES = (0.0, 0.1, 0.5, 0.9, 1.0)
 
-Change = Callable[[torch.Generator, Tensor], None]
-
-
-def _noise(generator: torch.Generator, image: Tensor) -> None:
-    if (drawn := intensity.draw_noise(generator)) is not None:
-        intensity.apply_noise(image, drawn)
-
-
-def _blur(generator: torch.Generator, image: Tensor) -> None:
-    if (drawn := sharpness.draw_blur(generator, CHANNELS, 3)) is not None:
-        sharpness.apply_blur(image, drawn)
-
-
-def _brightness(generator: torch.Generator, image: Tensor) -> None:
-    if (drawn := intensity.draw_brightness(generator, CHANNELS)) is not None:
-        intensity.apply_brightness(image, drawn)
-
-
-def _contrast(generator: torch.Generator, image: Tensor) -> None:
-    if (drawn := intensity.draw_contrast(generator, CHANNELS)) is not None:
-        intensity.apply_contrast(image, drawn)
-
-
-def _coarsening(generator: torch.Generator, image: Tensor) -> None:
-    if (drawn := sharpness.draw_coarsening(generator, CHANNELS)) is not None:
-        sharpness.apply_coarsening(image, drawn, is_dummy_2d=False)
-
-
-def _inverted_gamma(generator: torch.Generator, image: Tensor) -> None:
-    if (drawn := intensity.draw_gamma(generator, intensity.INVERTED_GAMMA_PROBABILITY, CHANNELS)) is not None:
-        intensity.apply_gamma(image, drawn, is_inverted=True)
-
-
-def _gamma(generator: torch.Generator, image: Tensor) -> None:
-    if (drawn := intensity.draw_gamma(generator, intensity.GAMMA_PROBABILITY, CHANNELS)) is not None:
-        intensity.apply_gamma(image, drawn, is_inverted=False)
-
-
-MINE: dict[str, Change] = {
-    "noise": _noise,
-    "blur": _blur,
-    "brightness": _brightness,
-    "contrast": _contrast,
-    "coarsening": _coarsening,
-    "inverted gamma": _inverted_gamma,
-    "gamma": _gamma,
+MINE: dict[str, Transform] = {
+    "noise": Noise(),
+    "blur": Blur(),
+    "brightness": Brightness(),
+    "contrast": Contrast(),
+    "low resolution": LowResolution(),
+    "inverted gamma": DEFAULT_GAMMAS[0],
+    "gamma": DEFAULT_GAMMAS[1],
 }
 """In the order of `intensity_transforms`."""
 
-TOLERANCES = {"blur": 0.03, "coarsening": 0.03}
+TOLERANCES = {"blur": 0.03, "low resolution": 0.03}
 """Allowed beyond chance, in standard deviations of the image: the package cuts kernels and centers voxels otherwise."""
 
 
@@ -113,9 +81,8 @@ def test_each_intensity_transform_agrees_with_batchgenerators(name: str) -> None
     generator = torch.Generator().manual_seed(11)
     mine = []
     for _ in range(DRAWS):
-        result = image.clone()
-        MINE[name](generator, result)
-        mine.append(result.numpy())
+        drawn = MINE[name].draw(generator, SPEC, CHANNELS)
+        mine.append((image if drawn is None else applied(MINE[name], image, drawn, SPEC)).numpy())
     np.random.seed(5)  # noqa: NPY002
     random.seed(5)
     transform = intensity_transforms(SPEC)[list(MINE).index(name)]
@@ -134,18 +101,15 @@ def test_the_spatial_transform_agrees_with_batchgenerators() -> None:
     labels = (image[0] > 0.5).to(torch.int8) + (image[1] > 0.8).to(torch.int8)
     generator = torch.Generator().manual_seed(2)
     my_images, my_labels = [], []
-    cut_image, cut_labels = crop(image[None], labels[None], SPEC.patch_size)
+    only_spatial = Pipeline((Spatial(),))
     for _ in range(draws):
-        affine = spatial.draw_affine(generator, 3, SPEC.largest_turn)
-        pair = (cut_image[0], cut_labels[0])
-        if affine is not None:
-            pair = spatial.apply_affine(image, labels, affine, SPEC.patch_size)
-        my_images.append(pair[0].numpy())
-        my_labels.append(pair[1].numpy())
+        new_image, new_labels = only_spatial(image[None], labels[None], SPEC, generator)
+        my_images.append(new_image[0].numpy())
+        my_labels.append(new_labels[0].numpy())
     np.random.seed(5)  # noqa: NPY002
     data = {"data": np.tile(image.numpy(), (draws, 1, 1, 1, 1)), "seg": np.tile(labels.numpy(), (draws, 1, 1, 1, 1))}
     theirs = spatial_transform(SPEC)(**{name: array.astype(np.float32) for name, array in data.items()})
-    original = cut_image[0].numpy()
+    original = center_crop(image, SPEC.patch_size).numpy()
     my_share, my_features = features(np.stack(my_images), original)
     their_share, their_features = features(theirs["data"], original)
     assert my_share == pytest.approx(their_share, abs=0.12)

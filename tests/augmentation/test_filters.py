@@ -11,15 +11,9 @@ from scipy.ndimage import correlate1d
 from torch.nn import functional as F
 
 from autoseg.augmentation.along_axes import coarsening_matrix, gaussian_matrix, multiply_along_axes, reflected
-from autoseg.augmentation.sharpness import (
-    Blur,
-    Coarsening,
-    apply_blur,
-    apply_coarsening,
-    blur_radius,
-    draw_blur,
-    draw_coarsening,
-)
+from autoseg.augmentation.transforms.blur import Blur, blur_radius
+from autoseg.augmentation.transforms.low_resolution import LowResolution
+from tests.augmentation.patches import SPECS, applied
 
 
 @settings(max_examples=40, deadline=None)
@@ -71,9 +65,8 @@ def test_filters_keep_constants(matrix: torch.Tensor) -> None:
 
 def test_only_the_channels_drawn_are_filtered() -> None:
     image = torch.randn(2, 8, 9)
-    blurred, coarse = image.clone(), image.clone()
-    apply_blur(blurred, Blur((None, (0.7, 0.9))))
-    apply_coarsening(coarse, Coarsening((0.6, None)), is_dummy_2d=False)
+    blurred = applied(Blur(), image, (None, (0.7, 0.9)), SPECS["2d"])
+    coarse = applied(LowResolution(), image, (0.6, None), SPECS["2d"])
     assert torch.equal(blurred[0], image[0])
     assert blurred[1].std() < image[1].std()
     assert torch.equal(coarse[1], image[1])
@@ -82,24 +75,23 @@ def test_only_the_channels_drawn_are_filtered() -> None:
 
 def test_low_resolution_in_dummy_2d_keeps_slices_apart() -> None:
     image = torch.randn(1, 4, 8, 8)
-    both, alone = image.clone(), image[:, 1:2].clone()
-    apply_coarsening(both, Coarsening((0.5,)), is_dummy_2d=True)
-    apply_coarsening(alone, Coarsening((0.5,)), is_dummy_2d=True)
+    both = applied(LowResolution(), image, (0.5,), SPECS["dummy 2d"])
+    alone = applied(LowResolution(), image[:, 1:2], (0.5,), SPECS["dummy 2d"])
     torch.testing.assert_close(both[:, 1:2], alone)
 
 
 def test_filters_are_drawn_as_often_as_they_should() -> None:
     generator = torch.Generator().manual_seed(0)
-    blurs = [draw_blur(generator, 2, 3) for _ in range(4000)]
-    drawn = [channel for blur in blurs if blur is not None for channel in blur.sigmas]
+    blurs = [Blur().draw(generator, SPECS["3d"], 2) for _ in range(4000)]
+    drawn = [channel for blur in blurs if blur is not None for channel in blur]
     assert len(drawn) / 8000 == pytest.approx(0.2, abs=0.02)
     sigmas = torch.tensor([channel for channel in drawn if channel is not None])
     assert len(sigmas) / len(drawn) == pytest.approx(0.5, abs=0.04)
     assert sigmas.shape[1] == 3
     assert 0.5 <= float(sigmas.min()) < 0.51
     assert 0.99 < float(sigmas.max()) < 1.0
-    coarsenings = [draw_coarsening(generator, 2) for _ in range(4000)]
-    scales = [scale for one in coarsenings if one is not None for scale in one.scales]
+    coarsenings = [LowResolution().draw(generator, SPECS["3d"], 2) for _ in range(4000)]
+    scales = [scale for one in coarsenings if one is not None for scale in one]
     assert len(scales) / 8000 == pytest.approx(0.25, abs=0.02)
     kept = [scale for scale in scales if scale is not None]
     assert len(kept) / len(scales) == pytest.approx(0.5, abs=0.04)

@@ -14,22 +14,14 @@ from hypothesis.extra.numpy import arrays
 from scipy import ndimage
 from skimage.morphology import ball, disk
 
-from autoseg.augmentation.first_stage import (
-    OPERATIONS,
-    Morphing,
-    PreviousChanges,
-    Removal,
-    append_previous,
-    apply_changes,
-    draw_previous,
-    without_component,
-)
-from autoseg.augmentation.kinds import AUGMENTATIONS
-from autoseg.augmentation.pipeline import augment, draw
+from autoseg.augmentation.kinds import AUGMENTATIONS, DEFAULT
+from autoseg.augmentation.pipeline import Sample, finish
 from autoseg.augmentation.spec import AugmentationSpec
+from autoseg.augmentation.transforms.first_stage import OPERATIONS, FirstStage, apply_changes, without_component
 
 PLAIN = AugmentationSpec((6, 8, 7), (11, 12, 10), math.radians(30), False, (0, 1, 2), ())
-CASCADE = replace(PLAIN, previous_values=(1, 2))
+CASCADE = replace(PLAIN, first_stage_values=(1, 2))
+LABELED = replace(PLAIN, first_stage_values=(1, 2, 3))
 REFERENCES = {
     "dilate": ndimage.binary_dilation,
     "erode": lambda mask, element: ndimage.binary_erosion(mask, element, border_value=1),
@@ -63,21 +55,21 @@ def test_growing_and_shrinking_equal_a_ball_moved_over_the_mask(mask: np.ndarray
 
 @settings(max_examples=60, deadline=None)
 @given(arrays(np.int8, (5, 6, 7), elements=st.integers(0, 3)), st.integers(0, 1000))
-def test_no_voxel_ever_has_two_labels(previous: np.ndarray, number: int) -> None:
-    channels = np.stack([previous == value for value in (1, 2, 3)])
-    changed = apply_changes(channels, draw_previous(generator(number), 3))
+def test_no_voxel_ever_has_two_labels(first_stage: np.ndarray, number: int) -> None:
+    channels = np.stack([first_stage == value for value in (1, 2, 3)])
+    changed = apply_changes(channels, FirstStage().draw(generator(number), LABELED, 1) or [])
     assert changed.sum(0).max() <= 1
-    np.testing.assert_array_equal(channels, np.stack([previous == value for value in (1, 2, 3)]))
+    np.testing.assert_array_equal(channels, np.stack([first_stage == value for value in (1, 2, 3)]))
 
 
 def test_what_a_label_gains_is_taken_from_the_others_and_what_it_loses_is_left_empty() -> None:
     channels = np.zeros((2, 9), np.bool_)
     channels[0, 2:4], channels[1, 4:8] = True, True
     channels = channels[:, None]
-    grown = apply_changes(channels, PreviousChanges((Morphing(0, "dilate", 2),)))
+    grown = apply_changes(channels, [(0, OPERATIONS["dilate"], 2)])
     assert np.flatnonzero(grown[0]).tolist() == [0, 1, 2, 3, 4, 5]
     assert np.flatnonzero(grown[1]).tolist() == [6, 7]
-    shrunk = apply_changes(channels, PreviousChanges((Morphing(1, "erode", 1),)))
+    shrunk = apply_changes(channels, [(1, OPERATIONS["erode"], 1)])
     assert np.flatnonzero(shrunk[1]).tolist() == [5, 6]
     np.testing.assert_array_equal(shrunk[0], channels[0])
 
@@ -93,22 +85,23 @@ def test_only_small_components_are_left_out_each_as_likely() -> None:
     np.testing.assert_array_equal(without_component(only_large, 0.3), only_large)
     corners = np.eye(10, dtype=np.bool_)
     assert not without_component(corners, 0.0).any()  # neighbors across corners are one component
-    both = apply_changes(np.stack([mask, corners]), PreviousChanges(removals=(Removal(1, 0.2),)))
+    both = apply_changes(np.stack([mask, corners]), [(1, without_component, 0.2)])
     assert (both[0].sum(), both[1].sum()) == (27, 0)
 
 
 def test_changes_are_drawn_as_often_as_they_should_be() -> None:
-    drawn = [draw_previous(generator(number), 4) for number in range(3000)]
-    morphed = [changes.morphings for changes in drawn]
-    removed = [changes.removals for changes in drawn]
+    spec = replace(CASCADE, first_stage_values=(1, 2, 3, 4))
+    drawn = [FirstStage().draw(generator(number), spec, 1) or [] for number in range(3000)]
+    removed = [[own for own in changes if own[1] is without_component] for changes in drawn]
+    morphed = [changes[: len(changes) - len(gone)] for changes, gone in zip(drawn, removed, strict=True)]
     # 1 - 0.5 ** 4 of the samples chosen have at least one label chosen
     assert sum(map(bool, morphed)) / 3000 == pytest.approx(0.4 * 15 / 16, abs=0.04)
     assert sum(map(bool, removed)) / 3000 == pytest.approx(0.2 * 15 / 16, abs=0.04)
     assert sum(map(len, morphed)) / 3000 == pytest.approx(0.4 * 2, abs=0.08)
     flat = [morphing for changes in morphed for morphing in changes]
-    assert {morphing.radius for morphing in flat} == set(range(1, 9))
-    assert {morphing.operation for morphing in flat} == set(OPERATIONS)
-    assert {changes[0].channel for changes in morphed if len(changes) == 4} == {0, 1, 2, 3}  # in any order
+    assert {radius for _, _, radius in flat} == set(range(1, 9))
+    assert {operation for _, operation, _ in flat} == set(OPERATIONS.values())
+    assert {changes[0][0] for changes in morphed if len(changes) == 4} == {0, 1, 2, 3}  # in any order
 
 
 @pytest.mark.parametrize("kind", AUGMENTATIONS)
@@ -126,8 +119,7 @@ def test_every_augmentation_appends_a_channel_per_label(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", AUGMENTATIONS)
 def test_the_first_stage_goes_where_the_labels_go(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for probability in ("MORPHING_PROBABILITY", "REMOVAL_PROBABILITY"):
-        monkeypatch.setattr(f"autoseg.augmentation.first_stage.{probability}", 0.0)
+    monkeypatch.setattr(FirstStage, "draw", lambda *_: None)
     image, labels = batch(CASCADE, size=8)
     was_moved = False
     for number in range(4):
@@ -142,22 +134,21 @@ def test_the_first_stage_goes_where_the_labels_go(kind: str, monkeypatch: pytest
 def test_slices_of_thick_patches_move_alike() -> None:
     spec = replace(CASCADE, patch_size=(2, 8, 8), initial_patch_size=(2, 12, 12), is_dummy_2d=True)
     image, labels = batch(spec)
-    new_image, new_labels = augment(image, labels, replace(spec, previous_values=(1,)), generator(1), labels)
+    new_image, new_labels = DEFAULT(image, labels, replace(spec, first_stage_values=(1,)), generator(1), labels)
     assert new_image.shape == (3, 3, 2, 8, 8)
     assert new_labels.shape == (3, 2, 8, 8)
 
 
 def test_without_a_first_stage_the_random_numbers_are_those_of_before() -> None:
     first, second = generator(3), generator(3)
-    assert replace(draw(first, CASCADE, 2), previous=PreviousChanges()) == draw(second, PLAIN, 2)
+    assert str(DEFAULT.draw(first, CASCADE, 2)[:-1]) == str(DEFAULT.draw(second, PLAIN, 2)[:-1])
     assert not torch.equal(first.get_state(), second.get_state())
 
 
 def test_unlisted_values_appear_nowhere() -> None:
-    previous = torch.tensor([[[-1, 0, 1, 3]]])
-    both = append_previous(torch.zeros(1, 1, 1, 4, dtype=torch.float64), previous, (1, 2))
+    first_stage = torch.tensor([[[-1, 0, 1, 3]]])
+    both, _ = finish([Sample(torch.zeros(1, 1, 4), torch.zeros(1, 4), first_stage[0])], CASCADE)
     assert both.tolist() == [[[[0, 0, 0, 0]], [[0, 0, 1, 0]], [[0, 0, 0, 0]]]]
-    assert both.dtype == torch.float64
 
 
 @pytest.mark.oracle

@@ -9,15 +9,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoseg.augmentation.kinds import AUGMENTATIONS
-from autoseg.augmentation.mirror import apply_mirror, mirror_labels
-from autoseg.augmentation.pipeline import draw
+from autoseg.augmentation.kinds import AUGMENTATIONS, DEFAULT
 from autoseg.augmentation.spec import AugmentationSpec
+from autoseg.augmentation.transforms.mirror import Mirror, mirror, mirror_labels
 from autoseg.planning.lateral import LateralSwap
 
 SWAP = LateralSwap(1, (0, 2, 1, 3), (0, 2, 1, 3), (0,))
 SPEC = AugmentationSpec(
-    (6, 8, 6), (6, 8, 6), math.radians(1), False, (0, 1, 2), (), previous_values=(1, 2, 3), swap=SWAP
+    (6, 8, 6), (6, 8, 6), math.radians(1), False, (0, 1, 2), (), first_stage_values=(1, 2, 3), swap=SWAP
 )
 EXCHANGED = torch.tensor([0, 2, 1, 3, -1], dtype=torch.int8)
 
@@ -32,7 +31,7 @@ def test_labels_change_places_only_along_the_axis_from_left_to_right(
     labels = torch.randint(-1, 4, (2, 3, 4, 5), generator=torch.Generator().manual_seed(seed)).to(kind)
     before = labels.clone()
     mirrored = mirror_labels(labels, axes, 3, SWAP)
-    flipped = apply_mirror(labels, axes, 3)
+    flipped = mirror(labels, axes, 3)
     expected = EXCHANGED[flipped.long()].to(kind) if 1 in axes else flipped
     assert torch.equal(mirrored, expected)
     assert mirrored.dtype == kind
@@ -43,11 +42,12 @@ def test_labels_change_places_only_along_the_axis_from_left_to_right(
 def test_patches_mirrored_from_left_to_right_have_their_labels_exchanged() -> None:
     image, labels = torch.zeros(64, 1, 6, 8, 6), torch.ones(64, 6, 8, 6, dtype=torch.int8)
     generator = torch.Generator().manual_seed(3)
-    drawn = [draw(generator, SPEC, 1) for _ in image]
+    place = [isinstance(transform, Mirror) for transform in DEFAULT.transforms].index(True)
+    mirrored = [DEFAULT.draw(generator, SPEC, 1)[place] or () for _ in image]
     _, new_labels = AUGMENTATIONS["default"](image, labels, SPEC, torch.Generator().manual_seed(3), labels)
-    for parameters, sample in zip(drawn, new_labels, strict=True):
-        assert int(sample.max()) == (2 if 1 in parameters.mirrored_axes else 1)
-    assert 16 < sum(1 in parameters.mirrored_axes for parameters in drawn) < 48
+    for axes, sample in zip(mirrored, new_labels, strict=True):
+        assert int(sample.max()) == (2 if 1 in axes else 1)
+    assert 16 < sum(1 in axes for axes in mirrored) < 48
 
 
 @pytest.mark.parametrize("kind", ["default", "batchgenerators"])

@@ -11,33 +11,31 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from autoseg.augmentation.spatial import (
-    OUTSIDE,
-    Affine,
-    apply_affine,
-    center_crop,
-    draw_affine,
-    resample_labels,
-    rotation,
-)
+from autoseg.augmentation.pipeline import center_crop
+from autoseg.augmentation.spec import AugmentationSpec
+from autoseg.augmentation.transforms.spatial import OUTSIDE, Spatial, resample_image, resample_labels, rotation
 
 
-def affine_of(angles: list[float], scale: float = 1.0) -> Affine:
-    return Affine(tuple(tuple(row) for row in (rotation(angles) * scale).tolist()))
+def apply_matrix(image: Tensor, labels: Tensor, matrix: Tensor, patch_size: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    return resample_image(image, matrix, patch_size), resample_labels(labels, matrix, patch_size)
 
 
-def positions_of(affine: Affine, shape: tuple[int, ...], patch_size: tuple[int, ...]) -> Tensor:
+def matrix_of(angles: list[float], scale: float = 1.0) -> Tensor:
+    return rotation(angles) * scale
+
+
+def positions_of(matrix: Tensor, shape: tuple[int, ...], patch_size: tuple[int, ...]) -> Tensor:
     """Voxel positions (*patch_size, d) where each voxel of the result is read, from the definition."""
     steps = [torch.arange(n, dtype=torch.float64) - (n - 1) / 2 for n in patch_size]
     grid = torch.stack(torch.meshgrid(*steps, indexing="ij"), -1)
     center = (torch.tensor(shape, dtype=torch.float64) - 1) / 2
-    return grid @ torch.tensor(affine.matrix, dtype=torch.float64).T + center
+    return grid @ matrix.T + center
 
 
-def argmax_of_masks(labels: Tensor, affine: Affine, patch_size: tuple[int, ...]) -> Tensor:
+def argmax_of_masks(labels: Tensor, matrix: Tensor, patch_size: tuple[int, ...]) -> Tensor:
     """The definition: every label interpolated as a mask, outside counted as -1, the first maximum wins."""
     padded = F.pad(labels, (2, 2) * labels.dim(), value=OUTSIDE)
-    positions = positions_of(affine, tuple(padded.shape), patch_size)
+    positions = positions_of(matrix, tuple(padded.shape), patch_size)
     positions = torch.minimum(positions.clamp(min=0), torch.tensor(padded.shape) - 1)
     grid = ((2 * positions + 1) / torch.tensor(padded.shape) - 1).flip(-1)
     values = sorted({OUTSIDE, *labels.unique().tolist()})
@@ -59,9 +57,9 @@ def test_labels_equal_the_argmax_over_interpolated_masks(
     generator = torch.Generator().manual_seed(number)
     shape, patch_size = ((7, 9, 8), (5, 7, 6)) if is_3d else ((11, 9), (8, 7))
     labels = torch.randint(-1, 5, shape, generator=generator, dtype=torch.int8)
-    affine = affine_of(angles if is_3d else angles[:1], scale)
-    mine = resample_labels(labels[None], affine, patch_size)[0]
-    reference = argmax_of_masks(labels, affine, patch_size)
+    matrix = matrix_of(angles if is_3d else angles[:1], scale)
+    mine = resample_labels(labels, matrix, patch_size)
+    reference = argmax_of_masks(labels, matrix, patch_size)
     # float32 positions: two masks that differ by less than 1e-6 may be taken for each other, which is very rare
     assert mine.dtype == torch.int8
     assert (mine.long() != reference).sum() <= 1
@@ -70,18 +68,18 @@ def test_labels_equal_the_argmax_over_interpolated_masks(
 @settings(max_examples=15, deadline=None)
 @given(angles=st.lists(st.floats(-3.0, 3.0), min_size=3, max_size=3), scale=st.floats(0.7, 1.4))
 def test_a_linear_image_is_read_at_the_defined_positions(angles: list[float], scale: float) -> None:
-    shape, patch_size, affine = (17, 15, 16), (5, 4, 6), affine_of(angles, scale)
+    shape, patch_size, matrix = (17, 15, 16), (5, 4, 6), matrix_of(angles, scale)
     steps = torch.meshgrid(*(torch.arange(n, dtype=torch.float32) for n in shape), indexing="ij")
     image = torch.stack(steps)  # channel i holds the index along axis i
-    result, labels = apply_affine(image, torch.zeros(shape, dtype=torch.int8), affine, patch_size)
-    positions = positions_of(affine, shape, patch_size).float().movedim(-1, 0)
+    result, labels = apply_matrix(image, torch.zeros(shape, dtype=torch.int8), matrix, patch_size)
+    positions = positions_of(matrix, shape, patch_size).float().movedim(-1, 0)
     inside = labels == 0
     torch.testing.assert_close(result[:, inside], positions[:, inside], atol=1e-3, rtol=0)
 
 
 def test_outside_the_image_is_zero_and_the_label_minus_one() -> None:
     image, labels = torch.ones(1, 8, 8), torch.ones(8, 8, dtype=torch.int16)
-    result, read = apply_affine(image, labels, affine_of([0.0], 2.0), (8, 8))
+    result, read = apply_matrix(image, labels, matrix_of([0.0], 2.0), (8, 8))
     assert read[0, 0] == OUTSIDE
     assert result[0, 0, 0] == 0
     assert read[4, 4] == 1
@@ -89,21 +87,21 @@ def test_outside_the_image_is_zero_and_the_label_minus_one() -> None:
 
 
 def test_equally_near_labels_give_the_lower_one() -> None:
-    labels = torch.tensor([[3, 1, 3, 1]] * 4, dtype=torch.int8)[None]
-    shifted = resample_labels(labels, Affine(((1.0, 0.0), (0.0, 1.0))), (4, 3))  # read half way between two columns
+    labels = torch.tensor([[3, 1, 3, 1]] * 4, dtype=torch.int8)
+    shifted = resample_labels(labels, torch.eye(2, dtype=torch.float64), (4, 3))  # read half way between two columns
     assert shifted.unique().tolist() == [1]
 
 
 def test_the_identity_is_the_crop() -> None:
     image, labels = torch.randn(2, 9, 8, 11), torch.randint(-1, 3, (9, 8, 11), dtype=torch.int8)
-    result, read = apply_affine(image, labels, affine_of([0.0, 0.0, 0.0]), (5, 6, 7))
+    result, read = apply_matrix(image, labels, matrix_of([0.0, 0.0, 0.0]), (5, 6, 7))
     torch.testing.assert_close(result, center_crop(image, (5, 6, 7)), atol=1e-5, rtol=0)
     assert torch.equal(read, center_crop(labels, (5, 6, 7)))
 
 
 def test_a_quarter_turn_turns_the_slices_of_a_stack_alike() -> None:
     image, labels = torch.randn(2, 3, 6, 6), torch.randint(0, 4, (3, 6, 6), dtype=torch.int8)
-    result, read = apply_affine(image, labels, affine_of([math.pi / 2]), (3, 6, 6))
+    result, read = apply_matrix(image, labels, matrix_of([math.pi / 2]), (3, 6, 6))
     torch.testing.assert_close(result, image.rot90(-1, (2, 3)), atol=1e-4, rtol=0)
     assert torch.equal(read, labels.rot90(-1, (1, 2)))
 
@@ -111,17 +109,18 @@ def test_a_quarter_turn_turns_the_slices_of_a_stack_alike() -> None:
 def test_a_factor_above_one_makes_objects_smaller() -> None:
     labels = torch.zeros(40, 40, dtype=torch.int8)
     labels[10:30, 10:30] = 1
-    counts = [int(resample_labels(labels[None], affine_of([0.3], s), (24, 24)).sum()) for s in (0.8, 1.0, 1.3)]
+    counts = [int(resample_labels(labels, matrix_of([0.3], s), (24, 24)).sum()) for s in (0.8, 1.0, 1.3)]
     assert counts[0] > counts[1] > counts[2]
 
 
 @pytest.mark.parametrize("dimensions", [2, 3])
 def test_rotation_and_scaling_are_drawn_as_often_and_far_as_they_should(dimensions: int) -> None:
     generator = torch.Generator().manual_seed(1)
-    drawn = [draw_affine(generator, dimensions, 0.5) for _ in range(4000)]
-    share = sum(affine is not None for affine in drawn) / len(drawn)
+    spec = AugmentationSpec((8,) * dimensions, (8,) * dimensions, 0.5, False, (), ())
+    drawn = [Spatial().draw(generator, spec, 1) for _ in range(4000)]
+    share = sum(matrix is not None for matrix in drawn) / len(drawn)
     assert share == pytest.approx(1 - 0.8 * 0.8, abs=0.03)
-    matrices = torch.tensor([affine.matrix for affine in drawn if affine is not None], dtype=torch.float64)
+    matrices = torch.stack([matrix for matrix in drawn if matrix is not None])
     scales = torch.linalg.det(matrices) ** (1 / dimensions)
     assert 0.7 <= float(scales.min()) < 0.72
     assert 1.38 < float(scales.max()) < 1.4001

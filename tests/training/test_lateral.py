@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from autoseg.augmentation.pipeline import augment
+from autoseg.augmentation.kinds import DEFAULT
 from autoseg.augmentation.spec import AugmentationSpec
 from autoseg.data.model import LabelSet
 from autoseg.evaluation.confusion import confusion
@@ -40,7 +40,7 @@ def share_on_the_wrong_side(swap: LateralSwap | None) -> float:
     generator = torch.Generator().manual_seed(1)
     spec = AugmentationSpec((SIZE, SIZE), (SIZE, SIZE), 0.05, False, (0, 1), (), swap=swap)
     for _ in range(STEPS):
-        image, labels = augment(*pictures(8, generator), spec, generator)
+        image, labels = DEFAULT(*pictures(8, generator), spec, generator)
         loss = dice_ce(network(image, deep_supervision=False), labels, LABELS, True)
         optimizer.zero_grad()
         loss.backward()
