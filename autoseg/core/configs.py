@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 from autoseg.core.errors import MissingInput, RecordFault
 from autoseg.core.registry import choose
+
+_EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
 
 
 def configs_folder() -> Path:
@@ -45,8 +48,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """
     import yaml
 
+    class Loader(yaml.SafeLoader):
+        """PyYAML follows YAML 1.1, where `1e-3` is text; here it is the number that YAML 1.2 says it is."""
+
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+.0123456789"))
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader)  # noqa: S506 - a SafeLoader
     except FileNotFoundError as error:
         raise MissingInput(f"there is no file {path}", where=str(path), do="check the path") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -22,6 +22,7 @@ from autoseg.runs.queue import RunTask
 from autoseg.runs.run import RECORD_VERSION, RunRecord, check_same_plan, differing
 from autoseg.runs.validation import LARGEST_VALIDATION_SHARE, Forecast, case_size, make_predictor, measure_pace
 from autoseg.training.callbacks.time_budget import fit_epochs
+from autoseg.training.checkpoint import has_checkpoint
 from autoseg.training.recipe import Recipe
 from autoseg.training.step import Compute, TrainingState, start_state
 
@@ -85,7 +86,7 @@ def set_up(
         UsageError: the run was started with another recipe, seed or budget, or with other cases.
     """
     assert (task.first_stage is None) == (task.configuration.cascade_from is None), "a cascade needs its first stage"
-    is_new = not task.run.folder.recipe.exists()
+    is_new = not task.run.folder.recipe.exists() or _starts_over(task)
     network = _fresh_network(task)
     record = _decide(task, network, device) if is_new else _checked_record(task, device)
     compute = Compute(device, record.precision, record.memory_format)
@@ -112,6 +113,14 @@ def set_up(
 def _batch_shape(task: RunTask) -> tuple[int, ...]:
     own = task.configuration
     return (own.batch_size, task.input_channels, *own.patch_size)
+
+
+def _starts_over(task: RunTask) -> bool:
+    """Whether a run without a checkpoint is asked for with another recipe: there is nothing to lose then."""
+    if has_checkpoint(task.run.folder.checkpoint):
+        return False
+    check_same_plan(task.run, task.plan)
+    return task.run.record().asked != task.recipe
 
 
 def _checked_record(task: RunTask, device: torch.device) -> RunRecord:

@@ -23,7 +23,7 @@ from autoseg.runs.validation import ValidationPlan, make_predictor, measure_pace
 from autoseg.training.batches import BatchSource, Placed, Prefetcher
 from autoseg.training.callbacks.base import RunContext
 from autoseg.training.callbacks.history import truncate_history
-from autoseg.training.callbacks.kinds import CALLBACKS, make_callbacks
+from autoseg.training.callbacks.kinds import make_callbacks
 from autoseg.training.callbacks.time_budget import TimeBudget, no_reserve, validation_steps
 from autoseg.training.checkpoint import has_checkpoint, restore
 from autoseg.training.loop import Callback, fit
@@ -95,7 +95,7 @@ def _train(active: ActiveRun, clock: _RunClock) -> None:
         seconds=clock.seconds,
         save_status=lambda: save(_status(active, "training", clock), run.folder.state),
     )
-    callbacks = [*make_callbacks(CALLBACKS, context), *_time_budget(active), _StepReport(active)]
+    callbacks = [*make_callbacks(recipe.callbacks, context), *_time_budget(active), _StepReport(active)]
     try:
         with Prefetcher(source.training, state.step, active.readers) as batches:
             fit(state, batches, take_step, validate, callbacks)
@@ -136,7 +136,7 @@ def batch_source(active: ActiveRun) -> BatchSource:
         open_case=active.open_case,
         seed=(task.options.seed, task.run.fold),
         device=active.compute.device,
-        previous_values=task.first_stage_values,
+        first_stage_values=task.first_stage_values,
         swap=lateral_swap(task.plan, task.configuration),
     )
 

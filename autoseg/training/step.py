@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from pydantic import AliasChoices, Field
@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from autoseg.core.errors import TrainingStopped
 from autoseg.training.losses import Objective
-from autoseg.training.recipe import OPTIMIZERS, Recipe
-from autoseg.training.schedule import SCHEDULES, ScheduleSegment, warmup
+from autoseg.training.optimization import OPTIMIZERS, SCHEDULES, ScheduleSegment, warmup
+
+if TYPE_CHECKING:
+    from autoseg.training.recipe import Recipe  # whose callbacks need what stands here
 
 MOST_SKIPPED_IN_A_ROW = 10
 """Non-finite steps after which training is not going to recover (assumption; single ones do occur)."""

@@ -6,13 +6,20 @@ import numpy as np
 import pytest
 import torch
 
+from autoseg.augmentation.kinds import TRANSFORMS, make_augmentation
+from autoseg.augmentation.pipeline import Sample
 from autoseg.augmentation.spec import AugmentationSpec
-from autoseg.core.workspace import Workspace
+from autoseg.core.workspace import RunFolder, Workspace
 from autoseg.images.normalize import NORMALIZATIONS
 from autoseg.networks.build import NETWORKS, build_network
 from autoseg.planning.plan import NetworkSpec
+from autoseg.training.callbacks.base import RunContext
+from autoseg.training.callbacks.history import read_history
+from autoseg.training.callbacks.kinds import CALLBACKS, make_callbacks
+from autoseg.training.recipe import Recipe
 from tests.docs.markdown import blocks
 from tests.preprocessing.tiny_dataset import write_tiny_dataset
+from tests.training.tiny_training import RECIPE, fresh_state, train
 
 SPEC = NetworkSpec("gated_unet", 3, (4, 8), ((3,) * 3,) * 2, ((1,) * 3, (2,) * 3), (1, 1), (1,))
 
@@ -22,7 +29,7 @@ def examples(repository):
     """Everything that the Python blocks of the page define."""
     names: dict[str, object] = {}
     found = [block for block in blocks(repository / "docs" / "extending.md") if block.language == "python"]
-    assert len(found) == 3
+    assert len(found) == 4
     for block in found:
         exec(compile(block.text, f"{block.page}:{block.line}", "exec"), names)
     return names
@@ -53,21 +60,29 @@ def test_a_new_normalization_can_be_pinned_and_is_planned(examples, monkeypatch,
     assert planned.plan.configurations["3d_fullres"].normalization == ("percentiles",)
 
 
-def test_the_transform_makes_holes_that_depend_on_the_generator_alone(examples):
+def test_the_transform_makes_holes_that_depend_on_the_generator_alone(examples, monkeypatch):
+    monkeypatch.setitem(TRANSFORMS, "hole", examples["Hole"])
     spec = AugmentationSpec((8, 8), (8, 8), 0.0, False, (), ())
     image, labels = torch.randn(40, 1, 8, 8), torch.zeros(40, 8, 8, dtype=torch.int16)
-    first, second = (
-        examples["augment_with_holes"](image, labels, spec, torch.Generator().manual_seed(5)) for _ in range(2)
-    )
+    augment = make_augmentation(Recipe(augmentation=({"name": "hole"},)).augmentation)
+    first, second = (augment(image, labels, spec, torch.Generator().manual_seed(5)) for _ in range(2))
     assert torch.equal(first[0], second[0])
     assert first[0].shape == image.shape
-    constant_rows = (first[0].diff(dim=-1) == 0).flatten(1).any(1).float().mean().item()
-    assert 0.02 < constant_rows < 0.6
+    assert 0.02 < (first[0] != image).flatten(1).any(1).float().mean().item() < 0.6
     hole = torch.zeros(1, 8, 8)
     hole[0, 0, 0] = 64.0
-    examples["apply_hole"](hole, (4, 4))
+    examples["Hole"]().apply(Sample(hole, labels[0]), (4, 4), spec)
     assert torch.equal(hole[0, 4:6, 4:6], torch.ones(2, 2))
     assert hole.count_nonzero() == 5
+
+
+def test_the_callback_writes_a_line_per_epoch(examples, monkeypatch, tmp_path):
+    monkeypatch.setitem(CALLBACKS, "table", examples["Table"])
+    recipe = replace(RECIPE, callbacks=("table",))
+    run = RunContext("a run", RunFolder(tmp_path), ("cell", "core"), lambda: 1.0, lambda: None)
+    train(fresh_state(recipe), recipe, callbacks=make_callbacks(recipe.callbacks, run))
+    assert len((tmp_path / "table.csv").read_text().splitlines()) == recipe.epochs
+    assert len(read_history(tmp_path / "history.jsonl")) == recipe.epochs
 
 
 @pytest.mark.parametrize("dimensions", [2, 3])

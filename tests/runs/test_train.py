@@ -155,6 +155,18 @@ def test_a_run_started_differently_is_not_resumed(workspace, options):
     assert only_run(train_queue(workspace, options, never)).state == "done"  # with a warning that the recipe differs
 
 
+def test_a_run_without_a_checkpoint_may_change_its_recipe(workspace, options):
+    def fail(_done: int, _total: int) -> None:
+        raise OSError(28, "no space left")
+
+    listeners = TrainListeners(on_steps=fail)
+    assert train_queue(workspace, replace(options, epochs=7), never, listeners).exit_code == 5
+    folder = workspace.run("3d_fullres", 0)
+    assert load(RunRecord, folder.recipe).asked.epochs == 7
+    assert only_run(train_queue(workspace, options, never)).state == "done"
+    assert load(RunRecord, folder.recipe).asked.epochs == 3
+
+
 def test_a_run_of_another_plan_asks_for_fresh(workspace, options):
     progress, check = stop_at(1)
     train_queue(workspace, options, check, TrainListeners(on_steps=progress))

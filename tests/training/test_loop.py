@@ -15,7 +15,7 @@ from autoseg.core.errors import TrainingStopped
 from autoseg.data.model import LabelSet
 from autoseg.training.callbacks.history import append_history, read_history, truncate_history
 from autoseg.training.loop import EpochResult
-from autoseg.training.schedule import ScheduleSegment
+from autoseg.training.optimization import ScheduleSegment
 from autoseg.training.step import MOST_SKIPPED_IN_A_ROW, Compute, TrainingState, train_step, update_average
 from autoseg.training.validation import OnlineScores, class_dice, overlap_counts, pooled_dice, score_patches, smoothed
 from tests.training.tiny_training import (

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +13,9 @@ from torch import nn
 
 from autoseg.core.configs import shipped
 from autoseg.core.errors import AutoSegError, MissingInput, RecordFault, UsageError
-from autoseg.training.recipe import OPTIMIZERS, Recipe, check_recipe, load_recipe
-from autoseg.training.schedule import SCHEDULES, ScheduleSegment, warmup
+from autoseg.core.records import load, save, to_data
+from autoseg.training.optimization import OPTIMIZERS, SCHEDULES, ScheduleSegment, warmup
+from autoseg.training.recipe import Recipe, load_recipe
 from autoseg.training.step import learning_rate
 from tests.training.tiny_training import RECIPE, fresh_state
 
@@ -24,7 +26,7 @@ def test_the_default_recipe_is_the_dataclass() -> None:
 
 @pytest.mark.parametrize("name", sorted(shipped("recipes")))
 def test_every_shipped_recipe_is_usable(name: str) -> None:
-    check_recipe(load_recipe(name), name)
+    assert isinstance(load_recipe(name), Recipe)
 
 
 def test_the_command_line_overrides_epochs_and_steps() -> None:
@@ -34,8 +36,12 @@ def test_the_command_line_overrides_epochs_and_steps() -> None:
 
 def test_a_file_changes_only_what_it_names(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
-    path.write_text("lr: 1e-3\noptimizer: adamw\n")
-    assert load_recipe(str(path)) == replace(Recipe(), lr=1e-3, optimizer="adamw")
+    path.write_text(
+        "lr: 1e-3\nweight_decay: 1E-05\noptimizer: adamw\naugmentation: [{name: mirror, probability: 5e-1}]\n"
+    )
+    assert load_recipe(str(path)) == replace(
+        Recipe(), lr=1e-3, weight_decay=1e-5, optimizer="adamw", augmentation=({"name": "mirror", "probability": 0.5},)
+    )
 
 
 @pytest.mark.parametrize(
@@ -48,6 +54,13 @@ def test_a_file_changes_only_what_it_names(tmp_path: Path) -> None:
         ("ema_decay: 1.5", RecordFault),
         ("optimizer: adam", UsageError),
         ("schedule: linear", UsageError),
+        ("loss: no_such_loss", UsageError),
+        ("augmentation: defalut", UsageError),
+        ("augmentation: [{name: nois}]", UsageError),
+        ("augmentation: [{name: noise, probability: 2}]", RecordFault),
+        ("callbacks: [tensorbored]", UsageError),
+        ("momentum: .nan", RecordFault),
+        ("lr: .inf", RecordFault),
         ("precision: fp8", RecordFault),
         ("- a list", RecordFault),
     ],
@@ -57,6 +70,32 @@ def test_wrong_recipes_are_refused(tmp_path: Path, text: str, error: type[AutoSe
     path.write_text(text)
     with pytest.raises(error):
         load_recipe(str(path))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"optimizer": "adam"}, "did you mean adamw"),
+        ({"schedule": "cosin"}, "did you mean cosine"),
+        ({"loss": "dice_cee"}, "did you mean dice_ce"),
+        ({"augmentation": "defalt"}, "did you mean default"),
+        ({"callbacks": ("curve",)}, "did you mean curves"),
+    ],
+)
+def test_a_name_is_resolved_when_a_recipe_is_made(settings: dict[str, object], words: str) -> None:
+    with pytest.raises(UsageError) as found:
+        Recipe(**settings)  # type: ignore[arg-type]
+    assert words in str(found.value.do)
+
+
+def test_recipes_of_older_versions_still_read(tmp_path: Path) -> None:
+    old = to_data(Recipe(epochs=7))
+    del old["callbacks"]
+    (tmp_path / "recipe.json").write_text(json.dumps(old))
+    assert load(Recipe, tmp_path / "recipe.json") == Recipe(epochs=7)
+    listed = Recipe(augmentation=({"name": "noise", "deviations": [0.0, 0.2]},))
+    save(listed, tmp_path / "recipe.json")
+    assert load(Recipe, tmp_path / "recipe.json") == listed
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from autoseg.training.callbacks.time_budget import TimeBudget, fit_epochs
 from autoseg.training.loop import EpochResult
+from autoseg.training.optimization import ScheduleSegment
 from autoseg.training.recipe import Recipe
-from autoseg.training.schedule import ScheduleSegment
 from autoseg.training.step import TrainingState
 
 RESULT = EpochResult(0, 0.0, None, 1.0, 0.0, 0.0)

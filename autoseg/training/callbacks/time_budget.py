@@ -5,10 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from autoseg.training.loop import Callback, EpochResult
-from autoseg.training.recipe import Recipe
 from autoseg.training.step import TrainingState
+
+if TYPE_CHECKING:
+    from autoseg.training.recipe import Recipe
 
 FEWEST_EPOCHS = 10
 """Epochs are shortened until this many fit (assumption: enough for a smoothed Dice and for checkpoints)."""

@@ -1,10 +1,17 @@
-"""The learning rate as a function of how far the training is."""
+"""Optimizers, and the learning rate as a function of how far the training is."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from autoseg.training.recipe import Recipe  # which resolves the names of what stands here
 
 POLY_POWER = 0.9
 """Exponent of the polynomial decay (nnU-Net v2, training/lr_scheduler/polylr.py)."""
@@ -56,3 +63,23 @@ SCHEDULES: dict[str, Callable[[float], float]] = {"poly": poly, "cosine": cosine
 def warmup(step: int, steps: int) -> float:
     """Factor that rises linearly to 1 over the first `steps` steps."""
     return min(1.0, (step + 1) / steps) if steps > 0 else 1.0
+
+
+def sgd(parameters: Iterable[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
+    """Stochastic gradient descent with Nesterov momentum (nnU-Net v2)."""
+    return torch.optim.SGD(
+        parameters,
+        lr=recipe.lr,
+        momentum=recipe.momentum,
+        nesterov=recipe.momentum > 0,
+        weight_decay=recipe.weight_decay,
+    )
+
+
+def adamw(parameters: Iterable[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov and Hutter 2019); `momentum` is the first beta, the second is 0.999."""
+    return torch.optim.AdamW(parameters, lr=recipe.lr, betas=(recipe.momentum, 0.999), weight_decay=recipe.weight_decay)
+
+
+OPTIMIZERS: dict[str, Callable[[Iterable[nn.Parameter], Recipe], torch.optim.Optimizer]] = {"sgd": sgd, "adamw": adamw}
+"""Kinds of optimizers by the name used in recipes."""
