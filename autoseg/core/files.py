@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 TEMPORARY_MARK = ".partial-"
-"""Every unfinished file or folder carries this in its name; whoever finds one may delete it."""
+"""Every unfinished file or folder carries this in its name; one that was left behind may be deleted."""
 
 _HASH_BLOCK_BYTES = 1 << 20
 
