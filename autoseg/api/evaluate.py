@@ -23,7 +23,7 @@ from autoseg.data.layouts.description import describe_nnunet
 from autoseg.data.layouts.detect import detect_dataset
 from autoseg.data.model import Dataset, LabelSet
 from autoseg.evaluation.metrics import METRICS
-from autoseg.evaluation.scores import DEFAULT_TOLERANCE_MM, ClassScores, LabelPair, mean_scores, score_pair
+from autoseg.evaluation.scores import DEFAULT_TOLERANCE_MM, ClassScores, mean_scores, score_files
 from autoseg.images.formats.files import stem
 from autoseg.inference.manifest import MANIFEST_NAME, PredictionManifest
 from autoseg.planning.plan import Plan
@@ -91,7 +91,7 @@ def evaluate(
             raise MissingInput(f"there is no folder {folder.name}", where=str(folder), do="check the path")
     predicted = {stem(path): path for path in image_files(predictions)}
     expected = _references(references, predicted)
-    pairs = [LabelPair(case, predicted[case], path) for case, path in sorted(expected.items()) if case in predicted]
+    pairs = {case: (predicted[case], path) for case, path in sorted(expected.items()) if case in predicted}
     if not pairs:
         raise DataRefused(
             f"no prediction has the name of a reference ({_some(predicted)}; {_some(expected)})",
@@ -145,12 +145,12 @@ def write_evaluation(evaluation: Evaluation, folder: Path) -> tuple[Path, Path]:
 
 
 def _scored(
-    pairs: Sequence[LabelPair], labels: LabelSet, tolerance_mm: float, jobs: int, progress: Progress
+    pairs: Mapping[str, tuple[Path, Path]], labels: LabelSet, tolerance_mm: float, jobs: int, progress: Progress
 ) -> tuple[dict[str, dict[str, ClassScores]], dict[str, str]]:
     scored, failures = {}, {}
-    score = partial(score_pair, labels=labels, tolerance_mm=tolerance_mm)
-    for done, outcome in enumerate(map_supervised(score, pairs, jobs), start=1):
-        case = pairs[outcome.index].case
+    score, names = partial(score_files, labels=labels, tolerance_mm=tolerance_mm), list(pairs)
+    for done, outcome in enumerate(map_supervised(score, list(pairs.values()), jobs), start=1):
+        case = names[outcome.index]
         if outcome.value is None or isinstance(outcome.value, str):
             failures[case] = outcome.value or outcome.failure or "no reason is known"
             _log.warning("%s has no scores: %s", case, failures[case])

@@ -6,10 +6,8 @@ from pathlib import Path
 
 from autoseg.core.progress import Progress, silent
 from autoseg.core.workspace import workspace_of
+from autoseg.report.cases import PICTURES
 from autoseg.report.collect import write_report
-
-PICTURES = 50
-"""Cases that get pictures by default, worst first: the page stays below about 20 MB."""
 
 
 def report(

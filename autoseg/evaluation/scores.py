@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -32,37 +31,29 @@ ClassScores = dict[str, float | None]
 """Score of one class in one case, or its mean over cases, by the names of `METRICS`; None where undefined."""
 
 
-@dataclass(frozen=True, slots=True)
-class LabelPair:
-    """The two label files of a case."""
-
-    case: str
-    prediction: Path
-    reference: Path
-
-
-def score_pair(pair: LabelPair, labels: LabelSet, tolerance_mm: float) -> dict[str, ClassScores] | str:
-    """Scores of each class, or why there are none."""
+def score_files(files: tuple[Path, Path], labels: LabelSet, tolerance_mm: float) -> dict[str, ClassScores] | str:
+    """Scores of each class of a predicted and a reference label file, or why there are none."""
     try:
-        prediction, reference = read_labels(pair.prediction), read_labels(pair.reference)
-        geometry = _common_grid(prediction.geometry, reference.geometry, pair)
+        prediction, reference = (read_labels(file) for file in files)
+        geometry = _common_grid((prediction.geometry, reference.geometry), (files[0].name, files[1].name))
         arrays = [to_training_values(volume.array, labels) for volume in (prediction, reference)]
     except AutoSegError as error:
         return str(error)
     return score_case(arrays[0], arrays[1], labels, geometry.spacing_mm, tolerance_mm)
 
 
-def _common_grid(prediction: Geometry, reference: Geometry, pair: LabelPair) -> Geometry:
-    """The grid of both; that of the other where one file's format carries no geometry."""
-    difference = compare_grids(reference, prediction, pair.prediction.name)
+def _common_grid(grids: tuple[Geometry, Geometry], names: tuple[str, str]) -> Geometry:
+    """The grid of prediction and reference; that of the other where one file's format carries no geometry."""
+    prediction, reference = grids
+    difference = compare_grids(reference, prediction, names[0])
     if difference is None or PROBLEM_CODES[difference[0]].severity != "refused":
         return reference
-    reverse = compare_grids(prediction, reference, pair.reference.name)
+    reverse = compare_grids(prediction, reference, names[1])
     if reverse is None or PROBLEM_CODES[reverse[0]].severity != "refused":
         return prediction
     raise GeometryMismatch(
         difference[1].replace("image", "reference").replace("labels", "prediction"),
-        where=f"{pair.prediction.name}, {pair.reference.name}",
+        where=", ".join(names),
         do="predict the image that the reference belongs to, or resample one onto the other's grid",
     )
 

@@ -47,7 +47,7 @@ def _environment() -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    filters = (score, quantity, duration, interval, heat, signed)
+    filters = (score, quantity, duration, interval, heat, signed, edges)
     environment.filters.update({own.__name__: own for own in filters})
     return environment
 

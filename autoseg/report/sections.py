@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from autoseg.data.fingerprint import CaseStatistics
-from autoseg.data.model import Dataset, Problem
+from autoseg.data.model import Dataset
 from autoseg.data.outliers import Outlier, outliers_among, properties
 from autoseg.data.survey import Survey
 from autoseg.evaluation.confusion import shares, value_names
@@ -26,7 +26,7 @@ from autoseg.report.charts import (
     loss_chart,
     strip_chart,
 )
-from autoseg.report.pages import MISSING, MOST_CLASSES, edges, interval, render, score
+from autoseg.report.pages import MISSING, MOST_CLASSES, render
 from autoseg.runs.run import Run, RunStatus
 from autoseg.selection.record import Selection
 
@@ -34,7 +34,7 @@ _SHOWN_PROBLEMS = 200
 _MOST_CANDIDATES = 20  # of the chart; the table has all
 _MM3_PER_ML = 1000.0
 
-_SEVERITIES = {
+_SEVERITIES = {  # style, title, note
     "refused": ("bad", "refused", "these cases are not used"),
     "warning": ("warn", "suspicious", "these cases are used; look at them"),
     "note": ("", "notes", "settled while reading"),
@@ -116,14 +116,16 @@ def dataset_page(report: DatasetReport) -> str:
         report=report,
         outliers=report.outliers,
         stage=_stage(report),
-        cards=_cards(report),
+        severities=_SEVERITIES,
+        most_problems=_SHOWN_PROBLEMS,
         classes=foreground,
         most_classes=MOST_CLASSES,
         mean=mean_dice(report.cases),
         annotated=_annotated_share(report),
         is_stale=report.selection is not None and not report.selection.is_of(report.plan),
         **_data(report),
-        **_plan(report.plan),
+        downsampling={name: _downsampling(own) for name, own in report.plan.configurations.items()},
+        decisions=_decisions(report.plan),
         curves=_curves(report),
         **_results(report),
     )
@@ -139,28 +141,6 @@ def _stage(report: DatasetReport) -> tuple[str, str, str]:
     if report.done < len(report.runs):
         return counted, "the same command goes on.", "autoseg train DATASET"
     return counted, "compare configurations and ensembles.", "autoseg select DATASET"
-
-
-def _cards(report: DatasetReport) -> list[tuple[str, str, str]]:
-    """Title, value and note of each."""
-    refused, foreground = len(report.dataset.cases) - len(report.usable), report.plan.labels.foreground
-    configurations, selection, mean = report.plan.configurations, report.selection, mean_dice(report.cases)
-    cards = [
-        ("training cases", str(len(report.usable)), f"{refused or 'none'} refused"),
-        ("classes", str(len(foreground)), _few(foreground)),
-        ("configurations", str(len(configurations)), _few(tuple(configurations))),
-        ("runs done", f"{report.done} of {len(report.runs)}", ""),
-    ]
-    if selection is not None and selection.nested is not None:
-        note = f"{selection.name}; 95 % interval {interval(selection.nested.interval)}"
-        cards.append(("Dice, cross-validated", score(selection.nested.dice), note))
-    if mean is not None and (selection is None or report.references):
-        cards.append(("mean Dice of cases", score(mean), report.references or report.source))
-    return cards
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
 
 
 def _annotated_share(report: DatasetReport) -> float | None:
@@ -180,7 +160,6 @@ def _data(report: DatasetReport) -> dict[str, Any]:
         "unit": unit,
         "class_rows": [_class_row(report, name, unit) for name in report.plan.labels.foreground],
         "data_charts": _data_charts(report, is_flat),
-        "problem_groups": [_problem_group(severity, report.survey.problems) for severity in _SEVERITIES],
     }
 
 
@@ -224,44 +203,17 @@ def _data_charts(report: DatasetReport, is_flat: bool) -> list[dict[str, Any]]:
     return [{"picture": strip_chart(rows, unit, caption), "caption": caption} for rows, unit, caption in shown]
 
 
-def _problem_group(severity: str, problems: Sequence[Problem]) -> dict[str, Any]:
-    style, title, note = _SEVERITIES[severity]
-    own = [problem for problem in problems if problem.severity == severity]
-    return {
-        "style": style,
-        "title": f"{len(own)} {title}",
-        "note": note,
-        "problems": own[:_SHOWN_PROBLEMS],
-        "more": max(len(own) - _SHOWN_PROBLEMS, 0),
-        "is_open": severity == "refused",
-    }
-
-
-def _plan(plan: Plan) -> dict[str, Any]:
-    described = [_described(configuration) for configuration in plan.configurations.values()]
+def _decisions(plan: Plan) -> dict[str, list[Decision]]:
     groups: dict[str, list[Decision]] = {}
     for decision in plan.decisions:
         groups.setdefault(decision.configuration or "all configurations", []).append(decision)
-    return {
-        "plan_rows": {name: [own[name] for own in described] for name in (described[0] if described else ())},
-        "decision_groups": groups,
-    }
+    return groups
 
 
-def _described(configuration: Configuration) -> dict[str, str]:
+def _downsampling(configuration: Configuration) -> list[int]:
+    """Total stride of the network along each axis."""
     network = configuration.network
-    pooling = edges([math.prod(stride[axis] for stride in network.strides) for axis in range(network.dimensions)])
-    return {
-        "spacing, mm": edges(configuration.spacing_mm),
-        "median image, voxels": edges(configuration.median_shape),
-        "patch, voxels": edges(configuration.patch_size),
-        "batch": str(configuration.batch_size),
-        "normalization": ", ".join(configuration.normalization),
-        "network": f"{network.kind.replace('_', ' ')}, {network.n_stages} stages, downsampled {pooling}",
-        "features": ", ".join(map(str, network.features_per_stage)),
-        "mirrored axes": ", ".join(map(str, configuration.mirror_axes)) or "none",
-        "first stage": configuration.cascade_from or MISSING,
-    }
+    return [math.prod(stride[axis] for stride in network.strides) for axis in range(network.dimensions)]
 
 
 def _curves(report: DatasetReport) -> dict[str, dict[str, Any]]:
