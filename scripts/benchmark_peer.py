@@ -286,7 +286,6 @@ def own_step(bench: Bench) -> float:
     from autoseg.core.records import load
     from autoseg.launch.devices import use_cores
     from autoseg.launch.precision import choose_compute
-    from autoseg.networks.build import build_network
     from autoseg.planning.plan import Plan
     from autoseg.training.losses import make_objective
     from autoseg.training.recipe import load_recipe
@@ -296,7 +295,7 @@ def own_step(bench: Bench) -> float:
     use_cores()
     plan = load(Plan, bench.work(bench.first) / "plan.json")
     configuration, recipe = plan.configurations[CONFIGURATION], load_recipe("default")
-    network = build_network(configuration.network, len(plan.channels), plan.labels.head_count)
+    network = plan.build_network(configuration.name)
     chosen = choose_compute(network, configuration, len(plan.channels), torch.device("cpu"), ("auto", "auto"))
     state = start_state(network, recipe, chosen.compute, configuration.dimensions)
     image, labels = random_batch(configuration.patch_size, len(plan.channels), plan.labels.head_count)

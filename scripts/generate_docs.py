@@ -28,13 +28,14 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 REFERENCE = REPOSITORY / "docs" / "reference"
 RULE_MODULES = {
     "Rules": "autoseg.planning.rules",
-    "How often each axis is halved": "autoseg.planning.topology",
-    "The memory estimate": "autoseg.planning.memory",
+    "U-Nets and their memory": "autoseg.networks.kinds.unet",
     "Left and right": "autoseg.planning.lateral",
 }
 """Heading -> module whose public functions decide something."""
 
-NOT_RULES = {"edges"}  # formats numbers for people
+NETWORK_RULES = ("for_patch", "enlarged_patch", "feature_map_elements")
+"""Methods by which a kind of network decides."""
+
 ABOUT_RULES = (
     "Every decision of a plan is made by one of these functions. Each is pure: it looks at the fingerprint and at "
     "the preset, returns a value and the sentence that explains it. `autoseg explain DATASET` shows the values and "
@@ -102,9 +103,8 @@ def rules_page() -> str:
         parts += [f"## {heading}", prose(about.text), *_source(about)]
         parts += _constants(module)
         for function in _public_functions(module):
-            if function.__name__ not in NOT_RULES:
-                own = split_docstring(function.__doc__ or "")
-                parts += [f"### {function.__name__}", prose(own.text), *_source(own)]
+            own = split_docstring(function.__doc__ or "")
+            parts += [f"### {function.__name__}", prose(own.text), *_source(own)]
     return "\n\n".join([*parts, *_presets()])
 
 
@@ -145,6 +145,8 @@ def _public_functions(module: ModuleType) -> Iterator[Callable[..., Any]]:
     for name, value in vars(module).items():
         if inspect.isfunction(value) and value.__module__ == module.__name__ and not name.startswith("_"):
             yield value
+        if inspect.isclass(value) and value.__module__ == module.__name__:
+            yield from (getattr(value, method) for method in NETWORK_RULES if method in vars(value))
 
 
 def _constants(module: ModuleType) -> list[str]:

@@ -39,8 +39,8 @@ from autoseg.data.synthetic import CHANNELS, CLASSES, phantom  # noqa: E402
 from autoseg.images.volume import Volume  # noqa: E402
 from autoseg.inference.predictor import Predictor  # noqa: E402
 from autoseg.inference.restore import predict_case  # noqa: E402
-from autoseg.networks.build import build_network  # noqa: E402
-from autoseg.planning.plan import Configuration, NetworkSpec  # noqa: E402
+from autoseg.networks.kinds.unet import PlainUNet  # noqa: E402
+from autoseg.planning.plan import Configuration  # noqa: E402
 from autoseg.preprocessing.prepare import (  # noqa: E402
     Placement,
     Preparation,
@@ -113,7 +113,7 @@ class Bench:
     def state(self, configuration: Configuration, compute: Compute) -> TrainingState:
         """A fresh training state; the same weights on every device."""
         torch.manual_seed(0)
-        network = build_network(configuration.network, len(CHANNELS), LABELS.head_count)
+        network = configuration.network.build(len(CHANNELS), LABELS.head_count)
         return start_state(network, self.recipe, compute, configuration.dimensions)
 
     def batch(self, spec: AugmentationSpec, index: int, batch_size: int) -> tuple[Tensor, Tensor]:
@@ -161,8 +161,7 @@ def _configuration(
     """A configuration as the rules would make it; the first axis is halved less often where slices are thick."""
     first = 2 if isotropic else 1
     strides = ((1, 1, 1), (first, 2, 2), *((2, 2, 2),) * (len(features) - 2))
-    network = NetworkSpec(
-        kind="plain_unet",
+    network = PlainUNet(
         dimensions=3,
         features_per_stage=features,
         kernel_sizes=((3, 3, 3),) * len(features),
@@ -311,7 +310,7 @@ def time_training(bench: Bench) -> Iterator[Row]:
 def time_prediction(bench: Bench) -> Iterator[Row]:
     """Seconds of one case, mirroring on."""
     torch.manual_seed(0)
-    network = build_network(bench.timed.network, len(CHANNELS), LABELS.head_count)
+    network = bench.timed.network.build(len(CHANNELS), LABELS.head_count)
     shape = (len(CHANNELS), 12, 48, 48) if bench.is_small else (len(CHANNELS), 160, 256, 256)
     image = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     precision = "fp32" if bench.device.type == "cpu" else "bf16"

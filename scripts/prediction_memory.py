@@ -21,8 +21,8 @@ from autoseg.core.geometry import Geometry
 from autoseg.data.model import LabelSet
 from autoseg.inference.predictor import Predictor
 from autoseg.inference.restore import predict_case
-from autoseg.networks.build import build_network
-from autoseg.planning.plan import Configuration, NetworkSpec
+from autoseg.networks.kinds.unet import PlainUNet
+from autoseg.planning.plan import Configuration
 from autoseg.preprocessing.prepare import Placement
 
 
@@ -60,8 +60,7 @@ def _options() -> argparse.Namespace:
 
 
 def _random_model(patch: tuple[int, ...], classes: int, width: int) -> tuple[Predictor, LabelSet]:
-    spec = NetworkSpec(
-        kind="plain_unet",
+    spec = PlainUNet(
         dimensions=3,
         features_per_stage=(width, 2 * width, 4 * width),
         kernel_sizes=((3, 3, 3),) * 3,
@@ -85,7 +84,7 @@ def _random_model(patch: tuple[int, ...], classes: int, width: int) -> tuple[Pre
         estimated_feature_map_elements=0,
     )
     torch.manual_seed(0)
-    predictor = Predictor((build_network(spec, 1, classes),), configuration, classes, channels_last=True)
+    predictor = Predictor((spec.build(1, classes),), configuration, classes, channels_last=True)
     return predictor, LabelSet({str(value): (value,) for value in range(classes)})
 
 

@@ -20,8 +20,8 @@ from autoseg.data.labels import to_training_values
 from autoseg.data.synthetic import write_synthetic_dataset
 from autoseg.images.readers import read_image, read_labels
 from autoseg.inference.manifest import PredictionOptions, PredictorOptions
-from autoseg.planning.decide import PlanOptions
 from autoseg.planning.plan import Plan
+from autoseg.planning.planner import PlanOptions
 from autoseg.report.collect import write_report
 from autoseg.report.pictures import Scan, draw_overlay
 from autoseg.runs.progress import QueueProgress

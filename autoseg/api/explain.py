@@ -10,8 +10,7 @@ from autoseg.core.errors import AutoSegError
 from autoseg.core.registry import choose
 from autoseg.core.workspace import Workspace
 from autoseg.data.problems import PROBLEM_CODES
-from autoseg.planning.plan import Decision
-from autoseg.planning.planned import load_plan
+from autoseg.planning.plan import Decision, load_plan
 
 _CODE = re.compile(r"[Ee]\d{4}")
 
@@ -48,7 +47,7 @@ def explain_plan(workspace: Workspace, decision: str | None) -> tuple[Decision, 
         MissingInput: the dataset is not planned yet.
         UsageError: no decision has this name.
     """
-    plan = load_plan(workspace.plan)
+    plan = load_plan(workspace)
     if decision is None:
         return plan.decisions
     by_name: dict[str, list[Decision]] = {}

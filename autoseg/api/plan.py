@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from autoseg.core.errors import DataRefused, Interrupted, MissingInput, RecordFault
 from autoseg.core.files import remove_leftovers
@@ -17,9 +18,8 @@ from autoseg.data.layouts.detect import detect_dataset
 from autoseg.data.model import Dataset, Problem
 from autoseg.data.survey import Survey, survey
 from autoseg.nnunet.plans import read_nnunet_fingerprint
-from autoseg.planning.decide import PlanOptions, decide, facts_of
 from autoseg.planning.plan import Plan
-from autoseg.planning.planner import DatasetFacts
+from autoseg.planning.planner import PlanOptions, make_plan
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ def plan_dataset(
         save(dataset, workspace.dataset)
         save(found, workspace.check)
     _refuse(dataset, found, strict)
-    plan = decide(found.fingerprint, facts_of(dataset, found.fingerprint), options)
+    plan = make_plan(dataset, found.fingerprint, options)
     if not dry_run:
         save(found.fingerprint, workspace.fingerprint)
         save(plan, workspace.plan)
@@ -135,19 +135,24 @@ def plan_from_fingerprint(fingerprint_file: Path, dataset_file: Path, options: P
     is_own = "cases" in data
     where = str(fingerprint_file)
     fingerprint = from_data(Fingerprint, data, where) if is_own else read_nnunet_fingerprint(data, where)
-    return decide(fingerprint, _described_facts(dataset_file, fingerprint), options)
+    description = read_table(dataset_file)
+    if "layout" in description:
+        return make_plan(from_data(Dataset, description, str(dataset_file)), fingerprint, options)
+    dataset = _described(description, dataset_file)
+    return make_plan(dataset, fingerprint, options, dataset.announced_cases)
 
 
-def _described_facts(dataset_file: Path, fingerprint: Fingerprint) -> DatasetFacts:
-    data = read_table(dataset_file)
-    if "layout" in data:
-        return facts_of(from_data(Dataset, data, str(dataset_file)), fingerprint)
-    described = describe_nnunet(data, str(dataset_file))
-    announced = described.announced_cases
-    return DatasetFacts(
-        name=str(data.get("name", dataset_file.parent.name)),
+def _described(description: dict[str, Any], path: Path) -> Dataset:
+    """The dataset that nnU-Net's dataset.json describes, its images unseen."""
+    described = describe_nnunet(description, str(path))
+    return Dataset(
+        name=str(description.get("name", path.parent.name)),
+        root=str(path.parent),
+        layout="nnunet",
+        layout_reason=f"described by {path.name}",
+        cases=(),
         channels=described.channels,
         labels=described.labels,
         file_ending=described.file_ending,
-        training_cases=len(fingerprint.cases) if announced is None else announced,
+        announced_cases=described.announced_cases,
     )

@@ -10,7 +10,7 @@ from autoseg.core.errors import Interrupted
 from autoseg.core.progress import Progress, silent
 from autoseg.core.registry import choose
 from autoseg.core.workspace import workspace_of
-from autoseg.planning.planned import load_planned
+from autoseg.planning.plan import load_planned
 from autoseg.preprocessing.fill import StoreResult, fill_store
 from autoseg.preprocessing.store import store_recipe
 

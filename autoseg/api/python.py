@@ -29,8 +29,8 @@ from pathlib import Path
 from autoseg.api.plan import plan_dataset
 from autoseg.core.progress import Progress, silent
 from autoseg.core.workspace import workspace_of
-from autoseg.planning.decide import PlanOptions
 from autoseg.planning.plan import Plan
+from autoseg.planning.planner import PlanOptions
 
 
 def plan(

@@ -12,7 +12,7 @@ from autoseg.core.progress import Progress, silent
 from autoseg.core.records import load
 from autoseg.core.workspace import Workspace, workspace_of
 from autoseg.launch.interrupts import stoppable
-from autoseg.planning.planned import load_planned
+from autoseg.planning.plan import load_planned
 from autoseg.report.collect import write_report
 from autoseg.runs.forecast import QueueForecast, forecast_queue
 from autoseg.runs.queue import Queue, TrainOptions, make_queue

@@ -150,9 +150,8 @@ def _channel_rows(model: ModelRecord) -> list[tuple[str, ...]]:
 def _member_row(member: Member) -> tuple[str, ...]:
     own = member.configuration
     folds = ", ".join(map(str, member.folds))
-    network = f"{own.network.kind}, {own.network.n_stages} stages"
     patch, spacing = " x ".join(map(str, own.patch_size)), " x ".join(f"{length:.4g}" for length in own.spacing_mm)
-    return own.name, folds, f"{member.share:.3g}", network, patch, spacing, member.precision
+    return own.name, folds, f"{member.share:.3g}", own.network.description, patch, spacing, member.precision
 
 
 def _document(files: ModelFiles) -> dict[str, Any]:

@@ -22,8 +22,8 @@ from autoseg.core.workspace import workspace_of
 if TYPE_CHECKING:
     from autoseg.api.plan import Planned
     from autoseg.data.model import Problem
-    from autoseg.planning.decide import PlanOptions
     from autoseg.planning.plan import Plan
+    from autoseg.planning.planner import PlanOptions
 
 CONFIGURATION_NAMES = ("2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres")
 _PRESETS = ("reference", "resenc-m", "resenc-l", "resenc-xl", "cpu")
@@ -59,7 +59,7 @@ def plan(
     **options: object,
 ) -> int:
     """Check the data, fingerprint it, apply the rules, print the plan and its reasons."""
-    from autoseg.planning.decide import PlanOptions
+    from autoseg.planning.planner import PlanOptions
 
     chosen = PlanOptions(preset or "reference", memory_gib, configurations, pins)
     if options["fingerprint"] or options["dataset_json"]:
@@ -71,7 +71,6 @@ def plan(
 
 def _plan_without_images(dataset: Path | None, chosen: PlanOptions, output: Output, options: dict[str, object]) -> int:
     from autoseg.api.plan import plan_from_fingerprint
-    from autoseg.planning.decide import plan_document
 
     fingerprint, dataset_json = options["fingerprint"], options["dataset_json"]
     if dataset is not None or not isinstance(fingerprint, Path) or not isinstance(dataset_json, Path):
@@ -81,7 +80,7 @@ def _plan_without_images(dataset: Path | None, chosen: PlanOptions, output: Outp
         )
     made = plan_from_fingerprint(fingerprint, dataset_json, chosen)
     show_plan(made, output, {}, {})
-    output.emit(plan_document(made))
+    output.emit(made.document())
     return 0
 
 
@@ -90,7 +89,6 @@ def _plan_images(
 ) -> int:
     from autoseg.api.plan import CasesRefused, plan_dataset
     from autoseg.core.records import to_data
-    from autoseg.planning.decide import plan_document, store_gib
 
     workspace = workspace_of(dataset, work)
     dry_run = bool(options["dry_run"])
@@ -115,12 +113,12 @@ def _plan_images(
     _show_dataset(planned, output)
     seconds = {} if options["no_probe"] else _probe(planned, str(options["device"]))
     made = planned.plan
-    disk = {name: store_gib(made, own, planned.survey.fingerprint) for name, own in made.configurations.items()}
+    disk = {name: made.store_gib(own, planned.survey.fingerprint) for name, own in made.configurations.items()}
     show_plan(made, output, seconds, disk)
     output.say("nothing was written (--dry-run)" if dry_run else f"wrote {workspace.plan}")
     output.say(f"next: autoseg train {dataset}    why: autoseg explain {dataset}")
     problems = [to_data(problem) for problem in planned.survey.problems]
-    document = {**plan_document(made), "layout": planned.dataset.layout, "cases": len(planned.survey.fingerprint.cases)}
+    document = {**made.document(), "layout": planned.dataset.layout, "cases": len(planned.survey.fingerprint.cases)}
     output.emit({**document, "problems": problems, "seconds_per_epoch": seconds})
     return 0
 
@@ -158,17 +156,14 @@ def _show_dataset(planned: Planned, output: Output) -> None:
 
 def show_plan(plan: Plan, output: Output, seconds: Mapping[str, float], disk: Mapping[str, float]) -> None:
     """The table of configurations, and every decision that is not one of theirs."""
-    from autoseg.planning.decide import estimated_memory_gib
-    from autoseg.planning.rules import edges
+    from autoseg.planning.plan import edges
 
     rows = []
     for name, own in plan.configurations.items():
-        network = own.network
-        kind = f"{network.kind.replace('_', ' ')} {network.n_stages} st. {network.features_per_stage[0]} ch."
-        patch, memory = edges(own.patch_size), f"{estimated_memory_gib(own):.1f}"
+        patch, memory = edges(own.patch_size), f"{own.memory_gib:.1f}"
         pace = f"{seconds[name]:.0f}" if name in seconds else "-"
         gib = f"{disk[name]:.2f}" if name in disk else "-"
-        rows.append((name, kind, patch, own.batch_size, edges(own.spacing_mm), memory, pace, gib))
+        rows.append((name, own.network.description, patch, own.batch_size, edges(own.spacing_mm), memory, pace, gib))
     columns = ("configuration", "network", "patch", "batch", "spacing mm", "memory GiB", "s/epoch", "disk GiB")
     output.table(columns, rows, title=f"Plan, preset {plan.preset}, {plan.memory_gib:g} GiB")
     for decision in plan.decisions:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
+from dataclasses import field
 from pathlib import Path
 from typing import Any, TypeVar, dataclass_transform
 
@@ -16,11 +18,13 @@ LARGEST_JSON_BYTES = 64 << 20
 """Of a JSON file that others wrote; nnU-Net's fingerprints of thousands of cases stay below it (assumption)."""
 
 _SHOWN_FAULTS = 20
+_LONGEST_SHOWN = 60
+_PLAIN_WORDS = {"missing": "missing", "missing_argument": "missing", "unexpected_keyword_argument": "unknown entry"}
 
 _adapters: dict[Any, Any] = {}
 
 
-@dataclass_transform(frozen_default=True)
+@dataclass_transform(frozen_default=True, field_specifiers=(field,))
 def record(kind: type[T]) -> type[T]:
     """A frozen dataclass that checks its fields when it is made, in Python as from a file; unknown fields are refused.
 
@@ -75,7 +79,7 @@ def from_json(kind: type[T], text: str | bytes, where: str) -> T:
     try:
         record: T = _adapter(kind).validate_json(text, strict=True)
     except ValidationError as error:
-        faults = [f"{'.'.join(map(str, fault['loc'])) or '(whole file)'}: {fault['msg']}" for fault in error.errors()]
+        faults = [_described(fault) for fault in error.errors()]
         more = [f"and {len(faults) - _SHOWN_FAULTS} more"] if len(faults) > _SHOWN_FAULTS else []
         raise RecordFault(
             f"not a valid {kind.__name__}: " + "; ".join(faults[:_SHOWN_FAULTS] + more),
@@ -83,6 +87,15 @@ def from_json(kind: type[T], text: str | bytes, where: str) -> T:
             do="restore the file, or delete it and run the command that wrote it again",
         ) from error
     return record
+
+
+def _described(fault: Mapping[str, Any]) -> str:
+    """Where a fault is, what was expected, and what was found if that is short enough to print."""
+    expected = _PLAIN_WORDS.get(fault["type"], fault["msg"].removeprefix("Value error, "))
+    shown = json.dumps(fault["input"], default=str)
+    is_shown = fault["type"] not in _PLAIN_WORDS and fault["loc"] and len(shown) <= _LONGEST_SHOWN
+    found = f", found {shown}" if is_shown else ""
+    return f"{'.'.join(map(str, fault['loc'])) or '(whole file)'}: {expected}{found}"
 
 
 def load(kind: type[T], path: Path) -> T:

@@ -39,16 +39,14 @@ _USABLE_MEMORY_SHARE = 0.8
 
 _POLL_S = 0.2
 
-_ACTIVATIONS_AT_ONCE = 4
-"""Feature maps of full resolution that a network holds together while predicting; assumption, for the estimate."""
-
 
 def network_bytes(predictor: Predictor) -> int:
     """Estimate of what computing a batch of tiles takes: feature maps of full resolution, and the logits."""
     if torch.device(predictor.device).type != "cpu":
         return 0
-    channels = _ACTIVATIONS_AT_ONCE * predictor.configuration.network.features_per_stage[0] + 2 * predictor.heads
-    return 4 * channels * int(np.prod(predictor.patch_size)) * predictor.tiles_at_once
+    logits = 2 * predictor.heads * int(np.prod(predictor.patch_size))
+    features = predictor.configuration.network.prediction_elements(predictor.patch_size)
+    return 4 * (features + logits) * predictor.tiles_at_once
 
 
 @dataclass(slots=True)

@@ -150,7 +150,7 @@ def _probe_patch(network: nn.Module, configuration: Configuration, channels: int
 
     Small patches would favor the wrong memory format: what it gains shows only when caches overflow.
     """
-    strides = torch.tensor(configuration.network.strides).prod(0).tolist()
+    strides = configuration.network.total_stride
     patch = [max(2 * s, s) if p > s else s for p, s in zip(configuration.patch_size, strides, strict=True)]
     allowed = PROBE_SECONDS / 2 / (2 * _TIMED_STEPS)
     seconds = _seconds(network, (1, channels, *patch), compute, 1)

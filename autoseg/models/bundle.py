@@ -26,7 +26,7 @@ from autoseg.core.errors import AutoSegError, IntegrityRefusal, MissingInput, Us
 from autoseg.core.files import sha256_of_file, sync, temporary_beside
 from autoseg.core.records import from_json, record, to_json
 from autoseg.models.record import Member, ModelFiles, ModelRecord, plan_faults
-from autoseg.networks.weights import network_shapes, shape_fault
+from autoseg.networks.weights import shape_fault
 
 BUNDLE_ENDING = ".autoseg"
 LARGEST_HEADER_BYTES = 32 << 20
@@ -218,7 +218,7 @@ def _tensor_fault(file: Any, bundle: BundleRecord) -> str | None:
     """What is wrong with the names, shapes or types of the tensors, which are not read for it."""
     expected: dict[str, tuple[int, ...]] = {}
     for name, member in bundle.model.by_configuration.items():
-        shapes = network_shapes(member.plan, name)
+        shapes = member.plan.parameter_shapes(name)
         expected |= {f"{name}/{fold}/{key}": shape for fold in member.folds for key, shape in shapes.items()}
     slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
     fault = shape_fault({key: tuple(part.get_shape()) for key, part in slices.items()}, expected)

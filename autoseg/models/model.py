@@ -21,7 +21,6 @@ from autoseg.inference.predictor import Predictor
 from autoseg.launch.devices import choose_device
 from autoseg.launch.precision import native_types
 from autoseg.models.record import Member, ModelFiles
-from autoseg.networks.build import build_network
 from autoseg.networks.weights import shape_fault
 from autoseg.planning.lateral import lateral_swap
 from autoseg.planning.plan import Plan
@@ -126,7 +125,7 @@ class Model:
 
 def _load_network(member: Member, fold: int, files: ModelFiles) -> torch.nn.Module:
     plan, configuration = member.plan, member.configuration
-    network = build_network(configuration.network, plan.input_channels(configuration.name), plan.labels.head_count)
+    network = plan.build_network(configuration.name)
     tensors = files.read(configuration.name, fold)
     expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     fault = shape_fault({name: tuple(tensor.shape) for name, tensor in tensors.items()}, expected)

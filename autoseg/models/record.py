@@ -23,11 +23,9 @@ from autoseg.core.errors import PlanFault
 from autoseg.core.records import record
 from autoseg.data.outliers import TrainingRange
 from autoseg.images.formats.files import SUPPORTED_ENDINGS
-from autoseg.images.normalize import NORMALIZATIONS
 from autoseg.inference.postprocessing import PostprocessingStep
-from autoseg.networks.build import NETWORKS
 from autoseg.planning.lateral import lateral_swap
-from autoseg.planning.plan import PLAN_VERSION, Configuration, Plan
+from autoseg.planning.plan import Configuration, Plan
 from autoseg.selection.record import CandidateScore, NestedScore
 
 LARGEST_FOLD = 999
@@ -201,11 +199,9 @@ class ModelFiles:
                 self.read(name, fold)
 
 
-# What no network, patch or label set of a real model exceeds (assumptions, generous); a file of unknown origin that
+# What no label set of a real model exceeds (assumptions, generous); a file of unknown origin that
 # claims more would only take memory.
 _MOST_CHANNELS, _MOST_CLASSES, _LARGEST_VALUE, _LARGEST_FILE_VALUE = 256, 4096, 65535, 2**31
-_LONGEST_EDGE, _LARGEST_PATCH, _LONGEST_SPACING_MM = 8192, 1 << 28, 1e9
-_MOST_STAGES, _MOST_FEATURES, _LARGEST_KERNEL, _LARGEST_STRIDE, _MOST_BLOCKS = 12, 8192, 15, 8, 64
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
@@ -219,7 +215,7 @@ def plan_faults(plan: Plan) -> Iterator[str]:
         PlanFault: its lateral classes cannot be exchanged.
     """
     configuration = next(iter(plan.configurations.values()))
-    for checks in (_plan_checks, _label_checks, _file_value_checks, _configuration_checks, _network_checks):
+    for checks in (_plan_checks, _label_checks, _file_value_checks):
         faults = [fault for is_wrong, fault in checks(plan, configuration) if is_wrong]
         yield from faults
         if faults:  # later checks rely on what earlier ones found to be sound
@@ -229,13 +225,9 @@ def plan_faults(plan: Plan) -> Iterator[str]:
 
 def _plan_checks(plan: Plan, own: Configuration) -> _Checks:
     return (
-        (plan.version != PLAN_VERSION, f"its plan has version {plan.version}"),
         (not _NAME.fullmatch(own.name), "the name of its configuration is not a name"),
-        (sorted(plan.axis_order) != [0, 1, 2], "its axis order is none"),
-        (not 1 <= len(plan.channels) <= _MOST_CHANNELS, "no channels, or too many"),
-        (len(plan.intensities) != len(plan.channels), "intensities of other channels"),
+        (len(plan.channels) > _MOST_CHANNELS, "too many channels"),
         (plan.file_ending not in SUPPORTED_ENDINGS, "files of an unknown kind"),
-        (plan.lateral_axis not in (None, 0, 1, 2), "an impossible lateral axis"),
         (not plan.labels.foreground or not all(plan.labels.classes.values()), "no classes, or empty ones"),
         (len(plan.labels.classes) > _MOST_CLASSES, "too many classes"),
     )
@@ -260,47 +252,6 @@ def _file_value_checks(plan: Plan, _: Configuration) -> _Checks:
         (bool(values) and len(values) <= plan.labels.largest_value, "too few values in files"),
         (len(set(values)) != len(values), "a value in files is given twice"),
         (not _within(values, 0, _LARGEST_FILE_VALUE), "impossible values in files"),
-    )
-
-
-def _configuration_checks(plan: Plan, own: Configuration) -> _Checks:
-    channels, axes = len(plan.channels), own.mirror_axes
-    return (
-        (own.dimensions not in (2, 3) or own.network.dimensions != own.dimensions, "neither 2D nor 3D"),
-        (not _within(own.spacing_mm, 1 / _LONGEST_SPACING_MM, _LONGEST_SPACING_MM), "an impossible spacing"),
-        ({len(own.spacing_mm), len(own.patch_size)} != {own.dimensions}, "spacing or patch of other dimensions"),
-        (not _within(own.patch_size, 1, _LONGEST_EDGE), "an impossible patch"),
-        (math.prod(own.patch_size) > _LARGEST_PATCH, "a patch that is too large"),
-        ({len(own.normalization), len(own.use_nonzero_mask)} != {channels}, "normalization of other channels"),
-        (not set(own.normalization) <= set(NORMALIZATIONS), "an unknown normalization"),
-        (not set(axes) <= set(range(own.dimensions)) or len(set(axes)) != len(axes), "impossible mirroring"),
-    )
-
-
-def _network_checks(_: Plan, own: Configuration) -> _Checks:
-    network, dimensions = own.network, own.dimensions
-    rows = (*network.kernel_sizes, *network.strides)
-    lists = (network.features_per_stage, network.kernel_sizes, network.blocks_per_stage, network.strides)
-    stages = {len(entries) for entries in lists} | {len(network.decoder_convs_per_stage) + 1}
-    kernels = [edge for row in network.kernel_sizes for edge in row]
-    strides = [edge for row in network.strides for edge in row]
-    blocks = (*network.blocks_per_stage, *network.decoder_convs_per_stage)
-    total = [math.prod(row[axis] for row in network.strides if axis < len(row)) for axis in range(dimensions)]
-    return (
-        (network.kind not in NETWORKS, "a network of an unknown kind"),
-        (stages != {network.n_stages} or not 1 <= network.n_stages <= _MOST_STAGES, "impossible stages of a network"),
-        ({len(row) for row in rows} != {dimensions}, "a network of other dimensions"),
-        (not _within(network.features_per_stage, 1, _MOST_FEATURES), "impossible features"),
-        (not _within(kernels, 1, _LARGEST_KERNEL) or any(edge % 2 == 0 for edge in kernels), "impossible kernels"),
-        (
-            not _within(strides, 1, _LARGEST_STRIDE) or set(network.strides[:1]) != {(1,) * dimensions},
-            "impossible strides",
-        ),
-        (not _within(blocks, 1, _MOST_BLOCKS), "impossible blocks"),
-        (
-            any(edge % max(1, step) for edge, step in zip(own.patch_size, total, strict=True)),
-            "a patch that does not fit",
-        ),
     )
 
 

@@ -1,4 +1,4 @@
-"""U-Nets with a plain or a residual encoder, in two or three dimensions, exactly as a `NetworkSpec` says.
+"""U-Nets with a plain or a residual encoder, in two or three dimensions, exactly as a `UNetSpec` says.
 
 Parameters are named as in nnU-Net v2 (package dynamic-network-architectures, `architectures/unet.py`), without the
 second copy of the encoder that its decoder lists, so that weights can be exchanged.
@@ -6,20 +6,29 @@ second copy of the encoder that its decoder lists, so that weights can be exchan
 
 from __future__ import annotations
 
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
 
-from autoseg.networks.blocks import CONVOLUTIONS, TRANSPOSED, StackedConvs, StackedResidualBlocks
+from autoseg.networks.blocks import (
+    CONVOLUTIONS,
+    NEGATIVE_SLOPE,
+    TRANSPOSED,
+    ResidualBlock,
+    StackedConvs,
+    StackedResidualBlocks,
+)
 from autoseg.networks.channels_last_ops import Transposed, upsample, with_explicit_channels_last
-from autoseg.planning.plan import NetworkSpec
+
+if TYPE_CHECKING:
+    from autoseg.networks.kinds.unet import UNetSpec
 
 
 class PlainEncoder(nn.Module):
     """Stages of plain convolutions; the first convolution of a stage carries its stride."""
 
-    def __init__(self, spec: NetworkSpec, in_channels: int) -> None:
+    def __init__(self, spec: UNetSpec, in_channels: int) -> None:
         super().__init__()
         features = spec.features_per_stage
         self.stages = nn.ModuleList(
@@ -41,7 +50,7 @@ class PlainEncoder(nn.Module):
 class ResidualEncoder(nn.Module):
     """A stem of one convolution, then stages of residual blocks; the first block of a stage carries its stride."""
 
-    def __init__(self, spec: NetworkSpec, in_channels: int) -> None:
+    def __init__(self, spec: UNetSpec, in_channels: int) -> None:
         super().__init__()
         features = spec.features_per_stage
         still = (1,) * spec.dimensions
@@ -69,7 +78,7 @@ class Decoder(nn.Module):
     encoder of one stage: a head alone then makes the decoder.
     """
 
-    def __init__(self, spec: NetworkSpec, heads: int) -> None:
+    def __init__(self, spec: UNetSpec, heads: int) -> None:
         super().__init__()
         still = (1,) * spec.dimensions
         convolution, transposed = CONVOLUTIONS[spec.dimensions], TRANSPOSED[spec.dimensions]
@@ -101,7 +110,7 @@ class Decoder(nn.Module):
 
 
 class UNet(nn.Module):
-    """An encoder and a decoder.
+    """An encoder and a decoder, with fresh weights drawn from torch's global generator.
 
     Args:
         encoder: gives the features of every stage, finest first.
@@ -112,6 +121,7 @@ class UNet(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.decoder = decoder
+        _initialize(self)
 
     def forward(self, image: Tensor, deep_supervision: bool = False) -> Tensor | list[Tensor]:
         """Logits (b, heads, *shape).
@@ -132,3 +142,19 @@ def _through(stages: nn.ModuleList, current: Tensor) -> list[Tensor]:
         current = stage(current)
         features.append(current)
     return features
+
+
+def _initialize(network: UNet) -> None:
+    """Draws Kaiming-normal weights (slope 0.01), sets biases to 0, and makes every residual block start as its skip.
+
+    Source: nnU-Net v2, `InitWeights_He` and `init_last_bn_before_add_to_0`.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.ConvTranspose3d):
+            nn.init.kaiming_normal_(module.weight, a=NEGATIVE_SLOPE)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    for module in network.modules():
+        if isinstance(module, ResidualBlock):
+            nn.init.zeros_(module.conv2.norm.weight)
+            nn.init.zeros_(module.conv2.norm.bias)

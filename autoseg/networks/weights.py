@@ -1,4 +1,4 @@
-"""Trained weights: the shapes that a network asks for, and the checkpoints of a run, every file checked by its hash.
+"""Trained weights: whether they fit a network, and the checkpoints of a run, every file checked by its hash.
 
 A checkpoint folder holds generations named by their number (`00000012`), two of them most of the time. A generation has
 `weights.safetensors`, `averaged.safetensors` if the recipe averages weights, files that only training reads, and
@@ -12,14 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from autoseg.core.errors import AutoSegError, IntegrityRefusal, MissingInput
 from autoseg.core.files import sha256_of_file
 from autoseg.core.records import load
-from autoseg.networks.build import build_network
-from autoseg.planning.plan import Plan
 
 WEIGHTS_FILE = "weights.safetensors"
 AVERAGED_FILE = "averaged.safetensors"
@@ -35,15 +32,6 @@ class Manifest:
     """SHA-256 of every other file of a generation, by name."""
 
     sha256: dict[str, str]
-
-
-def network_shapes(plan: Plan, configuration: str) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every parameter of a configuration's network, which takes no memory to find out."""
-    with torch.device("meta"):
-        network = build_network(
-            plan.configurations[configuration].network, plan.input_channels(configuration), plan.labels.head_count
-        )
-    return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
 
 
 def shape_fault(found: Shapes, expected: Shapes) -> str | None:

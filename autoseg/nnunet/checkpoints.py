@@ -74,7 +74,7 @@ def refuse_other_weights(file: Path, expected: Shapes, trainer: str, where: str)
 
     Args:
         file: safetensors file of the weights.
-        expected: see `network_shapes`.
+        expected: see `Plan.parameter_shapes`.
         trainer: class that trained them.
         where: the checkpoint, for the error message.
 

@@ -18,7 +18,7 @@ from autoseg.core.errors import MissingInput, PlanFault, UsageError
 from autoseg.core.files import sha256_of_file
 from autoseg.core.records import content_hash, read_table
 from autoseg.models.record import Member, ModelFiles, ModelRecord, Provenance
-from autoseg.networks.weights import network_shapes, read_tensors
+from autoseg.networks.weights import read_tensors
 from autoseg.nnunet.checkpoints import NnunetCheckpoint, read_checkpoints, refuse_other_weights
 from autoseg.nnunet.folders import (
     DATASET,
@@ -128,7 +128,7 @@ def _load(folder: NnunetFolder, folds: Sequence[int], scratch: _Scratch) -> _Loa
     checkpoints = read_checkpoints(paths, tuple(files.values()))
     plan = _plan(folder, checkpoints[0])
     name = checkpoints[0].configuration
-    shapes = network_shapes(plan, name)
+    shapes = plan.parameter_shapes(name)
     for path, file, checkpoint in zip(paths, files.values(), checkpoints, strict=True):
         if checkpoint.configuration != name:
             raise PlanFault(f"its folds are of {name} and of {checkpoint.configuration}", where=str(folder.path))

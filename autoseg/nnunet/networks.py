@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from autoseg.core import records
-from autoseg.core.errors import PlanFault
-from autoseg.planning.plan import NetworkSpec
+from autoseg.core.errors import PlanFault, RecordFault
+from autoseg.networks.kinds.unet import MOST_STAGES, PlainUNet, ResidualUNet, UNetSpec
 
-ARCHITECTURES = {"PlainConvUNet": "plain_unet", "ResidualEncoderUNet": "residual_unet"}
-"""Last part of the class name in dynamic-network-architectures, and the network of ours that computes the same."""
-
-LARGEST_STAGES = 16
-"""A topology of more stages than this has lost its axes long before; it would only take memory (assumption)."""
-
-LARGEST_FEATURES = 8192
-"""Channels per stage; nnU-Net's planners stop at 512 (assumption: generous for pinned plans)."""
+ARCHITECTURES: dict[str, tuple[type[UNetSpec], str]] = {
+    "PlainConvUNet": (PlainUNet, "n_conv_per_stage"),
+    "ResidualEncoderUNet": (ResidualUNet, "n_blocks_per_stage"),
+}
+"""Last part of the class name in dynamic-network-architectures, the network of ours that computes the same, and the
+argument that says how many blocks its encoder has."""
 
 _PACKAGE = "dynamic_network_architectures.architectures."
 
@@ -25,7 +23,6 @@ _HARMLESS = {"deep_supervision", "dropout_op", "dropout_op_kwargs"}
 """Arguments that change training only."""
 
 _TOPOLOGY = {"n_stages", "features_per_stage", "kernel_sizes", "strides", "n_conv_per_stage_decoder"}
-_BLOCKS = {"plain_unet": "n_conv_per_stage", "residual_unet": "n_blocks_per_stage"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +50,7 @@ class _Legacy:
     conv_kernel_sizes: tuple[tuple[int, ...], ...]
 
 
-def network_spec(configuration: Mapping[str, Any], dimensions: int, where: str) -> NetworkSpec:
+def network_spec(configuration: Mapping[str, Any], dimensions: int, where: str) -> UNetSpec:
     """The topology of a configuration in nnU-Net's plans, in the notation of today or that of before 2024.
 
     Args:
@@ -71,22 +68,22 @@ def network_spec(configuration: Mapping[str, Any], dimensions: int, where: str) 
         return _legacy_spec(configuration, dimensions, where)
     architecture = configuration["architecture"]
     table = architecture if isinstance(architecture, Mapping) else {}
-    kind = _kind_of(str(table.get("network_class_name")), where)
+    kind, blocks = _kind_of(str(table.get("network_class_name")), where)
     arguments = table.get("arch_kwargs")
     arguments = arguments if isinstance(arguments, Mapping) else {}
-    faults = list(_brick_faults(arguments, kind, dimensions))
+    faults = list(_brick_faults(arguments, blocks, dimensions))
     if faults:
         raise PlanFault(
             f"the network is built of other bricks than nnU-Net's U-Nets: {'; '.join(faults)}",
             where=where,
             do="predict with the program that trained it",
         )
-    values = {**arguments, "blocks": arguments.get(_BLOCKS[kind])}
+    values = {**arguments, "blocks": arguments.get(blocks)}
     topology = records.from_data(_Topology, values, where)
-    return _checked(_spread(topology, kind, dimensions, where), where)
+    return _spread(topology, kind, dimensions, where)
 
 
-def _kind_of(class_name: str, where: str) -> str:
+def _kind_of(class_name: str, where: str) -> tuple[type[UNetSpec], str]:
     name = class_name.rpartition(".")[2]
     if name not in ARCHITECTURES or not class_name.startswith((_PACKAGE, name)):
         raise PlanFault(
@@ -98,13 +95,14 @@ def _kind_of(class_name: str, where: str) -> str:
     return ARCHITECTURES[name]
 
 
-def _legacy_spec(configuration: Mapping[str, Any], dimensions: int, where: str) -> NetworkSpec:
-    kind = _kind_of(str(configuration.get("UNet_class_name")), where)
+def _legacy_spec(configuration: Mapping[str, Any], dimensions: int, where: str) -> UNetSpec:
+    kind, _ = _kind_of(str(configuration.get("UNet_class_name")), where)
     legacy = records.from_data(_Legacy, dict(configuration), where)
     stages = len(legacy.n_conv_per_stage_encoder)
-    limit = min(stages, LARGEST_STAGES)
-    spec = NetworkSpec(
-        kind=kind,
+    limit = min(stages, MOST_STAGES)
+    return _built(
+        kind,
+        where,
         dimensions=dimensions,
         features_per_stage=tuple(
             min(legacy.UNet_base_num_features * 2**stage, legacy.unet_max_num_features) for stage in range(limit)
@@ -114,16 +112,16 @@ def _legacy_spec(configuration: Mapping[str, Any], dimensions: int, where: str) 
         blocks_per_stage=legacy.n_conv_per_stage_encoder,
         decoder_convs_per_stage=legacy.n_conv_per_stage_decoder,
     )
-    return _checked(spec, where)
 
 
-def _spread(topology: _Topology, kind: str, dimensions: int, where: str) -> NetworkSpec:
+def _spread(topology: _Topology, kind: type[UNetSpec], dimensions: int, where: str) -> UNetSpec:
     """The topology with a number that stands for all stages or axes written out."""
     stages = topology.n_stages
-    if not 1 <= stages <= LARGEST_STAGES:
+    if not 1 <= stages <= MOST_STAGES:
         raise PlanFault(f"a network of {stages} stages", where=where, do="copy the original plans.json again")
-    return NetworkSpec(
-        kind=kind,
+    return _built(
+        kind,
+        where,
         dimensions=dimensions,
         features_per_stage=_per_stage(topology.features_per_stage, stages),
         kernel_sizes=_per_axis(topology.kernel_sizes, stages, dimensions),
@@ -144,42 +142,18 @@ def _per_axis(
     return tuple((row,) * dimensions if isinstance(row, int) else row for row in rows)
 
 
-def _checked(spec: NetworkSpec, where: str) -> NetworkSpec:
-    faults = list(_topology_faults(spec))
-    if faults:
+def _built(kind: type[UNetSpec], where: str, **fields: object) -> UNetSpec:
+    try:
+        return records.from_data(kind, fields, where)
+    except RecordFault as fault:
         raise PlanFault(
-            f"the network's topology cannot be built: {'; '.join(faults)}",
+            f"the network's topology cannot be built: {fault.what}",
             where=where,
             do="copy the original plans.json again",
-        )
-    return spec
+        ) from fault
 
 
-def _topology_faults(spec: NetworkSpec) -> Iterator[str]:
-    lengths = {
-        "features": spec.features_per_stage,
-        "kernels": spec.kernel_sizes,
-        "strides": spec.strides,
-        "blocks": spec.blocks_per_stage,
-        "decoder convolutions and one": (*spec.decoder_convs_per_stage, 1),
-    }
-    if len({len(entries) for entries in lengths.values()}) != 1:
-        yield "stages differ: " + ", ".join(f"{len(entries)} {name}" for name, entries in lengths.items())
-    rows = (*spec.kernel_sizes, *spec.strides)
-    if any(len(row) != spec.dimensions for row in rows):
-        yield f"kernels and strides need {spec.dimensions} axes"
-    numbers: Sequence[int] = [edge for row in rows for edge in row]
-    if min((*numbers, *spec.features_per_stage, *spec.blocks_per_stage, *spec.decoder_convs_per_stage), default=0) < 1:
-        yield "every entry must be at least 1"
-    if max(spec.features_per_stage, default=0) > LARGEST_FEATURES:
-        yield f"more than {LARGEST_FEATURES} channels"
-    if any(edge % 2 == 0 for row in spec.kernel_sizes for edge in row):
-        yield "kernels of even size change the size of an image"
-    if spec.strides and any(step != 1 for step in spec.strides[0]):
-        yield "the first stage must keep the full resolution"
-
-
-def _brick_faults(arguments: Mapping[str, Any], kind: str, dimensions: int) -> Iterator[str]:
+def _brick_faults(arguments: Mapping[str, Any], blocks: str, dimensions: int) -> Iterator[str]:
     """Everything in which the network differs from the bricks of ours; names are compared by their last part."""
     bricks = {
         "conv_op": f"Conv{dimensions}d",
@@ -194,7 +168,7 @@ def _brick_faults(arguments: Mapping[str, Any], kind: str, dimensions: int) -> I
         yield "convolutions have no bias"
     yield from _argument_faults(arguments.get("norm_op_kwargs"), "norm_op_kwargs", {"eps": 1e-5, "affine": True})
     yield from _argument_faults(arguments.get("nonlin_kwargs"), "nonlin_kwargs", {"negative_slope": 0.01})
-    known = {*bricks, *_TOPOLOGY, *_HARMLESS, _BLOCKS[kind], "conv_bias", "norm_op_kwargs", "nonlin_kwargs"}
+    known = {*bricks, *_TOPOLOGY, *_HARMLESS, blocks, "conv_bias", "norm_op_kwargs", "nonlin_kwargs"}
     for argument in sorted(set(arguments) - known):
         if arguments[argument] not in (None, False):
             yield f"{argument} is {arguments[argument]!r}"

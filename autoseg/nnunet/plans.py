@@ -21,9 +21,9 @@ from autoseg.core.errors import PlanFault, RecordFault
 from autoseg.data.fingerprint import FINGERPRINT_VERSION, CaseStatistics, Fingerprint, IntensityStatistics
 from autoseg.data.layouts.description import Description, describe_nnunet
 from autoseg.data.model import LabelSet
+from autoseg.networks.spec import NetworkSpec
 from autoseg.nnunet.networks import network_spec
-from autoseg.planning.memory import feature_map_elements
-from autoseg.planning.plan import PLAN_VERSION, Configuration, Decision, NetworkSpec, Plan
+from autoseg.planning.plan import PLAN_VERSION, Configuration, Decision, Plan, edges
 
 NORMALIZATIONS = {
     "ZScoreNormalization": "zscore",
@@ -159,12 +159,6 @@ def read_nnunet_plans(
     )
 
 
-def configuration_names(plans: Mapping[str, Any]) -> tuple[str, ...]:
-    """Names of the configurations in nnU-Net's plans, in their order; none where the file is something else."""
-    table = plans.get("configurations")
-    return tuple(map(str, table)) if isinstance(table, Mapping) else ()
-
-
 def read_nnunet_fingerprint(data: Mapping[str, Any], where: str = "dataset_fingerprint.json") -> Fingerprint:
     """The fingerprint in nnU-Net's file.
 
@@ -254,7 +248,7 @@ def _configuration(name: str, file: _File, labels: LabelSet, where: str) -> Conf
         network=network,
         batch_dice=entry.batch_dice,
         cascade_from=entry.previous_stage,
-        estimated_feature_map_elements=feature_map_elements(network, entry.patch_size, labels.declared_count),
+        estimated_feature_map_elements=network.feature_map_elements(entry.patch_size, labels.declared_count),
         mirror_axes=(),
     )
 
@@ -305,12 +299,9 @@ def _entry_faults(entry: _Entry) -> Iterator[str]:
 
 
 def _network_faults(entry: _Entry, network: NetworkSpec) -> Iterator[str]:
-    for axis, edge in enumerate(entry.patch_size):
-        total = 1
-        for stride in network.strides:
-            total *= stride[axis]
-        if edge % total:
-            yield f"a patch of {edge} voxels along axis {axis} cannot be divided by the network's stride {total}"
+    stride = network.total_stride
+    if any(edge % step for edge, step in zip(entry.patch_size, stride, strict=True)):
+        yield f"a patch of {edges(entry.patch_size)} voxels cannot be divided by the network's stride {edges(stride)}"
 
 
 def _resampling_faults(data: Mapping[str, Any]) -> Iterator[str]:

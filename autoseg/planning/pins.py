@@ -2,61 +2,64 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import field, fields
+from typing import Annotated, Any, Literal
 
-from autoseg.core.errors import PlanFault
+from pydantic import Field
+
+from autoseg.core.errors import PlanFault, RecordFault
+from autoseg.core.records import from_data, record
 from autoseg.core.registry import choose
-from autoseg.images.normalize import NORMALIZATIONS
-
-_POSITIVE = "positive integers"
-_NUMBERS = "positive numbers"
-_FLAGS = "true or false"
-
-GLOBAL_PINS = {
-    "spacing_mm": _NUMBERS,
-    "axis_order": "a permutation of 0, 1, 2",
-    "normalization": "normalization names, one per channel",
-    "use_nonzero_mask": _FLAGS,
-    "lateral_pairs": "pairs of class names, [[left, right], ...]; [] exchanges nothing",
-    "lateral_axis": "an axis number: 0, 1 or 2",
-}
-"""Decisions about the whole dataset, in file order z, y, x, and what they are lists of."""
-
-CONFIGURATION_PINS = {
-    "patch_size": _POSITIVE,
-    "batch_size": "a positive integer",
-    "features_per_stage": _POSITIVE,
-    "blocks_per_stage": _POSITIVE,
-    "decoder_convs_per_stage": _POSITIVE,
-    "batch_dice": _FLAGS,
-    "mirror_axes": "axis numbers",
-}
-"""Decisions about one configuration, in the plan's axis order."""
-
-CONFIGURATION_NAMES = ("2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres")
-_SCALARS = {"batch_size", "batch_dice", "lateral_axis"}
-_PER_AXIS = {"patch_size"}
+from autoseg.networks.kinds import NETWORKS
+from autoseg.planning.plan import CONFIGURATION_NAMES, AxisOrder, Count, DistinctAxes, Length, Normalization
 
 
-@dataclass(frozen=True, slots=True)
-class Pins:
-    """Pinned values: for the whole dataset or all configurations, and for single configurations."""
+@record
+class ConfigurationPins:
+    """Decisions about one configuration, or about all of them, in the plan's axis order; None where a rule decides.
 
-    everywhere: Mapping[str, Any] = field(default_factory=dict)
-    configurations: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    Attributes:
+        network: fields of the network that its kind lets users pin; in the file they stand beside the others.
+    """
+
+    patch_size: Annotated[tuple[Count, ...], Field(min_length=2, max_length=3)] | None = None
+    batch_size: Count | None = None
+    batch_dice: bool | None = None
+    mirror_axes: DistinctAxes | None = None
+    network: Mapping[str, Any] = field(default_factory=dict)
+
+    def value(self, name: str) -> Any:
+        """The pinned value of a decision, or None."""
+        return self.network.get(name, getattr(self, name, None))
+
+
+@record
+class Pins(ConfigurationPins):
+    """Everything that a user pinned; decisions about the whole dataset are in file order z, y, x.
+
+    Attributes:
+        lateral_pairs: names (left, right) of classes that change places in mirrored images; empty exchanges nothing.
+        lateral_axis: axis of the files that runs from left to right.
+        configurations: decisions about single configurations; they win over those about all.
+    """
+
+    spacing_mm: tuple[Length, Length, Length] | None = None
+    axis_order: AxisOrder | None = None
+    normalization: tuple[Normalization, ...] | None = None
+    use_nonzero_mask: tuple[bool, ...] | None = None
+    lateral_pairs: tuple[tuple[str, str], ...] | None = None
+    lateral_axis: Literal[0, 1, 2] | None = None
+    configurations: Mapping[str, ConfigurationPins] = field(default_factory=dict)
 
     def find(self, name: str, configuration: str | None, dimensions: int | None) -> Any:
-        """The pinned value of a decision, or None. A per-axis value serves the configurations of its length."""
-        own = self.configurations.get(configuration or "", {})
-        if name in own:
-            return own[name]
-        value = self.everywhere.get(name)
-        if name in _PER_AXIS and value is not None and len(value) != dimensions:
-            return None
-        return value
+        """The pinned value of a decision, or None. A patch for all serves the configurations of its length."""
+        own = self.configurations.get(configuration or "", ConfigurationPins()).value(name)
+        if own is not None:
+            return own
+        value = self.value(name)
+        is_other_length = name == "patch_size" and value is not None and len(value) != dimensions
+        return None if is_other_length else value
 
 
 def parse_pins(content: Mapping[str, Any], where: str) -> Pins:
@@ -69,61 +72,24 @@ def parse_pins(content: Mapping[str, Any], where: str) -> Pins:
     content = content.get("pin", content)
     if not isinstance(content, Mapping):
         raise PlanFault("`pin` must hold `decision: value` lines", where=where, do="correct the file")
-    known = dict.fromkeys((*GLOBAL_PINS, *CONFIGURATION_PINS, *CONFIGURATION_NAMES), "")
-    faults: list[str] = []
-    everywhere: dict[str, Any] = {}
-    configurations: dict[str, Mapping[str, Any]] = {}
+    single = {name: _arranged(content[name], ConfigurationPins) for name in CONFIGURATION_NAMES if name in content}
+    try:
+        return from_data(Pins, {**_arranged(content, Pins, CONFIGURATION_NAMES), "configurations": single}, where)
+    except RecordFault as fault:
+        raise PlanFault(fault.what.removeprefix("not a valid Pins: "), where=where, do="correct the file") from fault
+
+
+def _arranged(content: Any, kind: type[ConfigurationPins], others: tuple[str, ...] = ()) -> Any:
+    """Lines of a file as the record has them, those about the network apart; `others` may stand among them."""
+    if not isinstance(content, Mapping):
+        return content
+    network = {name for spec in NETWORKS.values() for name in spec.decisions}
+    own = {entry.name for entry in fields(kind)} - {"network", "configurations"}
     for name, value in content.items():
-        choose(str(name), known, "decision to pin")
-        if name not in CONFIGURATION_NAMES:
-            everywhere[name] = _checked(name, value, faults)
-        elif isinstance(value, Mapping):
-            for inner in value:
-                choose(str(inner), CONFIGURATION_PINS, f"decision to pin for {name}")
-            configurations[name] = {inner: _checked(inner, pinned, faults) for inner, pinned in value.items()}
-        else:
-            faults.append(f"{name}: expected `decision: value` lines below it")
-    if faults:
-        raise PlanFault("; ".join(faults), where=where, do="correct the file")
-    return Pins(everywhere, configurations)
-
-
-def _checked(name: str, value: Any, faults: list[str]) -> Any:
-    """The value as a plan holds it (lists as tuples); what is wrong with it is added to `faults`."""
-    kind = {**GLOBAL_PINS, **CONFIGURATION_PINS}[name]
-    items = [value] if name in _SCALARS else value
-    if not isinstance(items, list) or not _fits(name, kind, items):
-        faults.append(f"{name}: expected {kind}, found {value!r}")
-        return value
-    if name in _SCALARS:
-        return value
-    return tuple(tuple(item) if isinstance(item, list) else item for item in value)
-
-
-def _fits(name: str, kind: str, items: list[Any]) -> bool:
-    if name == "normalization":
-        return all(item in NORMALIZATIONS for item in items)
-    if name == "lateral_pairs":
-        return all(_is_pair_of_names(item) for item in items)
-    if kind == _FLAGS:
-        return all(isinstance(item, bool) for item in items)
-    if not all(isinstance(item, (int, float)) and not isinstance(item, bool) for item in items):
-        return False
-    fits = _NUMBER_CHECKS.get(name, _are_positive_integers)
-    return fits(items)
-
-
-def _is_pair_of_names(item: Any) -> bool:
-    return isinstance(item, list) and len(item) == 2 and all(isinstance(name, str) for name in item)
-
-
-def _are_positive_integers(items: list[Any]) -> bool:
-    return bool(items) and all(isinstance(item, int) and item > 0 for item in items)
-
-
-_NUMBER_CHECKS: dict[str, Callable[[list[Any]], bool]] = {
-    "spacing_mm": lambda items: len(items) == 3 and all(0 < item < math.inf for item in items),
-    "axis_order": lambda items: sorted(items) == [0, 1, 2],
-    "lateral_axis": lambda items: items[0] in (0, 1, 2),
-    "mirror_axes": lambda items: len(set(items)) == len(items) and all(item in (0, 1, 2) for item in items),
-}
+        choose(str(name), dict.fromkeys((*own, *network, *others)), "decision to pin")
+        if value is None:
+            raise PlanFault(f"{name}: a value is expected, and there is none", do="write one, or remove the line")
+    return {
+        **{name: value for name, value in content.items() if name in own},
+        "network": {name: value for name, value in content.items() if name in network},
+    }

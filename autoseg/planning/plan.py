@@ -2,49 +2,60 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 
-from autoseg.data.fingerprint import IntensityStatistics
-from autoseg.data.model import LabelSet
+from pydantic import AfterValidator, Field, model_validator
 
-PLAN_VERSION = 1
+from autoseg.core.errors import MissingInput, PlanFault
+from autoseg.core.records import load, record, to_data
+from autoseg.core.registry import one_of
+from autoseg.core.workspace import Workspace
+from autoseg.data.fingerprint import Fingerprint, IntensityStatistics, fingerprint_hash
+from autoseg.data.model import Dataset, LabelSet
+from autoseg.images.normalize import NORMALIZATIONS
+from autoseg.images.resample import resampled_shape
+from autoseg.networks.kinds import AnyNetwork
+from autoseg.networks.spec import Dimensions
 
+if TYPE_CHECKING:
+    from torch import nn
 
-@dataclass(frozen=True, slots=True)
-class NetworkSpec:
-    """Topology of a U-Net. Per-axis entries in the plan's axis order (z, y, x after transposition; y, x in 2D).
+PLAN_VERSION: Final = 1
 
-    Attributes:
-        kind: a key of `networks.NETWORKS`: "plain_unet" or "residual_unet".
-        dimensions: 2 or 3.
-        features_per_stage: channels, finest stage first.
-        kernel_sizes: per stage.
-        strides: per stage; the first is all ones.
-        blocks_per_stage: convolutions (plain) or residual blocks of each encoder stage.
-        decoder_convs_per_stage: convolutions of each decoder level; one entry less than stages.
-    """
+CONFIGURATION_NAMES = ("2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres")
+"""Of the configurations that are planned; imported plans may have others."""
 
-    kind: str
-    dimensions: int
-    features_per_stage: tuple[int, ...]
-    kernel_sizes: tuple[tuple[int, ...], ...]
-    strides: tuple[tuple[int, ...], ...]
-    blocks_per_stage: tuple[int, ...]
-    decoder_convs_per_stage: tuple[int, ...]
+BYTES_PER_ELEMENT = 8 * 2**30 / (2 * 560e6)
+"""Training memory per feature-map element: nnU-Net's default planner sizes two patches of 560e6 elements for 8 GiB."""
 
-    @property
-    def n_stages(self) -> int:
-        """Resolution levels, the bottleneck included."""
-        return len(self.strides)
+LARGEST_PATCH = 1 << 28
+"""Voxels; a file that asks for more would only take memory (assumption)."""
 
 
-@dataclass(frozen=True, slots=True)
+def _distinct(values: tuple[int, ...]) -> tuple[int, ...]:
+    if len(set(values)) != len(values):
+        raise ValueError("every entry may stand there once only")
+    return values
+
+
+Axis = Annotated[int, Field(ge=0, le=2)]
+DistinctAxes = Annotated[tuple[Axis, ...], AfterValidator(_distinct)]
+AxisOrder = Annotated[tuple[Axis, Axis, Axis], AfterValidator(_distinct)]
+Count = Annotated[int, Field(gt=0)]
+Edge = Annotated[int, Field(ge=1, le=8192)]
+Length = Annotated[float, Field(gt=1e-9, lt=1e9)]
+Normalization = Annotated[str, AfterValidator(one_of(NORMALIZATIONS, "normalization"))]
+
+
+@record
 class Configuration:
     """One pipeline of the plan. Axes in the plan's (transposed) order.
 
     Attributes:
-        name: "2d", "3d_fullres", "3d_lowres" or "3d_cascade_fullres".
+        name: "2d", "3d_fullres", "3d_lowres" or "3d_cascade_fullres"; imported plans may have others.
         dimensions: 2 or 3.
         spacing_mm: target spacing, one per dimension (2D leaves the first axis of a case as it is).
         patch_size: voxels, one per dimension; each a multiple of the network's total stride.
@@ -52,7 +63,7 @@ class Configuration:
         median_shape: median voxels of a training case at `spacing_mm`; may be a half.
         normalization: for each channel a key of `images.normalize.NORMALIZATIONS`.
         use_nonzero_mask: for each channel, whether it is normalized inside the nonzero mask only.
-        network: topology.
+        network: of any kind of `networks.kinds.NETWORKS`.
         batch_dice: whether the Dice loss pools the batch before dividing.
         cascade_from: configuration whose prediction is an extra input, or None.
         estimated_feature_map_elements: memory estimate of one patch, in elements of convolution outputs.
@@ -60,21 +71,51 @@ class Configuration:
     """
 
     name: str
-    dimensions: int
-    spacing_mm: tuple[float, ...]
-    patch_size: tuple[int, ...]
-    batch_size: int
+    dimensions: Dimensions
+    spacing_mm: tuple[Length, ...]
+    patch_size: tuple[Edge, ...]
+    batch_size: Count
     median_shape: tuple[float, ...]
-    normalization: tuple[str, ...]
+    normalization: tuple[Normalization, ...]
     use_nonzero_mask: tuple[bool, ...]
-    network: NetworkSpec
+    network: AnyNetwork
     batch_dice: bool
     cascade_from: str | None
     estimated_feature_map_elements: int
-    mirror_axes: tuple[int, ...]
+    mirror_axes: DistinctAxes
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        faults = list(self._faults())
+        if faults:
+            raise ValueError("; ".join(faults))
+        return self
+
+    def _faults(self) -> Iterator[str]:
+        lengths = {
+            "spacing_mm": len(self.spacing_mm),
+            "patch_size": len(self.patch_size),
+            "the network": self.network.dimensions,
+        }
+        wrong = [name for name, length in lengths.items() if length != self.dimensions]
+        if wrong:
+            yield f"{', '.join(wrong)}: not of {self.dimensions} dimensions"
+            return
+        stride = self.network.total_stride
+        if any(edge % step for edge, step in zip(self.patch_size, stride, strict=True)):
+            yield f"a patch of {edges(self.patch_size)} is not a multiple of the network's stride {edges(stride)}"
+        if math.prod(self.patch_size) > LARGEST_PATCH:
+            yield f"a patch of {edges(self.patch_size)} voxels is too large"
+        if any(axis >= self.dimensions for axis in self.mirror_axes):
+            yield f"mirror_axes {list(self.mirror_axes)} are not axes of {self.dimensions} dimensions"
+
+    @property
+    def memory_gib(self) -> float:
+        """Memory of one training step, in proportion to the feature maps of a batch; an estimate."""
+        return self.estimated_feature_map_elements * self.batch_size * BYTES_PER_ELEMENT / 2**30
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Decision:
     """A decision and its reason, for `autoseg explain`.
 
@@ -90,17 +131,17 @@ class Decision:
     configuration: str | None
     value: Any
     because: str
-    by: str = "rule"
+    by: Literal["rule", "user"] = "rule"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Plan:
     """Everything later stages need to know about a dataset; runs and model files carry a copy.
 
     Attributes:
         version: of this record.
         dataset: its name.
-        preset: rules in force: "reference", "resenc-m", "resenc-l", "resenc-xl" or "cpu".
+        preset: rules in force: "reference", "resenc-m", "resenc-l", "resenc-xl", "cpu" or the name of a user's file.
         memory_gib: memory target of the batch size rule.
         axis_order: axis of the files (0 = z, 1 = y, 2 = x) that becomes each axis of the plan.
         channels: channel names in order.
@@ -115,12 +156,12 @@ class Plan:
         lateral_pairs: names (left, right) of classes that change places where an image is mirrored along that axis.
     """
 
-    version: int
+    version: Literal[1]
     dataset: str
     preset: str
     memory_gib: float
-    axis_order: tuple[int, int, int]
-    channels: tuple[str, ...]
+    axis_order: AxisOrder
+    channels: Annotated[tuple[str, ...], Field(min_length=1)]
     labels: LabelSet
     file_ending: str
     four_d: bool
@@ -128,8 +169,19 @@ class Plan:
     configurations: dict[str, Configuration]
     decisions: tuple[Decision, ...]
     fingerprint: str
-    lateral_axis: int | None = None
+    lateral_axis: Axis | None = None
     lateral_pairs: tuple[tuple[str, str], ...] = ()
+
+    @model_validator(mode="after")
+    def _has_every_channel(self) -> Self:
+        counts = {"intensities": len(self.intensities)}
+        for name, own in self.configurations.items():
+            counts[f"{name}: normalization"] = len(own.normalization)
+            counts[f"{name}: use_nonzero_mask"] = len(own.use_nonzero_mask)
+        wrong = [f"{name} of {count}" for name, count in counts.items() if count != len(self.channels)]
+        if wrong:
+            raise ValueError(f"the dataset has {len(self.channels)} channels, not {', '.join(wrong)}")
+        return self
 
     def input_channels(self, configuration: str) -> int:
         """Channels of the networks of a configuration: the image's and, in a cascade, one per value of the first stage.
@@ -138,3 +190,82 @@ class Plan:
         """
         is_cascade = self.configurations[configuration].cascade_from is not None
         return len(self.channels) + (len(self.labels.foreground_values) if is_cascade else 0)
+
+    def build_network(self, configuration: str) -> nn.Module:
+        """The network of a configuration with fresh weights, drawn from torch's global generator."""
+        network = self.configurations[configuration].network
+        return network.build(self.input_channels(configuration), self.labels.head_count)
+
+    def parameter_shapes(self, configuration: str) -> dict[str, tuple[int, ...]]:
+        """Shape of everything in the state of a configuration's network, by name; none of it is allocated."""
+        network = self.configurations[configuration].network
+        return network.parameter_shapes(self.input_channels(configuration), self.labels.head_count)
+
+    def store_gib(self, configuration: Configuration, fingerprint: Fingerprint) -> float:
+        """Disk space of the preprocessed cases of a configuration: 4 bytes per voxel and channel, 1 per label."""
+        voxels = 0
+        for case in fingerprint.cases:
+            spacing = [case.spacing_mm[axis] for axis in self.axis_order]
+            shape = [case.shape_after_crop[axis] for axis in self.axis_order]
+            target = [*spacing[: 3 - configuration.dimensions], *configuration.spacing_mm]
+            voxels += math.prod(resampled_shape(tuple(shape), tuple(spacing), tuple(target)))
+        return voxels * (4 * len(self.channels) + 1) / 2**30
+
+    def document(self) -> dict[str, Any]:
+        """The plan as `autoseg plan --json` prints it."""
+        return {
+            "preset": self.preset,
+            "memory_gib": self.memory_gib,
+            "axis_order": list(self.axis_order),
+            "configurations": {name: _configuration_document(own) for name, own in self.configurations.items()},
+            "decisions": [to_data(decision) for decision in self.decisions],
+        }
+
+
+def _configuration_document(configuration: Configuration) -> dict[str, Any]:
+    """The fields of a configuration and of its network side by side; `network` is the kind."""
+    fields = {**to_data(configuration), **configuration.network.document(), "network": configuration.network.kind}
+    del fields["name"], fields["kind"]
+    return fields
+
+
+def edges(values: tuple[float, ...] | list[float]) -> str:
+    """Numbers of the axes for people: "40 x 56 x 40"."""
+    return " x ".join(f"{value:.4g}" for value in values)
+
+
+def load_plan(workspace: Workspace) -> Plan:
+    """The plan of a work folder.
+
+    Raises:
+        MissingInput: it is not planned yet; the message says the command to type.
+    """
+    if not workspace.plan.exists():
+        raise MissingInput("there is no plan yet", where=str(workspace.plan), do="run `autoseg plan DATASET` first")
+    return load(Plan, workspace.plan)
+
+
+def load_planned(workspace: Workspace) -> tuple[Dataset, Fingerprint, Plan]:
+    """What `autoseg plan` left in the work folder.
+
+    Raises:
+        MissingInput: there is no plan, or the dataset is not where it was planned.
+        PlanFault: the plan was made from another fingerprint.
+    """
+    plan = load_plan(workspace)
+    dataset = load(Dataset, workspace.dataset)
+    fingerprint = load(Fingerprint, workspace.fingerprint)
+    if not Path(dataset.root).exists():
+        raise MissingInput(
+            f"the dataset was planned at {dataset.root}, and there is nothing now",
+            where=str(workspace.dataset),
+            do="run `autoseg plan` with the folder where it is now",
+        )
+    if plan.fingerprint != fingerprint_hash(fingerprint):
+        raise PlanFault(
+            "plan.json was made from another fingerprint than fingerprint.json",
+            where=str(workspace.root),
+            why="one of them was changed or copied from elsewhere",
+            do="run `autoseg plan` again",
+        )
+    return dataset, fingerprint, plan

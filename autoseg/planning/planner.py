@@ -1,67 +1,55 @@
-"""From a fingerprint to a plan: the rules, called in reading order."""
+"""From a fingerprint to a plan: the rules, called in reading order; no images, no torch."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
-from autoseg.core.errors import PlanFault
-from autoseg.core.records import to_data
+from autoseg.core.configs import read_yaml
+from autoseg.core.errors import PlanFault, RecordFault
+from autoseg.core.records import from_data, to_data
+from autoseg.core.registry import choose
 from autoseg.data.fingerprint import Fingerprint, fingerprint_hash
-from autoseg.data.model import LabelSet
+from autoseg.data.model import Dataset, LabelSet
+from autoseg.networks.spec import NetworkSpec
 from autoseg.planning import rules
 from autoseg.planning.lateral import value_swap, without_counterpart
-from autoseg.planning.memory import feature_map_elements
-from autoseg.planning.pins import Pins
-from autoseg.planning.plan import PLAN_VERSION, Configuration, Decision, NetworkSpec, Plan
-from autoseg.planning.presets import Preset
+from autoseg.planning.pins import Pins, parse_pins
+from autoseg.planning.plan import CONFIGURATION_NAMES, PLAN_VERSION, Configuration, Decision, Plan, edges
+from autoseg.planning.presets import Preset, load_preset
 from autoseg.planning.rules import Chosen, Lateral
-from autoseg.planning.topology import Topology, topology
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class DatasetFacts:
-    """What planning needs to know about a dataset besides its fingerprint.
+class PlanOptions:
+    """What the user may choose about a plan; the defaults ask for nothing.
 
     Attributes:
-        name: of the dataset.
-        channels: channel names in order; they select the normalization.
-        labels: classes and values.
-        file_ending: ending of predictions, dot included.
-        training_cases: number of training cases that the dataset announces or that are usable.
-        four_d: whether a fourth axis of the image files holds the channels.
+        preset: name of a shipped preset, or a YAML file.
+        memory_gib: memory target, or None for the preset's own.
+        configurations: the only configurations to keep; empty keeps all.
+        pins: pinned decisions, or a YAML file of them.
     """
 
-    name: str
-    channels: tuple[str, ...]
-    labels: LabelSet
-    file_ending: str
-    training_cases: int
-    four_d: bool = False
+    preset: str = "reference"
+    memory_gib: float | None = None
+    configurations: tuple[str, ...] = ()
+    pins: Path | Mapping[str, Any] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What the user asked the planner for."""
-
-    preset_name: str
-    preset: Preset
-    memory_gib: float
-    pins: Pins = field(default_factory=Pins)
-
-
-@dataclass(frozen=True, slots=True)
-class _Ledger:
+class _DecisionLog:
     """Decisions in the order they are made; a pinned one replaces the rule's."""
 
-    pins: Pins
-    decisions: list[Decision]
+    def __init__(self, pins: Pins) -> None:
+        self.pins = pins
+        self.decisions: list[Decision] = []
 
     def decide(
         self, name: str, chosen: Chosen[T], configuration: str | None = None, dimensions: int | None = None
@@ -95,51 +83,89 @@ class _Target:
 class _Common:
     """What all configurations of a plan share."""
 
-    request: Request
+    preset: Preset
+    memory_gib: float
     labels: LabelSet
     normalization: tuple[str, ...]
     use_nonzero_mask: tuple[bool, ...]
     lateral: Lateral
-    ledger: _Ledger
+    log: _DecisionLog
 
 
-def make_plan(fingerprint: Fingerprint, facts: DatasetFacts, request: Request) -> Plan:
+def make_plan(
+    dataset: Dataset, fingerprint: Fingerprint, options: PlanOptions, training_cases: int | None = None
+) -> Plan:
     """Every decision for a dataset, with its reason.
+
+    Args:
+        dataset: its channels, labels and files; the cases are not looked at.
+        fingerprint: statistics of its usable cases.
+        options: preset, memory target and pins.
+        training_cases: that the dataset announces; default: those of the fingerprint.
 
     Raises:
         PlanFault: the fingerprint has no cases or impossible spacings, or a pin does not fit the dataset.
     """
+    preset = load_preset(options.preset)
+    memory_gib = preset.default_memory_gib if options.memory_gib is None else options.memory_gib
+    if not (math.isfinite(memory_gib) and memory_gib > 0):
+        raise PlanFault(f"a memory target of {memory_gib} GiB makes no sense", do="choose --memory greater than 0")
+    for name in options.configurations:
+        choose(name, dict.fromkeys(CONFIGURATION_NAMES), "configuration")
     spacings, shapes = _arrays(fingerprint)
-    ledger = _Ledger(request.pins, [])
-    target = ledger.decide("spacing_mm", rules.target_spacing(spacings, shapes))
-    order = ledger.decide("axis_order", rules.axis_order(target))
+    log = _DecisionLog(_read_pins(options.pins))
+    target = log.decide("spacing_mm", rules.target_spacing(spacings, shapes))
+    order = log.decide("axis_order", rules.axis_order(target))
     median = rules.median_shape(spacings, shapes, target, order)
     spacing = tuple(float(target[axis]) for axis in order)
-    schemes = ledger.decide("normalization", rules.normalization(facts.channels))
-    masks = ledger.decide("use_nonzero_mask", rules.use_nonzero_mask(schemes, fingerprint.relative_size))
-    _check_channel_count(facts, schemes, masks)
-    lateral = _lateral(fingerprint, facts.labels, order, ledger)
-    common = _Common(request, facts.labels, schemes, masks, lateral, ledger)
-    voxels = float(np.prod(median, dtype=np.float64) * facts.training_cases)
+    schemes = log.decide("normalization", rules.normalization(dataset.channels))
+    masks = log.decide("use_nonzero_mask", rules.use_nonzero_mask(schemes, fingerprint.relative_size))
+    _check_channel_count(dataset, fingerprint, schemes, masks)
+    lateral = _lateral(fingerprint, dataset.labels, order, log)
+    common = _Common(preset, memory_gib, dataset.labels, schemes, masks, lateral, log)
+    count = len(fingerprint.cases) if training_cases is None else training_cases
+    voxels = float(np.prod(median, dtype=np.float64) * count)
     configurations = _configurations_2d(common, spacing, median, voxels)
-    configurations |= _configurations_3d(common, spacing, median, facts.training_cases)
-    return Plan(
+    configurations |= _configurations_3d(common, spacing, median, count)
+    plan = Plan(
         version=PLAN_VERSION,
-        dataset=facts.name,
-        preset=request.preset_name,
-        memory_gib=request.memory_gib,
+        dataset=dataset.name,
+        preset=preset.name,
+        memory_gib=memory_gib,
         axis_order=order,
-        channels=facts.channels,
-        labels=facts.labels,
-        file_ending=facts.file_ending,
-        four_d=facts.four_d,
+        channels=dataset.channels,
+        labels=dataset.labels,
+        file_ending=dataset.file_ending,
+        four_d=dataset.four_d,
         intensities=fingerprint.intensities,
         configurations=configurations,
-        decisions=tuple(ledger.decisions),
+        decisions=tuple(log.decisions),
         fingerprint=fingerprint_hash(fingerprint),
         lateral_axis=lateral.axis,
         lateral_pairs=lateral.pairs,
     )
+    return _narrowed(plan, options.configurations)
+
+
+def _read_pins(pins: Path | Mapping[str, Any] | None) -> Pins:
+    if isinstance(pins, Path):
+        return parse_pins(read_yaml(pins), str(pins))
+    return parse_pins(pins or {}, "pins")
+
+
+def _narrowed(plan: Plan, names: tuple[str, ...]) -> Plan:
+    """The plan with only the configurations asked for."""
+    missing = [name for name in names if name not in plan.configurations]
+    if missing:
+        raise PlanFault(
+            f"{', '.join(missing)} is not planned for this dataset; planned are {', '.join(plan.configurations)}",
+            do="choose --configuration among these; `autoseg explain` says why the others are not planned",
+        )
+    if not names:
+        return plan
+    kept = {name: own for name, own in plan.configurations.items() if name in names}
+    decisions = tuple(entry for entry in plan.decisions if entry.configuration in (None, *kept))
+    return replace(plan, configurations=kept, decisions=decisions)
 
 
 def _arrays(fingerprint: Fingerprint) -> tuple[np.ndarray, np.ndarray]:
@@ -160,28 +186,35 @@ def _arrays(fingerprint: Fingerprint) -> tuple[np.ndarray, np.ndarray]:
     return spacings, shapes
 
 
-def _lateral(fingerprint: Fingerprint, labels: LabelSet, order: tuple[int, int, int], ledger: _Ledger) -> Lateral:
+def _lateral(fingerprint: Fingerprint, labels: LabelSet, order: tuple[int, int, int], log: _DecisionLog) -> Lateral:
     """What mirroring has to exchange or spare; which axis runs from left to right matters only if there is something.
 
     Whoever pins the pairs answers for all classes, those of one side included.
     """
-    pairs = ledger.decide("lateral_pairs", rules.lateral_pairs(labels))
-    is_pinned = ledger.pins.find("lateral_pairs", None, None) is not None
+    pairs = log.decide("lateral_pairs", rules.lateral_pairs(labels))
+    is_pinned = log.pins.find("lateral_pairs", None, None) is not None
     unpaired = () if is_pinned else without_counterpart(labels.foreground)
     if not pairs and not unpaired:
         return Lateral()
     value_swap(labels, pairs)  # pinned pairs may be impossible
-    axis = ledger.decide("lateral_axis", rules.lateral_axis([case.left_right_axis for case in fingerprint.cases]))
+    axis = log.decide("lateral_axis", rules.lateral_axis([case.left_right_axis for case in fingerprint.cases]))
     return Lateral(None if axis is None else order.index(axis), pairs, unpaired)
 
 
-def _check_channel_count(facts: DatasetFacts, schemes: Sequence[str], masks: Sequence[bool]) -> None:
-    """Pinned normalizations must name every channel."""
-    if not len(facts.channels) == len(schemes) == len(masks):
+def _check_channel_count(
+    dataset: Dataset, fingerprint: Fingerprint, schemes: Sequence[str], masks: Sequence[bool]
+) -> None:
+    """Pinned normalizations must name every channel, and the fingerprint must be of this dataset."""
+    channels = f"the dataset has {len(dataset.channels)} channels ({', '.join(dataset.channels)})"
+    if not len(dataset.channels) == len(schemes) == len(masks):
         raise PlanFault(
-            f"the dataset has {len(facts.channels)} channels ({', '.join(facts.channels)}), but {len(schemes)} "
-            f"normalizations and {len(masks)} mask flags are pinned",
+            f"{channels}, but {len(schemes)} normalizations and {len(masks)} mask flags are pinned",
             do="pin one entry per channel",
+        )
+    if len(dataset.channels) != len(fingerprint.intensities):
+        raise PlanFault(
+            f"{channels}, but the fingerprint is of {len(fingerprint.intensities)}",
+            do="use the fingerprint and the description of one dataset",
         )
 
 
@@ -198,15 +231,15 @@ def _configurations_3d(
 ) -> dict[str, Configuration]:
     """3d_fullres, and the low-resolution stage with its cascade where a patch sees too little."""
     is_3d = rules.needs_3d(median)
-    common.ledger.record("needs_3d", is_3d)
+    common.log.record("needs_3d", is_3d)
     if not is_3d.value:
         return {}
-    silent = replace(common, ledger=_Ledger(common.ledger.pins, []))
+    silent = replace(common, log=_DecisionLog(common.log.pins))
     voxels = float(np.prod(median, dtype=np.float64))
     full_target = _Target("3d_fullres", spacing, median, voxels * training_cases)
     full = _plan_configuration(silent, full_target, Chosen(False, ""))
     low_target, why = _lowres_target(silent, full, training_cases)
-    common.ledger.record("needs_lowres", Chosen(low_target is not None, why))
+    common.log.record("needs_lowres", Chosen(low_target is not None, why))
     pools = "the low-resolution stage sees whole structures, so" if low_target else "without a cascade"
     because = f"{pools} 3d_fullres {'pools Dice over the batch' if low_target else 'takes Dice sample by sample'}"
     planned = {"3d_fullres": _plan_configuration(common, full_target, Chosen(low_target is not None, because))}
@@ -235,100 +268,64 @@ def _lowres_target(common: _Common, full: Configuration, training_cases: int) ->
         voxels = float(np.prod(scaled, dtype=np.float64))
         rounded = tuple(float(round(float(edge))) for edge in scaled)
         target = _Target("3d_lowres", coarse, rounded, voxels * training_cases)
-        patch = _fitted_patch(common, target)[0].patch_size
+        patch = _fitted_patch(common, target)[0]
     if target is None:
         return None, f"{seen}, enough context ({rules.LOWRES_BELOW:.0%}): no low-resolution stage"
     if full_voxels / voxels < rules.LOWRES_GAIN:
         return None, f"{seen}, but a low-resolution stage would have hardly fewer voxels: none is planned"
-    return target, f"{seen}, less than {rules.LOWRES_BELOW:.0%}: a stage at {rules.edges(coarse)} mm adds context"
+    return target, f"{seen}, less than {rules.LOWRES_BELOW:.0%}: a stage at {edges(coarse)} mm adds context"
 
 
-def _fitted_patch(common: _Common, target: _Target) -> tuple[Topology, NetworkSpec, int, str]:
-    """The largest patch that fits the memory target, with its network, its estimate and the reason."""
-    preset = common.request.preset
-    dimensions = len(target.spacing_mm)
-    start = rules.initial_patch_size(target.spacing_mm, target.median)
-    because = f"the median case is {rules.edges(target.median)} voxels"
+def _fitted_patch(common: _Common, target: _Target) -> tuple[tuple[int, ...], NetworkSpec, str]:
+    """The largest patch that fits the memory target, with its network and the reason."""
+    preset, spacing = common.preset, target.spacing_mm
+    size = rules.initial_patch_size(spacing, target.median)
+    because = f"the median case is {edges(target.median)} voxels"
     relative_to = target.median
-    tiny = rules.enlarged_tiny_patch(target.spacing_mm, start)
-    if tiny is not None:
+    enlarged = preset.enlarged_patch(spacing, size)
+    if enlarged is not None:
         # what had to grow must not shrink again: relative to infinity it is never the largest axis
-        grown = zip(tiny, start, target.median, strict=True)
+        grown = zip(enlarged, size, target.median, strict=True)
         relative_to = tuple(math.inf if edge > before else median for edge, before, median in grown)
-        start = tiny
+        size = enlarged
         because += (
-            "; too small for any halving, where nnU-Net crashes: the patch is larger, images are padded with zeros"
+            f"; too small for a {preset.network.replace('_', ' ')}: the patch is larger, images are padded with zeros"
         )
-    shape = topology(target.spacing_mm, start)
-    budget = rules.budget_elements(preset, dimensions, common.request.memory_gib)
-    network = _network(preset, shape)
-    elements = feature_map_elements(network, shape.patch_size, common.labels.declared_count)
-    first = shape.patch_size
-    while rules.is_too_large(elements, preset, dimensions, budget) and _can_shrink(shape):
-        smaller = _shrunk(shape, relative_to, target.spacing_mm)
+    network, patch = preset.network_for_patch(spacing, size)
+    first = patch
+    budget = rules.budget_elements(preset, len(spacing), common.memory_gib)
+    while rules.is_too_large(network.feature_map_elements(patch, common.labels.declared_count), preset, patch, budget):
+        smaller = rules.shrink_patch(preset, spacing, (network, patch), relative_to)
         if smaller is None:
             break
-        shape = smaller
-        network = _network(preset, shape)
-        elements = feature_map_elements(network, shape.patch_size, common.labels.declared_count)
-    if shape.patch_size == first:
-        because += "; a patch that covers it, rounded up to what the network halves, fits the memory target"
+        network, patch = smaller
+    if patch == first:
+        because += "; a patch that covers it, rounded up to what the network divides it by, fits the memory target"
     else:
         because += (
-            f"; {rules.edges(first)} does not fit {common.request.memory_gib:g} GiB, "
+            f"; {edges(first)} does not fit {common.memory_gib:g} GiB, "
             f"so the relatively largest axis shrank until it did"
         )
-    return shape, network, elements, because
-
-
-def _shrunk(shape: Topology, relative_to: Sequence[float], spacing_mm: Sequence[float]) -> Topology | None:
-    """One step smaller, but not along an axis without which nothing could be halved; None if every axis is such."""
-    relative_to = list(relative_to)
-    for _ in relative_to:
-        smaller = rules.shrink_patch(shape.patch_size, relative_to, shape, spacing_mm)
-        if len(smaller.strides) > 1:
-            return smaller
-        relative_to[rules.relatively_largest_axis(shape.patch_size, relative_to)] = math.inf
-    return None
-
-
-def _can_shrink(shape: Topology) -> bool:
-    """Whether another step would leave voxels on every axis."""
-    return any(edge > divisor for edge, divisor in zip(shape.patch_size, shape.divisors, strict=True))
-
-
-def _network(preset: Preset, shape: Topology) -> NetworkSpec:
-    stages = len(shape.strides)
-    dimensions = len(shape.patch_size)
-    return NetworkSpec(
-        kind=preset.network,
-        dimensions=dimensions,
-        features_per_stage=rules.features_per_stage(preset, dimensions, stages),
-        kernel_sizes=shape.kernel_sizes,
-        strides=shape.strides,
-        blocks_per_stage=rules.blocks_per_stage(preset, stages),
-        decoder_convs_per_stage=(preset.decoder_convs,) * (stages - 1),
-    )
+    return patch, network, because
 
 
 def _plan_configuration(common: _Common, target: _Target, batch_dice: Chosen[bool]) -> Configuration:
     """One configuration written out in full, every decision recorded."""
     name, dimensions = target.name, len(target.spacing_mm)
-    ledger, preset = common.ledger, common.request.preset
-    ledger.record("target_spacing_mm", Chosen(target.spacing_mm, "the plan's spacing in the plan's axis order"), name)
-    shape, network, elements, because = _fitted_patch(common, target)
-    patch = ledger.decide("patch_size", Chosen(shape.patch_size, because), name, dimensions)
-    if patch != shape.patch_size:
-        shape = _pinned_topology(target, patch)
-        network = _network(preset, shape)
-    network = _pinned_network(common, name, network)
-    elements = feature_map_elements(network, patch, common.labels.declared_count)
-    budget = rules.budget_elements(preset, dimensions, common.request.memory_gib)
-    batch = ledger.decide("batch_size", rules.batch_size(elements, preset, budget, patch, target.dataset_voxels), name)
+    log, preset = common.log, common.preset
+    log.record("target_spacing_mm", Chosen(target.spacing_mm, "the plan's spacing in the plan's axis order"), name)
+    fitted, network, because = _fitted_patch(common, target)
+    patch = log.decide("patch_size", Chosen(fitted, because), name, dimensions)
+    if patch != fitted:
+        network = _network_for_pinned(preset, target, patch)
+    network = _pinned_network(log, name, network)
+    elements = network.feature_map_elements(patch, common.labels.declared_count)
+    budget = rules.budget_elements(preset, dimensions, common.memory_gib)
+    batch = log.decide("batch_size", rules.batch_size(elements, preset, budget, patch, target.dataset_voxels), name)
     warning = rules.large_batch_warning(batch, dimensions)
     if warning is not None:
-        ledger.record("warning", Chosen(batch, warning), name)
-    mirrored = ledger.decide("mirror_axes", rules.mirror_axes(preset, dimensions, common.lateral), name)
+        log.record("warning", Chosen(batch, warning), name)
+    mirrored = log.decide("mirror_axes", rules.mirror_axes(preset, dimensions, common.lateral), name)
     return Configuration(
         name=name,
         dimensions=dimensions,
@@ -339,48 +336,49 @@ def _plan_configuration(common: _Common, target: _Target, batch_dice: Chosen[boo
         normalization=common.normalization,
         use_nonzero_mask=common.use_nonzero_mask,
         network=network,
-        batch_dice=ledger.decide("batch_dice", batch_dice, name),
+        batch_dice=log.decide("batch_dice", batch_dice, name),
         cascade_from=None,
         estimated_feature_map_elements=elements,
         mirror_axes=tuple(axis for axis in mirrored if axis < dimensions),
     )
 
 
-def _pinned_topology(target: _Target, patch: tuple[int, ...]) -> Topology:
-    """The topology of a pinned patch, which must suit it without padding."""
-    shape = topology(target.spacing_mm, patch)
-    if shape.patch_size != patch:
+def _network_for_pinned(preset: Preset, target: _Target, patch: tuple[int, ...]) -> NetworkSpec:
+    """The network for a pinned patch, which must suit it without padding."""
+    if len(patch) != len(target.spacing_mm):
         raise PlanFault(
-            f"{target.name}: the pinned patch {rules.edges(patch)} is not a multiple of {rules.edges(shape.divisors)}",
-            do=f"pin patch_size: {list(shape.patch_size)}, the next that is",
+            f"{target.name}: the pinned patch {edges(patch)} has {len(patch)} axes, the configuration "
+            f"{len(target.spacing_mm)}",
+            do="pin one number of voxels per axis",
         )
-    if len(shape.strides) == 1:
+    network, padded = preset.network_for_patch(target.spacing_mm, patch)
+    if padded != patch:
         raise PlanFault(
-            f"{target.name}: the pinned patch {rules.edges(patch)} is too small for a U-Net of two stages",
-            do="pin at least 8 voxels along two axes, or 12 along one",
+            f"{target.name}: the pinned patch {edges(patch)} is not a multiple of {edges(network.total_stride)}",
+            do=f"pin patch_size: {list(padded)}, the next that is",
         )
-    return shape
+    enlarged = preset.enlarged_patch(target.spacing_mm, patch)
+    if enlarged is not None:
+        larger = preset.network_for_patch(target.spacing_mm, enlarged)[1]
+        raise PlanFault(
+            f"{target.name}: the pinned patch {edges(patch)} is too small for a {preset.network.replace('_', ' ')}",
+            do=f"pin patch_size: {list(larger)}, the next that is large enough",
+        )
+    return network
 
 
-def _pinned_network(common: _Common, name: str, network: NetworkSpec) -> NetworkSpec:
-    """Channels, blocks and decoder convolutions, each from the rule or pinned."""
-    stages = network.n_stages
-    why_stages = f"every axis is halved while at least 4 voxels remain: {stages} stages"
-    chosen = {
-        "features_per_stage": Chosen(network.features_per_stage, f"{why_stages}; channels double up to the limit"),
-        "blocks_per_stage": Chosen(network.blocks_per_stage, f"{why_stages}; the preset's blocks"),
-        "decoder_convs_per_stage": Chosen(network.decoder_convs_per_stage, "the preset's decoder"),
-    }
-    decided = {key: common.ledger.decide(key, choice, name) for key, choice in chosen.items()}
-    for key, value in decided.items():
-        if len(value) != len(chosen[key].value):
+def _pinned_network(log: _DecisionLog, name: str, network: NetworkSpec) -> NetworkSpec:
+    """The network with the fields that its kind lets users pin, each recorded with its reason."""
+    fields = to_data(network)
+    for key, reason in network.decisions.items():
+        chosen = getattr(network, key)
+        fields[key] = log.decide(key, Chosen(chosen, reason.format(spec=network)), name)
+        if isinstance(chosen, tuple) and len(fields[key]) != len(chosen):
             raise PlanFault(
-                f"{name}: {key} is pinned with {len(value)} entries, but the network needs {len(chosen[key].value)}",
-                do=f"pin {len(chosen[key].value)} entries, for example {list(chosen[key].value)}",
+                f"{name}: {key} is pinned with {len(fields[key])} entries, but the network needs {len(chosen)}",
+                do=f"pin {len(chosen)} entries, for example {list(chosen)}",
             )
-    return replace(
-        network,
-        features_per_stage=decided["features_per_stage"],
-        blocks_per_stage=decided["blocks_per_stage"],
-        decoder_convs_per_stage=decided["decoder_convs_per_stage"],
-    )
+    try:
+        return from_data(type(network), fields, name)
+    except RecordFault as fault:
+        raise PlanFault(f"{name}: {fault.what}", do="correct the pinned values") from fault

@@ -17,8 +17,7 @@ import numpy as np
 
 from autoseg.data.model import LabelSet
 from autoseg.planning.lateral import can_swap, find_pairs, heart_pairs
-from autoseg.planning.presets import Preset
-from autoseg.planning.topology import SIMILAR_SPACING, SMALLEST_EDGE, Topology, topology
+from autoseg.planning.presets import FittedPatch, Preset
 
 T = TypeVar("T")
 
@@ -40,6 +39,9 @@ LOWRES_STEP = 1.03
 
 LOWRES_GAIN = 2.0
 """A low-resolution stage with less than this factor fewer voxels is not worth having."""
+
+LOWRES_SIMILAR = 2.0
+"""Axes whose spacings differ by less than this factor grow coarser together in the low-resolution stage."""
 
 SMALLEST_BATCH = 2
 LARGEST_GUARDED_2D_BATCH = 64
@@ -82,11 +84,6 @@ class Lateral:
     axis: int | None = None
     pairs: tuple[tuple[str, str], ...] = ()
     unpaired: tuple[str, ...] = ()
-
-
-def edges(values: Sequence[float]) -> str:
-    """Numbers of the axes for people: "40 x 56 x 40"."""
-    return " x ".join(f"{value:.4g}" for value in values)
 
 
 def target_spacing(spacings_mm: np.ndarray, shapes: np.ndarray) -> Chosen[tuple[float, float, float]]:
@@ -175,33 +172,36 @@ def initial_patch_size(spacing_mm: Sequence[float], median: Sequence[float]) -> 
     return tuple(float(min(round(float(edge)), limit)) for edge, limit in zip(scaled, median, strict=True))
 
 
-def relatively_largest_axis(patch: Sequence[int], median: Sequence[float]) -> int:
-    """The axis along which the patch covers most of the median case; of equal ones the last."""
-    return max(range(len(patch)), key=lambda index: (patch[index] / median[index], index))
+def shrink_patch(
+    preset: Preset, spacing_mm: Sequence[float], fitted: FittedPatch, median: Sequence[float]
+) -> FittedPatch | None:
+    """One step smaller along the axis that is largest relative to the median case.
+
+    An axis that would leave too little for any network is spared, and the next one shrinks; None if every axis is such.
+
+    Args:
+        preset: constants.
+        spacing_mm: one per axis.
+        fitted: the network and its patch.
+        median: voxels of the median case; infinite for an axis that shall not shrink.
+    """
+    network, patch = fitted
+    axes = sorted(range(len(patch)), key=lambda index: (patch[index] / median[index], index), reverse=True)
+    for axis in axes:
+        smaller = _shortened(patch, axis, network.total_stride[axis])
+        found = preset.network_for_patch(spacing_mm, smaller)
+        step = found[0].total_stride[axis]
+        if step != network.total_stride[axis]:
+            # the smaller patch is pooled less often: its own stride is the step, or valid sizes would be skipped
+            smaller = _shortened(patch, axis, step)
+            found = preset.network_for_patch(spacing_mm, smaller)
+        if smaller[axis] > 0 and preset.enlarged_patch(spacing_mm, smaller) is None:
+            return found
+    return None
 
 
-def shrink_patch(patch: Sequence[int], median: Sequence[float], shape: Topology, spacing: Sequence[float]) -> Topology:
-    """One step smaller along the axis that is largest relative to the median case, then the topology anew."""
-    axis = relatively_largest_axis(patch, median)
-    trial = list(patch)
-    trial[axis] -= shape.divisors[axis]
-    # the smaller patch may be pooled less often: its own divisor is the step, or valid sizes would be skipped
-    step = topology(spacing, trial).divisors[axis]
-    smaller = list(patch)
-    smaller[axis] -= step
-    return topology(spacing, smaller)
-
-
-def features_per_stage(preset: Preset, dimensions: int, stages: int) -> tuple[int, ...]:
-    """Channels double from stage to stage up to a limit."""
-    limit = preset.largest_features(dimensions)
-    return tuple(min(limit, preset.base_features * 2**stage) for stage in range(stages))
-
-
-def blocks_per_stage(preset: Preset, stages: int) -> tuple[int, ...]:
-    """The preset's blocks, the last entry repeated."""
-    given = preset.encoder_blocks
-    return tuple(given[min(stage, len(given) - 1)] for stage in range(stages))
+def _shortened(patch: Sequence[int], axis: int, voxels: int) -> tuple[int, ...]:
+    return (*patch[:axis], patch[axis] - voxels, *patch[axis + 1 :])
 
 
 def budget_elements(preset: Preset, dimensions: int, memory_gib: float) -> float:
@@ -209,11 +209,11 @@ def budget_elements(preset: Preset, dimensions: int, memory_gib: float) -> float
     return preset.reference_elements(dimensions) * (memory_gib / preset.reference_memory_gib)
 
 
-def is_too_large(elements: int, preset: Preset, dimensions: int, budget: float) -> bool:
+def is_too_large(elements: int, preset: Preset, patch: Sequence[int], budget: float) -> bool:
     """Whether a patch with this estimate must shrink."""
     if preset.fits_at_batch is None:
         return elements > budget
-    return elements / preset.reference_batch(dimensions) * preset.fits_at_batch > budget
+    return elements / preset.reference_batch(len(patch)) * preset.fits_at_batch > budget
 
 
 def batch_size(
@@ -255,24 +255,10 @@ def large_batch_warning(value: int, dimensions: int) -> str | None:
     return None
 
 
-def enlarged_tiny_patch(spacing_mm: Sequence[float], patch: Sequence[float]) -> tuple[float, ...] | None:
-    """A patch of at least two stages for images so tiny that nnU-Net plans none, or None where it does.
-
-    A U-Net without any halving has no decoder and crashes upstream (nnU-Net issue 2901). The axes within a factor of
-    2 of the finest spacing grow to 8 voxels (12 if it is a single one); images are padded with zeros to fit.
-    """
-    if len(topology(spacing_mm, patch).strides) > 1:
-        return None
-    finest = min(spacing_mm)
-    axes = [axis for axis, own in enumerate(spacing_mm) if own / finest < SIMILAR_SPACING]
-    edge = (2 if len(axes) > 1 else 3) * SMALLEST_EDGE
-    return tuple(max(float(edge), size) if axis in axes else size for axis, size in enumerate(patch))
-
-
 def lowres_spacing(spacing_mm: Sequence[float]) -> tuple[float, ...]:
     """One step coarser: the fine axes until all are within a factor of 2, then all together."""
     coarsest = max(spacing_mm)
-    is_fine = [coarsest / own > SIMILAR_SPACING for own in spacing_mm]
+    is_fine = [coarsest / own > LOWRES_SIMILAR for own in spacing_mm]
     if not any(is_fine):
         is_fine = [True] * len(spacing_mm)
     return tuple(own * LOWRES_STEP if fine else own for own, fine in zip(spacing_mm, is_fine, strict=True))

@@ -17,8 +17,7 @@ from autoseg.data.model import Case, Dataset
 from autoseg.data.outliers import TrainingRange, find_outliers
 from autoseg.data.survey import Survey
 from autoseg.inference.manifest import PredictionManifest
-from autoseg.planning.plan import Plan
-from autoseg.planning.planned import load_plan
+from autoseg.planning.plan import Plan, load_plan
 from autoseg.report.cases import (
     PICTURES,
     CaseFiles,
@@ -83,7 +82,7 @@ def write_report(
     Raises:
         MissingInput: the dataset is not planned yet.
     """
-    plan = load_plan(workspace.plan)
+    plan = load_plan(workspace)
     dataset, survey = load(Dataset, workspace.dataset), load(Survey, workspace.check)
     folds = _loaded(list[Fold], workspace.splits) or make_folds([case.identifier for case in survey.fingerprint.cases])
     runs, selection = _runs(workspace, plan, len(folds)), _loaded(Selection, workspace.selection)

@@ -16,7 +16,7 @@ from autoseg.data.survey import Survey
 from autoseg.evaluation.confusion import shares, value_names
 from autoseg.evaluation.metrics import COUNT_METRICS
 from autoseg.evaluation.statistics import bootstrap_interval
-from autoseg.planning.plan import Configuration, Decision, Plan
+from autoseg.planning.plan import Decision, Plan
 from autoseg.report.cases import ReportedCase, mean_dice
 from autoseg.report.charts import (
     agreement,
@@ -124,7 +124,6 @@ def dataset_page(report: DatasetReport) -> str:
         annotated=_annotated_share(report),
         is_stale=report.selection is not None and not report.selection.is_of(report.plan),
         **_data(report),
-        downsampling={name: _downsampling(own) for name, own in report.plan.configurations.items()},
         decisions=_decisions(report.plan),
         curves=_curves(report),
         **_results(report),
@@ -208,12 +207,6 @@ def _decisions(plan: Plan) -> dict[str, list[Decision]]:
     for decision in plan.decisions:
         groups.setdefault(decision.configuration or "all configurations", []).append(decision)
     return groups
-
-
-def _downsampling(configuration: Configuration) -> list[int]:
-    """Total stride of the network along each axis."""
-    network = configuration.network
-    return [math.prod(stride[axis] for stride in network.strides) for axis in range(network.dimensions)]
 
 
 def _curves(report: DatasetReport) -> dict[str, dict[str, Any]]:

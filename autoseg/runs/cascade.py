@@ -23,7 +23,6 @@ from autoseg.data.labels import to_file_values, to_training_values
 from autoseg.images.readers import read_labels
 from autoseg.images.writers import write_labels
 from autoseg.inference.restore import predict_case
-from autoseg.networks.build import build_network
 from autoseg.networks.weights import newest_weights
 from autoseg.planning.plan import Configuration, Plan
 from autoseg.preprocessing.fill import hold_store
@@ -227,7 +226,7 @@ def _missing_case_predictor(
 
 
 def _network(plan: Plan, first: Configuration, run: Run, device: torch.device) -> torch.nn.Module:
-    network = build_network(first.network, plan.input_channels(first.name), plan.labels.head_count)
+    network = plan.build_network(first.name)
     network.load_state_dict(newest_weights(run.folder.checkpoint))
     record = run.record()
     layout = record.memory_format if record.device == device.type else "contiguous"

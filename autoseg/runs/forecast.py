@@ -7,14 +7,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from autoseg.core.machine import BYTES_PER_GIB, free_disk_bytes
 from autoseg.core.workspace import Workspace
 from autoseg.launch.devices import choose_device, choose_devices, use_cores
 from autoseg.launch.precision import native_types, step_seconds
-from autoseg.networks.build import build_network
-from autoseg.planning.decide import store_gib
 from autoseg.planning.plan import Configuration, Plan
 from autoseg.preprocessing.store import RECORD, store_folder
 from autoseg.runs.budget import budget_deadline, run_deadline
@@ -140,9 +136,7 @@ def _epochs_left(run: Run, queue: Queue) -> int:
 
 def _checkpoint_gib(plan: Plan, name: str, recipe: Recipe) -> float:
     """All generations of a run's checkpoint: weights, their average and what the optimizer keeps."""
-    with torch.device("meta"):
-        network = build_network(plan.configurations[name].network, plan.input_channels(name), plan.labels.head_count)
-    weights = sum(parameter.numel() for parameter in network.parameters())
+    weights = sum(math.prod(shape) for shape in plan.parameter_shapes(name).values())
     averaged = int(recipe.ema_decay > 0)
     copies = GENERATIONS_KEPT * (1 + averaged + _MOMENTS[recipe.optimizer])
     return weights * copies * _BYTES_PER_NUMBER / BYTES_PER_GIB
@@ -159,7 +153,7 @@ def _missing_store_gib(workspace: Workspace, queue: Queue, runs: list[Run]) -> f
     for folder, configuration in needed.items():
         missing = sum(not (folder / case.identifier / RECORD).exists() for case in queue.fingerprint.cases)
         share = missing / len(queue.fingerprint.cases)
-        total += share * store_gib(queue.plan, configuration, queue.fingerprint)
+        total += share * queue.plan.store_gib(configuration, queue.fingerprint)
     return total
 
 
@@ -185,8 +179,8 @@ def _seconds_per_voxel(plan: Plan, configuration: Configuration, device_name: st
     use_cores()
     compute = Compute(device, (*native_types(device), "fp32")[0], "channels_last")
     channels = plan.input_channels(configuration.name)
-    network = build_network(configuration.network, channels, plan.labels.head_count)
-    strides = [math.prod(axis) for axis in zip(*configuration.network.strides, strict=True)]
+    network = plan.build_network(configuration.name)
+    strides = configuration.network.total_stride
     patch = [min(2 * stride, edge) for stride, edge in zip(strides, configuration.patch_size, strict=True)]
     seconds = step_seconds(network, (1, channels, *patch), compute)
     while seconds < PROBE_SECONDS and tuple(patch) != configuration.patch_size:

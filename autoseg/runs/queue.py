@@ -13,8 +13,7 @@ from autoseg.core.registry import choose
 from autoseg.core.workspace import Workspace
 from autoseg.data.fingerprint import CaseStatistics, Fingerprint
 from autoseg.data.model import Dataset, LabelSet
-from autoseg.planning.plan import Configuration, Plan
-from autoseg.planning.planned import load_planned
+from autoseg.planning.plan import Configuration, Plan, load_planned
 from autoseg.runs.run import Run, Stage
 from autoseg.training.grouping import SplitFacts, case_groups
 from autoseg.training.recipe import Recipe, load_recipe

@@ -15,7 +15,6 @@ from autoseg.core.errors import UsageError
 from autoseg.core.progress import Progress, silent
 from autoseg.core.records import save
 from autoseg.launch.precision import choose_compute, compiled, step_seconds
-from autoseg.networks.build import build_network
 from autoseg.preprocessing.first_stage import open_with_first_stage
 from autoseg.preprocessing.store import StoredCase
 from autoseg.runs.queue import RunTask
@@ -174,7 +173,7 @@ def _first_stage_name(task: RunTask) -> str | None:
 def _fresh_network(task: RunTask) -> nn.Module:
     seed = np.random.SeedSequence([task.options.seed, task.run.fold, _WEIGHTS_STREAM]).generate_state(1)[0]
     torch.manual_seed(int(seed))
-    return build_network(task.configuration.network, task.input_channels, task.plan.labels.head_count)
+    return task.plan.build_network(task.configuration.name)
 
 
 def _choice(task: RunTask, network: nn.Module, recipe: Recipe, device: torch.device) -> tuple[Compute, str]:

@@ -19,8 +19,7 @@ from autoseg.data.labels import to_file_values
 from autoseg.data.model import LabelSet
 from autoseg.evaluation.statistics import bootstrap_interval, foreground_mean
 from autoseg.images.writers import write_labels
-from autoseg.planning.plan import Plan
-from autoseg.planning.planned import load_planned
+from autoseg.planning.plan import Plan, load_planned
 from autoseg.selection.candidates import EnsembleWeights, all_ensembles
 from autoseg.selection.choose import (
     OBJECTIVES,

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoseg.augmentation.spec import DUMMY_2D_RATIO, augmentation_spec, initial_patch_size
-from autoseg.planning.plan import Configuration, NetworkSpec
+from autoseg.networks.kinds.unet import PlainUNet
+from autoseg.planning.plan import Configuration
 
 
 def configuration(patch_size: tuple[int, ...], use_nonzero_mask: tuple[bool, ...] = (False,)) -> Configuration:
@@ -25,7 +26,7 @@ def configuration(patch_size: tuple[int, ...], use_nonzero_mask: tuple[bool, ...
         median_shape=tuple(map(float, patch_size)),
         normalization=("zscore",) * len(use_nonzero_mask),
         use_nonzero_mask=use_nonzero_mask,
-        network=NetworkSpec("plain_unet", n, (4,), ((3,) * n,), ((1,) * n,), (2,), ()),
+        network=PlainUNet(n, (4,), ((3,) * n,), ((1,) * n,), (2,), ()),
         batch_dice=False,
         cascade_from=None,
         estimated_feature_map_elements=1,

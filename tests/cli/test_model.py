@@ -193,4 +193,4 @@ def test_a_model_of_nnunet_becomes_a_bundle_that_predicts_like_it(autoseg, tmp_p
 def test_a_model_of_nnunet_is_shown_as_it_is(autoseg):
     shown = autoseg("model", "show", REGIONS / "nnUNetTrainer__nnUNetResEncUNetMPlans__2d")
     assert "nnU-Net v2" in shown.stdout
-    assert "residual_unet" in shown.stdout
+    assert "residual unet" in shown.stdout

@@ -117,7 +117,7 @@ def test_wrong_values_are_one_box(autoseg, pair, tmp_path):
     listed.write_text("[]")
     for words, text in (
         (("--preset", "reference2"), "did you mean reference"),
-        (("--pin", bad_pin), "patch_size: expected"),
+        (("--pin", bad_pin), "patch_size.0: Input should be a valid integer, found 1.5"),
         (("--memory", "inf"), "makes no sense"),
         (("--dataset-json", broken), "not valid JSON"),
         (("--dataset-json", listed), "JSON object"),

@@ -2,18 +2,8 @@
 
 import pytest
 
-from autoseg.core.configs import configs_folder, find_config, read_yaml, shipped
+from autoseg.core.configs import configs_folder, find_config, read_yaml
 from autoseg.core.errors import MissingInput, RecordFault, UsageError
-from autoseg.core.records import from_data
-from autoseg.planning.presets import Preset
-
-
-def test_all_presets_are_shipped_and_valid():
-    assert set(shipped("presets")) == {"reference", "resenc-m", "resenc-l", "resenc-xl", "cpu"}
-    for name, path in shipped("presets").items():
-        preset = from_data(Preset, read_yaml(path), name)
-        assert preset.largest_features(2) >= preset.base_features
-        assert preset.largest_batch(3) is None or preset.guarded
 
 
 def test_configs_lie_beside_or_inside_the_package():

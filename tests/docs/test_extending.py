@@ -11,8 +11,8 @@ from autoseg.augmentation.pipeline import Sample
 from autoseg.augmentation.spec import AugmentationSpec
 from autoseg.core.workspace import RunFolder, Workspace
 from autoseg.images.normalize import NORMALIZATIONS
-from autoseg.networks.build import NETWORKS, build_network
-from autoseg.planning.plan import NetworkSpec
+from autoseg.networks.kinds import NETWORKS
+from autoseg.planning.presets import load_preset
 from autoseg.training.callbacks.base import RunContext
 from autoseg.training.callbacks.history import read_history
 from autoseg.training.callbacks.kinds import CALLBACKS, make_callbacks
@@ -21,15 +21,13 @@ from tests.docs.markdown import blocks
 from tests.preprocessing.tiny_dataset import write_tiny_dataset
 from tests.training.tiny_training import RECIPE, fresh_state, train
 
-SPEC = NetworkSpec("gated_unet", 3, (4, 8), ((3,) * 3,) * 2, ((1,) * 3, (2,) * 3), (1, 1), (1,))
-
 
 @pytest.fixture(scope="module")
 def examples(repository):
     """Everything that the Python blocks of the page define."""
     names: dict[str, object] = {}
     found = [block for block in blocks(repository / "docs" / "extending.md") if block.language == "python"]
-    assert len(found) == 4
+    assert len(found) == 5
     for block in found:
         exec(compile(block.text, f"{block.page}:{block.line}", "exec"), names)
     return names
@@ -50,7 +48,7 @@ def test_the_normalization_gives_zero_to_one_and_survives_a_constant_image(examp
 
 def test_a_new_normalization_can_be_pinned_and_is_planned(examples, monkeypatch, tmp_path):
     from autoseg.api.plan import plan_dataset
-    from autoseg.planning.decide import PlanOptions
+    from autoseg.planning.planner import PlanOptions
 
     monkeypatch.setitem(NORMALIZATIONS, "percentiles", examples["percentiles"])
     write_tiny_dataset(tmp_path / "data")
@@ -86,13 +84,18 @@ def test_the_callback_writes_a_line_per_epoch(examples, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("dimensions", [2, 3])
-def test_the_network_answers_in_the_image_s_shape(examples, monkeypatch, dimensions):
-    monkeypatch.setitem(NETWORKS, "gated_unet", examples["gated_unet"])
-    edges = ((1,) * dimensions, (2,) * dimensions)
-    spec = replace(SPEC, dimensions=dimensions, kernel_sizes=((3,) * dimensions,) * 2, strides=edges)
-    network = build_network(spec, 2, 3)
-    image = torch.randn(1, 2, *(8,) * dimensions)
-    assert network(image).shape == (1, 3, *(8,) * dimensions)
+def test_a_preset_can_name_the_network_and_it_answers_in_the_image_s_shape(
+    examples, monkeypatch, tmp_path, repository, dimensions
+):
+    monkeypatch.setitem(NETWORKS, "gated_unet", examples["GatedUNet"])
+    text = (repository / "configs" / "presets" / "cpu.yaml").read_text()
+    (tmp_path / "gated.yaml").write_text(text.replace("plain_unet", "gated_unet"))
+    preset = load_preset(str(tmp_path / "gated.yaml"))
+    spec, patch = preset.network_for_patch((1.0,) * dimensions, (9,) * dimensions)
+    assert (spec.kind, spec.description, patch) == ("gated_unet", "gated unet 2 st. 16 ch.", (10,) * dimensions)
+    network = spec.build(2, 3)
+    image = torch.randn(1, 2, *patch)
+    assert network(image).shape == (1, 3, *patch)
     assert [len(logits) for logits in network(image, deep_supervision=True)] == [1]
     network(image).sum().backward()
     assert network.encoder.gate.weight.grad is not None

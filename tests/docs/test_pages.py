@@ -58,10 +58,9 @@ def test_every_kind_of_error_with_its_own_code_is_in_the_index(generator):
 
 def test_every_rule_is_on_the_page_with_its_constants(generator):
     text = generator.rules_page()
-    for name in ("target_spacing", "batch_size", "needs_lowres", "topology", "feature_map_elements"):
+    for name in ("target_spacing", "batch_size", "needs_lowres", "for_patch", "feature_map_elements"):
         assert f"### {name}\n" in text
     assert "`ANISOTROPY = 3.0`" in text
-    assert "### edges" not in text
     assert "`resenc-l`" in text
 
 

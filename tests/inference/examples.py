@@ -9,8 +9,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from autoseg.networks.build import build_network
-from autoseg.planning.plan import Configuration, NetworkSpec
+from autoseg.networks.kinds import NETWORKS
+from autoseg.networks.kinds.unet import PlainUNet
+from autoseg.networks.spec import NetworkSpec
+from autoseg.planning.plan import Configuration
 
 
 def configuration(patch_size, spec=None, spacing_mm=None) -> Configuration:
@@ -32,10 +34,9 @@ def configuration(patch_size, spec=None, spacing_mm=None) -> Configuration:
     )
 
 
-def unet_spec(dimensions, features=(4, 8)) -> NetworkSpec:
+def unet_spec(dimensions, features=(4, 8)) -> PlainUNet:
     stages = len(features)
-    return NetworkSpec(
-        kind="plain_unet",
+    return PlainUNet(
         dimensions=dimensions,
         features_per_stage=features,
         kernel_sizes=((3,) * dimensions,) * stages,
@@ -47,7 +48,7 @@ def unet_spec(dimensions, features=(4, 8)) -> NetworkSpec:
 
 def random_unet(dimensions, channels=1, heads=3, seed=0) -> nn.Module:
     torch.manual_seed(seed)
-    return build_network(unet_spec(dimensions), channels, heads)
+    return unet_spec(dimensions).build(channels, heads)
 
 
 class VoxelWise(nn.Module):
@@ -64,8 +65,7 @@ class VoxelWise(nn.Module):
 def reference_network(vectors: Path, name: str = "plain_3d") -> tuple[nn.Module, NetworkSpec]:
     """A network of the reference vectors with its weights."""
     facts = next(entry for entry in json.loads((vectors / "networks.json").read_text()) if entry["name"] == name)
-    spec = NetworkSpec(
-        kind=f"{facts['kind']}_unet",
+    spec = NETWORKS[f"{facts['kind']}_unet"](
         dimensions=facts["dimensions"],
         features_per_stage=tuple(facts["features_per_stage"]),
         kernel_sizes=tuple(map(tuple, facts["kernel_sizes"])),
@@ -73,7 +73,7 @@ def reference_network(vectors: Path, name: str = "plain_3d") -> tuple[nn.Module,
         blocks_per_stage=tuple(facts["blocks_per_stage"]),
         decoder_convs_per_stage=tuple(facts["decoder_convs_per_stage"]),
     )
-    network = build_network(spec, facts["input_channels"], facts["classes"])
+    network = spec.build(facts["input_channels"], facts["classes"])
     prefix = f"{name}.weights."
     with np.load(vectors / "networks.npz") as stored:
         weights = {key.removeprefix(prefix): torch.from_numpy(stored[key]) for key in stored if key.startswith(prefix)}

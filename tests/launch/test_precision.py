@@ -8,7 +8,6 @@ import torch
 from autoseg.core.errors import UsageError
 from autoseg.launch import precision
 from autoseg.launch.precision import choose_compute, compiled, cpu_features, native_types, step_seconds
-from autoseg.networks.build import build_network
 from autoseg.planning.plan import Configuration
 from autoseg.training.step import Compute
 from tests.training.tiny_training import SPEC
@@ -32,7 +31,7 @@ CONFIGURATION = Configuration(
 
 
 def test_the_probe_chooses_what_it_measured_and_says_so() -> None:
-    network = build_network(SPEC, 1, 3)
+    network = SPEC.build(1, 3)
     before = [value.clone() for value in network.state_dict().values()]
     choice = choose_compute(network, CONFIGURATION, 1, CPU, ("auto", "auto"))
     assert choice.compute.precision in ("fp32", "bf16")
@@ -42,7 +41,7 @@ def test_the_probe_chooses_what_it_measured_and_says_so() -> None:
 
 
 def test_a_recipe_that_decides_is_not_probed() -> None:
-    choice = choose_compute(build_network(SPEC, 1, 3), CONFIGURATION, 1, CPU, ("bf16", "channels_last"))
+    choice = choose_compute(SPEC.build(1, 3), CONFIGURATION, 1, CPU, ("bf16", "channels_last"))
     assert choice.compute == Compute(CPU, "bf16", "channels_last")
     assert "only choice" in choice.because
 
@@ -54,7 +53,7 @@ def test_the_earlier_of_two_equally_fast_candidates_wins() -> None:
 
 def test_half_precision_with_a_loss_scale_needs_cuda() -> None:
     with pytest.raises(UsageError, match="CUDA"):
-        choose_compute(build_network(SPEC, 1, 3), CONFIGURATION, 1, CPU, ("fp16", "auto"))
+        choose_compute(SPEC.build(1, 3), CONFIGURATION, 1, CPU, ("fp16", "auto"))
 
 
 def test_bfloat16_is_a_candidate_only_where_it_is_native(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,14 +74,14 @@ def test_features_come_from_the_system_where_torch_has_none(monkeypatch: pytest.
 
 
 def test_a_small_probe_patch_grows_up_to_the_planned_one() -> None:
-    network = build_network(SPEC, 1, 3)
+    network = SPEC.build(1, 3)
     larger = replace(CONFIGURATION, patch_size=(8, 16, 6))
     patch = precision._probe_patch(network, larger, 1, Compute(CPU))
     assert all(2 <= size <= planned for size, planned in zip(patch, larger.patch_size, strict=True))
 
 
 def test_a_step_takes_time() -> None:
-    assert step_seconds(build_network(SPEC, 1, 3), (1, 1, 8, 8, 8), Compute(CPU)) > 0
+    assert step_seconds(SPEC.build(1, 3), (1, 1, 8, 8, 8), Compute(CPU)) > 0
 
 
 def test_a_failing_compiler_is_told_and_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,12 +89,12 @@ def test_a_failing_compiler_is_told_and_left_out(monkeypatch: pytest.MonkeyPatch
         raise RuntimeError("no compiler found\nmore")
 
     monkeypatch.setattr(torch, "compile", fail)
-    forward, told = compiled(build_network(SPEC, 1, 3), (1, 1, 8, 8, 8), Compute(CPU))
+    forward, told = compiled(SPEC.build(1, 3), (1, 1, 8, 8, 8), Compute(CPU))
     assert forward is None
     assert told.endswith("no compiler found")
 
 
 def test_a_working_compiler_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", lambda network: network)
-    network = build_network(SPEC, 1, 3)
+    network = SPEC.build(1, 3)
     assert compiled(network, (1, 1, 8, 8, 8), Compute(CPU))[0] is network

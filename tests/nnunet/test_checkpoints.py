@@ -13,8 +13,7 @@ import pytest
 import torch
 
 from autoseg.core.errors import IntegrityRefusal, MissingInput
-from autoseg.networks.build import build_network
-from autoseg.networks.weights import network_shapes, read_tensors
+from autoseg.networks.weights import read_tensors
 from autoseg.nnunet import checkpoint_child as nnunet_child
 from autoseg.nnunet import checkpoints as nnunet_weights
 from autoseg.nnunet.checkpoint_child import ENDED_BY_GUARD
@@ -33,7 +32,7 @@ def plan() -> Plan:
 @pytest.fixture(scope="module")
 def network(plan: Plan) -> torch.nn.Module:
     torch.manual_seed(3)
-    return build_network(plan.configurations["3d_fullres"].network, 1, plan.labels.head_count)
+    return plan.build_network("3d_fullres")
 
 
 def saved(path: Path, *, compressed: bool = False, **changes: Any) -> Path:
@@ -64,7 +63,7 @@ def test_weights_and_settings_of_several_folds_come_back_from_one_process(tmp_pa
     ]
     expected = network.state_dict()
     for file in files:
-        refuse_other_weights(file, network_shapes(plan, "3d_fullres"), "nnUNetTrainer", "here")
+        refuse_other_weights(file, plan.parameter_shapes("3d_fullres"), "nnUNetTrainer", "here")
     exact, halved = map(read_tensors, files)
     assert all(torch.equal(exact[name], expected[name]) for name in expected)
     assert all(torch.equal(halved[name], expected[name].half().float()) for name in expected)
@@ -85,7 +84,7 @@ def test_weights_of_another_network_are_refused_with_what_differs(tmp_path, plan
     tensors = nnunet_child.network_tensors(change(nnunet_state(network)))
     safetensors.torch.save_file(tensors, weights)
     with pytest.raises(IntegrityRefusal, match=says) as refusal:
-        refuse_other_weights(weights, network_shapes(plan, "3d_fullres"), "nnUNetTrainer\x1b[2J", "here")
+        refuse_other_weights(weights, plan.parameter_shapes("3d_fullres"), "nnUNetTrainer\x1b[2J", "here")
     assert "\x1b" not in str(refusal.value)
 
 

@@ -136,7 +136,7 @@ def test_regions_keep_their_order() -> None:
         (arguments(kernel_sizes=[[3, 3]] * 3), "axes"),
         (arguments(kernel_sizes=[[2, 3, 3]] * 3), "even"),
         (arguments(strides=[[2, 2, 2]] * 3), "full resolution"),
-        (arguments(features_per_stage=[4, 6, 0]), "at least 1"),
+        (arguments(features_per_stage=[4, 6, 0]), "greater than or equal to 1"),
         (arguments(features_per_stage=[4, 6, 99999]), "8192"),
     ],
 )

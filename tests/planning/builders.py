@@ -1,13 +1,9 @@
 """Small fingerprints and facts for planning tests."""
 
-from autoseg.core.configs import find_config, read_yaml
-from autoseg.core.records import from_data
 from autoseg.data.fingerprint import CaseStatistics, Fingerprint, IntensityStatistics
-from autoseg.data.model import LabelSet
-from autoseg.planning.pins import Pins
+from autoseg.data.model import Dataset, LabelSet
 from autoseg.planning.plan import Plan
-from autoseg.planning.planner import DatasetFacts, Request, make_plan
-from autoseg.planning.presets import Preset
+from autoseg.planning.planner import PlanOptions, make_plan
 
 
 def fingerprint_of(spacings, shapes, channels=1, relative_size=1.0) -> Fingerprint:
@@ -19,11 +15,11 @@ def fingerprint_of(spacings, shapes, channels=1, relative_size=1.0) -> Fingerpri
     return Fingerprint(1, cases, (statistics,) * channels, relative_size)
 
 
-def preset_called(name: str) -> Preset:
-    return from_data(Preset, read_yaml(find_config(name, "presets")), name)
+def dataset_of(channels=("MRI",), labels=None, file_ending=".nii.gz") -> Dataset:
+    labels = labels or LabelSet({"background": (0,), "organ": (1,)}, file_values=(0, 1))
+    return Dataset("test", "", "nnunet", "", channels, labels, (), file_ending)
 
 
 def plan_of(fingerprint, preset="reference", memory_gib=8.0, pins=None, channels=("MRI",), training_cases=None) -> Plan:
-    labels = LabelSet({"background": (0,), "organ": (1,)}, file_values=(0, 1))
-    facts = DatasetFacts("test", channels, labels, ".nii.gz", training_cases or len(fingerprint.cases))
-    return make_plan(fingerprint, facts, Request(preset, preset_called(preset), memory_gib, pins or Pins()))
+    options = PlanOptions(preset, memory_gib, pins=pins)
+    return make_plan(dataset_of(channels), fingerprint, options, training_cases)

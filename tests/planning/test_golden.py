@@ -5,13 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from autoseg.core.configs import find_config, read_yaml
-from autoseg.core.records import from_data
 from autoseg.data.layouts.description import describe_nnunet
 from autoseg.nnunet.plans import read_nnunet_fingerprint
 from autoseg.planning.plan import Configuration, Plan
-from autoseg.planning.planner import DatasetFacts, Request, make_plan
-from autoseg.planning.presets import Preset
+from autoseg.planning.planner import PlanOptions, make_plan
+from tests.planning.builders import dataset_of
 
 GENERATED = Path(__file__).parents[1] / "data" / "golden" / "generated"
 NORMALIZATIONS = {
@@ -26,14 +24,10 @@ RELATIVE_TOLERANCE = 1e-9  # both sides compute in double precision, in a slight
 
 
 def planned(pair: dict) -> Plan:
-    name = PRESETS[pair["planner"]]
-    preset = from_data(Preset, read_yaml(find_config(name, "presets")), name)
     described = describe_nnunet(pair["dataset"], "dataset.json")
-    facts = DatasetFacts(
-        "golden", described.channels, described.labels, described.file_ending, described.announced_cases
-    )
-    fingerprint = read_nnunet_fingerprint(pair["fingerprint"])
-    return make_plan(fingerprint, facts, Request(name, preset, pair["memory_gb"]))
+    dataset = dataset_of(described.channels, described.labels, described.file_ending)
+    options = PlanOptions(PRESETS[pair["planner"]], pair["memory_gb"])
+    return make_plan(dataset, read_nnunet_fingerprint(pair["fingerprint"]), options, described.announced_cases)
 
 
 def assert_equal(own: Configuration, theirs: dict) -> None:

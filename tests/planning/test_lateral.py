@@ -18,10 +18,9 @@ from autoseg.planning.lateral import (
     value_swap,
     without_counterpart,
 )
-from autoseg.planning.pins import parse_pins
 from autoseg.planning.plan import Plan
-from autoseg.planning.planner import DatasetFacts, Request, make_plan
-from tests.planning.builders import fingerprint_of, preset_called
+from autoseg.planning.planner import PlanOptions, make_plan
+from tests.planning.builders import dataset_of, fingerprint_of
 
 PLAIN = LabelSet({"background": (0,), "right_lung": (1,), "heart": (2,), "left_lung": (3,)}, ignore=4)
 REGIONS = LabelSet(
@@ -114,9 +113,8 @@ def test_exchanging_twice_changes_nothing(values):
 def planned(axes, labels=PLAIN, pins=None, preset="reference", spacings=None):
     plain = fingerprint_of(spacings or [(1, 1, 1)] * len(axes), [(40, 50, 60)] * len(axes))
     cases = tuple(replace(case, left_right_axis=axis) for case, axis in zip(plain.cases, axes, strict=True))
-    facts = DatasetFacts("test", ("MRI",), labels, ".nii.gz", len(axes))
-    request = Request(preset, preset_called(preset), 8.0, parse_pins(pins or {}, "pins"))
-    return make_plan(replace(plain, cases=cases), facts, request)
+    options = PlanOptions(preset, 8.0, pins=pins)
+    return make_plan(dataset_of(labels=labels), replace(plain, cases=cases), options)
 
 
 def decisions(plan, name):

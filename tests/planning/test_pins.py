@@ -3,16 +3,27 @@
 import pytest
 
 from autoseg.core.errors import PlanFault, UsageError
-from autoseg.planning.pins import parse_pins
+from autoseg.planning.pins import Pins, parse_pins
 
 
 def test_pins_may_stand_under_a_pin_key():
-    assert parse_pins({"pin": {"patch_size": [8, 8]}}, "x").everywhere == {"patch_size": (8, 8)}
+    assert parse_pins({"pin": {"patch_size": [8, 8]}}, "x") == Pins(patch_size=(8, 8))
+
+
+def test_nothing_is_pinned_by_default():
+    assert Pins().find("patch_size", "2d", 2) is None
+
+
+def test_a_configuration_s_own_pin_wins_and_a_patch_serves_its_dimensions_only():
+    pins = parse_pins({"patch_size": [8, 8], "batch_size": 4, "2d": {"batch_size": 3}}, "x")
+    assert [pins.find("batch_size", name, None) for name in ("2d", "3d_fullres")] == [3, 4]
+    assert [pins.find("patch_size", None, dimensions) for dimensions in (2, 3)] == [(8, 8), None]
 
 
 @pytest.mark.parametrize(
     "content",
     [
+        {"batch_size": None},
         {"patch_size": [8, -8]},
         {"patch_size": 8},
         {"patch_size": []},
@@ -32,9 +43,23 @@ def test_pins_may_stand_under_a_pin_key():
         {"2d": {"batch_size": "two"}},
     ],
 )
-def test_impossible_values_are_refused_with_what_was_expected(content):
-    with pytest.raises(PlanFault, match="expected"):
+def test_impossible_values_are_refused_by_name(content):
+    decision = ".".join(part for part in flat_names(content))
+    with pytest.raises(PlanFault, match=decision):
         parse_pins(content, "pins.yaml")
+
+
+def flat_names(content):
+    for name, value in content.items():
+        yield name
+        yield from flat_names(value) if isinstance(value, dict) else ()
+
+
+def test_a_fault_says_what_was_expected_and_found():
+    with pytest.raises(PlanFault, match=r"2d\.patch_size\.1: .*greater than 0, found -8"):
+        parse_pins({"2d": {"patch_size": [8, -8]}}, "pins.yaml")
+    with pytest.raises(PlanFault, match=r"normalization\.0: .*did you mean zscore"):
+        parse_pins({"normalization": ["zcore"]}, "pins.yaml")
 
 
 def test_all_faults_are_listed_at_once():

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from autoseg.core.errors import PlanFault
 from autoseg.core.records import from_json, to_json
+from autoseg.networks.kinds.unet import PlainUNet
 from autoseg.planning import rules
-from autoseg.planning.pins import Pins, parse_pins
 from autoseg.planning.plan import Plan
-from autoseg.planning.topology import topology
+from autoseg.planning.presets import load_preset
 from tests.planning.builders import fingerprint_of, plan_of
 
 spacings = st.lists(st.tuples(*[st.floats(0.05, 10)] * 3), min_size=1, max_size=5)
@@ -133,7 +133,7 @@ def test_images_of_seven_voxels_get_a_padded_patch_of_two_stages():
     own = plan.configurations["3d_fullres"]
     assert own.patch_size == (8, 8, 8)
     assert own.network.n_stages == 2
-    assert any("nnU-Net crashes" in entry.because for entry in plan.decisions)
+    assert any("padded with zeros" in entry.because for entry in plan.decisions)
 
 
 def test_an_axis_that_had_to_grow_does_not_shrink_again():
@@ -144,8 +144,8 @@ def test_an_axis_that_had_to_grow_does_not_shrink_again():
 
 
 def test_a_lone_fine_axis_needs_twelve_voxels():
-    assert rules.enlarged_tiny_patch((9.0, 1.0, 9.0), (4.0, 6.0, 4.0)) == (4.0, 12.0, 4.0)
-    assert rules.enlarged_tiny_patch((1.0, 1.0, 1.0), (30.0, 30.0, 30.0)) is None
+    assert PlainUNet.enlarged_patch((9.0, 1.0, 9.0), (4.0, 6.0, 4.0)) == (4.0, 12.0, 4.0)
+    assert PlainUNet.enlarged_patch((1.0, 1.0, 1.0), (30.0, 30.0, 30.0)) is None
 
 
 def test_an_axis_without_which_nothing_is_halved_does_not_shrink():
@@ -187,12 +187,8 @@ def test_channel_names_select_the_normalization_in_any_case():
     assert chosen.value == ("ct", "none", "zscore", "rescale_0_1", "rgb_0_1", "zscore")
 
 
-def pinned(**content):
-    return parse_pins(content, "pins.yaml")
-
-
 def test_pins_override_rules_and_say_so():
-    pins = pinned(
+    pins = dict(
         spacing_mm=[2, 1, 1],
         axis_order=[1, 0, 2],
         normalization=["ct"],
@@ -211,7 +207,7 @@ def test_pins_override_rules_and_say_so():
 
 
 def test_a_pinned_patch_serves_the_configurations_of_its_dimensions():
-    plan = plan_of(fingerprint_of([(1, 1, 1)] * 3, [(60, 60, 60)] * 3), pins=pinned(patch_size=[32, 48]))
+    plan = plan_of(fingerprint_of([(1, 1, 1)] * 3, [(60, 60, 60)] * 3), pins={"patch_size": [32, 48]})
     assert plan.configurations["2d"].patch_size == (32, 48)
     assert len(plan.configurations["3d_fullres"].patch_size) == 3
 
@@ -219,7 +215,7 @@ def test_a_pinned_patch_serves_the_configurations_of_its_dimensions():
 def test_pinned_channels_change_the_network():
     fingerprint = fingerprint_of([(1, 1, 1)] * 3, [(32, 32, 32)] * 3)
     stages = plan_of(fingerprint).configurations["3d_fullres"].network.n_stages
-    pins = pinned(**{"3d_fullres": {"features_per_stage": list(range(4, 4 + stages))}})
+    pins = dict(**{"3d_fullres": {"features_per_stage": list(range(4, 4 + stages))}})
     assert plan_of(fingerprint, pins=pins).configurations["3d_fullres"].network.features_per_stage[0] == 4
 
 
@@ -234,19 +230,15 @@ def test_pinned_channels_change_the_network():
 )
 def test_pins_that_do_not_fit_the_dataset_are_refused(content, message):
     with pytest.raises(PlanFault, match=message):
-        plan_of(fingerprint_of([(1, 1, 1)] * 3, [(60, 60, 60)] * 3), pins=pinned(**content))
-
-
-def test_no_pins_is_the_default():
-    assert Pins().find("patch_size", "2d", 2) is None
+        plan_of(fingerprint_of([(1, 1, 1)] * 3, [(60, 60, 60)] * 3), pins=content)
 
 
 @given(st.lists(st.floats(0.1, 5), min_size=2, max_size=3), st.data())
 @some_plans
 def test_padding_a_patch_to_its_topology_is_stable(spacing, data):
     patch = data.draw(st.lists(st.integers(1, 200), min_size=len(spacing), max_size=len(spacing)))
-    first = topology(spacing, patch)
+    network, padded = load_preset("reference").network_for_patch(spacing, patch)
     assert all(
-        edge <= padded < edge + step for edge, padded, step in zip(patch, first.patch_size, first.divisors, strict=True)
+        edge <= larger < edge + step for edge, larger, step in zip(patch, padded, network.total_stride, strict=True)
     )
-    assert len(first.kernel_sizes) == len(first.strides)
+    assert len(network.kernel_sizes) == len(network.strides)

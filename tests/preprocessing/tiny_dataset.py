@@ -53,7 +53,7 @@ class Planned:
 
 def planned_tiny_dataset(folder: Path, **options: object) -> Planned:
     from autoseg.api.plan import plan_dataset
-    from autoseg.planning.decide import PlanOptions
+    from autoseg.planning.planner import PlanOptions
 
     write_tiny_dataset(folder, **options)  # type: ignore[arg-type]
     workspace = Workspace(folder / "autoseg")

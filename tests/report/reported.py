@@ -15,8 +15,8 @@ from autoseg.evaluation.confusion import overlaps
 from autoseg.images.readers import read_labels
 from autoseg.images.writers import write_labels
 from autoseg.inference.postprocessing import PostprocessingStep
-from autoseg.planning.decide import PlanOptions
 from autoseg.planning.plan import Plan
+from autoseg.planning.planner import PlanOptions
 from autoseg.runs.run import FoldScores, RunStatus
 from autoseg.selection.record import (
     SELECTION_VERSION,

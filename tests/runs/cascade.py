@@ -7,8 +7,9 @@ from pathlib import Path
 
 import torch
 
-from autoseg.core.records import save
+from autoseg.core.records import from_data, save, to_data
 from autoseg.core.workspace import Workspace
+from autoseg.networks.kinds.unet import ResidualUNet
 from autoseg.planning.plan import Configuration
 from autoseg.preprocessing.fill import fill_store
 from autoseg.preprocessing.store import store_recipe
@@ -80,7 +81,7 @@ def planned_cascade(folder: Path) -> Cascade:
     planned = planned_tiny_dataset(folder)
     full = planned.plan.configurations["3d_fullres"]
     low = replace(full, name=FIRST, spacing_mm=tuple(1.5 * step for step in full.spacing_mm))
-    residual = replace(full.network, kind="residual_unet")
+    residual = from_data(ResidualUNet, {**to_data(full.network), "kind": "residual_unet"}, "test")
     second = replace(full, name=SECOND, cascade_from=FIRST, network=residual, batch_size=2)
     small = replace(planned.plan, configurations={FIRST: replace(low, batch_size=2), SECOND: second})
     save(small, planned.workspace.plan)

@@ -18,9 +18,9 @@ from autoseg.core.workspace import Workspace
 from autoseg.data.layouts.detect import detect_dataset
 from autoseg.data.survey import survey
 from autoseg.images.readers import read_image, read_labels
-from autoseg.planning.decide import PlanOptions, decide, facts_of
 from autoseg.planning.lateral import lateral_swap
 from autoseg.planning.plan import Plan
+from autoseg.planning.planner import PlanOptions, make_plan
 from autoseg.preprocessing.fill import fill_store
 from autoseg.preprocessing.locations import ANNOTATED
 from autoseg.preprocessing.store import open_case, store_recipe
@@ -116,7 +116,7 @@ def test_regions_have_a_head_each_and_are_scored_by_name(tmp_path):
 def test_the_parotids_of_real_cases_are_recognized(shared):
     dataset = detect_dataset(shared / "data" / "openkbp_ct")
     found = survey(replace(dataset, cases=dataset.cases[:2]), None, 1)
-    plan = decide(found.fingerprint, facts_of(dataset, found.fingerprint), PlanOptions("cpu"))
+    plan = make_plan(dataset, found.fingerprint, PlanOptions("cpu"))
     assert plan.lateral_pairs == (("left_parotid", "right_parotid"),)
     assert plan.axis_order[plan.lateral_axis] == 2
     swap = lateral_swap(plan, plan.configurations["3d_fullres"])

@@ -20,8 +20,8 @@ from autoseg.core.records import load, save
 from autoseg.core.workspace import Workspace
 from autoseg.images.readers import read_labels
 from autoseg.networks.weights import newest_weights
-from autoseg.planning.decide import PlanOptions
 from autoseg.planning.plan import Plan
+from autoseg.planning.planner import PlanOptions
 from autoseg.runs.budget import (
     INTERVALS_FILE,
     WorkInterval,

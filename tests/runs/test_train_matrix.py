@@ -26,8 +26,8 @@ from autoseg.core.errors import Interrupted, UsageError
 from autoseg.core.records import load, save
 from autoseg.core.workspace import RunFolder, Workspace
 from autoseg.networks.weights import newest_weights
-from autoseg.planning.decide import PlanOptions
 from autoseg.planning.plan import Plan
+from autoseg.planning.planner import PlanOptions
 from autoseg.runs.forecast import forecast_queue
 from autoseg.runs.progress import ProgressReporter, QueueProgress, RunProgress, clock_time, epoch_seconds
 from autoseg.runs.queue import Queue, TrainOptions, make_queue

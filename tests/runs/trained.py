@@ -12,7 +12,6 @@ from autoseg.core.records import save
 from autoseg.core.workspace import RunFolder, Workspace
 from autoseg.data.fingerprint import IntensityStatistics
 from autoseg.data.model import LabelSet
-from autoseg.networks.build import build_network
 from autoseg.networks.weights import weights_hash
 from autoseg.planning.plan import PLAN_VERSION, Plan
 from autoseg.runs.run import RECORD_VERSION, RunRecord, RunStatus
@@ -127,7 +126,7 @@ def write_weights(run: RunFolder, plan: Plan, name: str, seed: int) -> None:
     from safetensors.torch import save as as_bytes
 
     torch.manual_seed(seed)
-    network = build_network(plan.configurations[name].network, plan.input_channels(name), plan.labels.head_count)
+    network = plan.build_network(name)
     content = as_bytes(network.state_dict())
     generation = run.checkpoint / "00000001"
     generation.mkdir(parents=True, exist_ok=True)

@@ -163,7 +163,7 @@ def test_a_cascade_comes_after_the_stage_before_it(script, made, tmp_path):
 @pytest.mark.real
 def test_hippocampus_configurations_are_compared(script, shared, tmp_path):
     from autoseg.api.plan import plan_dataset
-    from autoseg.planning.decide import PlanOptions
+    from autoseg.planning.planner import PlanOptions
 
     source = shared / "data" / "hippocampus"
     data = tmp_path / "hippocampus"

@@ -10,7 +10,6 @@ from autoseg.augmentation.spec import AugmentationSpec
 from autoseg.data.model import LabelSet
 from autoseg.evaluation.confusion import confusion
 from autoseg.inference.predictor import Predictor
-from autoseg.networks.build import build_network
 from autoseg.planning.lateral import LateralSwap
 from autoseg.training.losses import dice_ce
 from tests.inference.examples import configuration, unet_spec
@@ -35,7 +34,7 @@ def pictures(count: int, generator: torch.Generator) -> tuple[torch.Tensor, torc
 def share_on_the_wrong_side(swap: LateralSwap | None) -> float:
     """Of the organs' voxels found in new pictures, how many are given to the other organ."""
     torch.manual_seed(0)
-    network = build_network(unet_spec(2, (8, 16, 16)), 1, 3)
+    network = unet_spec(2, (8, 16, 16)).build(1, 3)
     optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
     generator = torch.Generator().manual_seed(1)
     spec = AugmentationSpec((SIZE, SIZE), (SIZE, SIZE), 0.05, False, (0, 1), (), swap=swap)

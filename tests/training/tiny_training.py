@@ -11,8 +11,7 @@ import numpy as np
 import torch
 
 from autoseg.data.model import LabelSet
-from autoseg.networks.build import build_network
-from autoseg.planning.plan import NetworkSpec
+from autoseg.networks.kinds.unet import PlainUNet
 from autoseg.training.batches import Prefetcher
 from autoseg.training.checkpoint import has_checkpoint, restore, save_checkpoint
 from autoseg.training.loop import Callback, EpochResult, fit
@@ -23,7 +22,7 @@ from autoseg.training.step import Compute, TrainingState, start_state, train_ste
 from autoseg.training.validation import score_patches
 
 LABELS = LabelSet(classes={"background": (0,), "cell": (1,), "core": (2,)}, file_values=(0, 1, 2))
-SPEC = NetworkSpec("plain_unet", 3, (4, 8), ((3,) * 3,) * 2, ((1,) * 3, (2,) * 3), (1, 1), (1,))
+SPEC = PlainUNet(3, (4, 8), ((3,) * 3,) * 2, ((1,) * 3, (2,) * 3), (1, 1), (1,))
 PATCH = (8, 8, 8)
 COMPUTE = Compute(torch.device("cpu"))
 RECIPE = Recipe(epochs=3, steps_per_epoch=4, validation_steps=2, momentum=0.9, ema_decay=0.9, lr_update="step")
@@ -62,7 +61,7 @@ def on_device(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
 
 def fresh_state(recipe: Recipe = RECIPE) -> TrainingState:
     torch.manual_seed(0)
-    return start_state(build_network(SPEC, 1, 3), recipe, COMPUTE, 3)
+    return start_state(SPEC.build(1, 3), recipe, COMPUTE, 3)
 
 
 class Calls(Callback):
