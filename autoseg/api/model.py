@@ -38,16 +38,8 @@ LOADERS = {
 """The first one that recognizes a path reads it: own runs go before models of others further down in the folder."""
 
 
-def loader_of(path: Path) -> Loader:
-    """The loader of the model that a path leads to.
-
-    Raises:
-        MissingInput: there is no model.
-    """
-    for loader in LOADERS.values():
-        if loader.recognizes(path):
-            return loader
-    raise MissingInput("there is no trained model", where=str(path), do="run autoseg train DATASET first")
+def _loader_of(path: Path) -> Loader | None:
+    return next((loader for loader in LOADERS.values() if loader.recognizes(path)), None)
 
 
 def find_model(path: str | Path, configuration: str | None = None, folds: Sequence[int] = ()) -> ModelFiles:
@@ -65,7 +57,10 @@ def find_model(path: str | Path, configuration: str | None = None, folds: Sequen
         PlanFault: its networks were trained with plans that do not fit together.
         IntegrityRefusal: a file is damaged, or not safe to read.
     """
-    return loader_of(Path(path)).load(Path(path), configuration, tuple(folds))
+    loader = _loader_of(Path(path))
+    if loader is None:
+        raise MissingInput("there is no trained model", where=str(path), do="run autoseg train DATASET first")
+    return loader.load(Path(path), configuration, tuple(folds))
 
 
 def load_model(
@@ -142,15 +137,15 @@ def import_model(source: str | Path, folder: Path) -> Path:
         UsageError: another model of the same name is there, or `source` is neither.
         IntegrityRefusal: the model is not sound.
     """
-    found = next((loader for loader in LOADERS.values() if loader.recognizes(Path(source))), None)
-    if found is None or not found.can_import:
+    loader = _loader_of(Path(source))
+    if loader is None or not loader.can_import:
         raise UsageError(
             "there is neither a bundle nor a model of nnU-Net",
             where=str(source),
             do="autoseg model export DATASET makes a bundle",
         )
     folder.mkdir(parents=True, exist_ok=True)
-    files = found.load(Path(source), None, ())
+    files = loader.load(Path(source), None, ())
     target = bundle_path(folder, files.record.name)
     write_bundle(target, files)
     return target

@@ -107,14 +107,14 @@ def serve(tasks: list[tuple[str, str]]) -> None:
     Args:
         tasks: (checkpoint, safetensors file to write) each.
     """
-    _leave_network()
+    leave_network()
     import safetensors.torch
     import torch
 
     torch.set_num_threads(1)
     safetensors.torch.save({"warm": torch.zeros(1)})
-    _limit_memory(max(Path(checkpoint).stat().st_size for checkpoint, _ in tasks))
-    sys.addaudithook(_guard)
+    limit_memory(max(Path(checkpoint).stat().st_size for checkpoint, _ in tasks))
+    sys.addaudithook(guard)
     for checkpoint, weights in tasks:
         sys.stdout.write(json.dumps(convert(checkpoint, weights)) + "\n")
         sys.stdout.flush()
@@ -128,9 +128,9 @@ def convert(checkpoint: str, weights: str) -> dict[str, Any]:
     """
     import safetensors.torch
 
-    content = _load(checkpoint)
+    content = load_content(checkpoint)
     safetensors.torch.save_file(network_tensors(content.get("network_weights")), weights)
-    return _described(content)
+    return described(content)
 
 
 def network_tensors(state: Any) -> dict[str, Any]:
@@ -173,7 +173,8 @@ def _unwrapped(name: str) -> str:
     return name
 
 
-def _load(path: str) -> dict[str, Any]:
+def load_content(path: str) -> dict[str, Any]:
+    """The table in a checkpoint: tensors and plain values; everything else in it stands for nothing."""
     import torch
 
     _check_archive(path)
@@ -199,7 +200,7 @@ def _check_archive(path: str) -> None:
         _end("it is damaged: a checksum does not match")
 
 
-def _described(content: dict[str, Any]) -> dict[str, Any]:
+def described(content: dict[str, Any]) -> dict[str, Any]:
     """Trainer, configuration and mirror axes, as plain values of the expected types."""
     arguments = content.get("init_args")
     configuration = arguments.get("configuration") if isinstance(arguments, dict) else None
@@ -217,7 +218,7 @@ def _end(reason: str) -> NoReturn:
     sys.exit(reason)
 
 
-def _leave_network() -> None:
+def leave_network() -> None:
     """Moves into a network namespace without any device, where the system allows it; one of several precautions."""
     if not sys.platform.startswith("linux"):
         return
@@ -227,7 +228,8 @@ def _leave_network() -> None:
     ctypes.CDLL(None).unshare(wanted)
 
 
-def _limit_memory(file_bytes: int) -> None:
+def limit_memory(file_bytes: int) -> None:
+    """Lets the process have a few times the memory of the largest checkpoint, and write files of that size at most."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     limit = _COPIES * file_bytes + EXTRA_MEMORY_BYTES
     try:
@@ -237,7 +239,7 @@ def _limit_memory(file_bytes: int) -> None:
         return
 
 
-def _guard(event: str, arguments: tuple[Any, ...]) -> None:
+def guard(event: str, arguments: tuple[Any, ...]) -> None:
     """Ends the process at the first event that reading tensors never needs; it cannot be removed or caught."""
     is_write = event == "open" and (_is_writing_mode(arguments[1]) or _is_writing_flags(arguments[2]))
     if is_write or event.startswith(_FORBIDDEN):

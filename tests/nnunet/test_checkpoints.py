@@ -48,7 +48,7 @@ def saved(path: Path, *, compressed: bool = False, **changes: Any) -> Path:
 
 def opened(path: Path) -> dict[str, Any]:
     """What the reading process makes of a file, without the process: the checks themselves."""
-    return nnunet_child.network_tensors(nnunet_child._load(str(path))["network_weights"])
+    return nnunet_child.network_tensors(nnunet_child.load_content(str(path))["network_weights"])
 
 
 def test_weights_and_settings_of_several_folds_come_back_from_one_process(tmp_path, plan, network):
@@ -132,7 +132,7 @@ def test_the_guard_ends_the_process_at_every_attempt(tmp_path):
     head = (
         f"import sys, subprocess, pickle, ctypes, socket; sys.path[:] = {[p or str(Path.cwd()) for p in sys.path]!r}\n"
     )
-    head += "from autoseg.nnunet.checkpoint_child import _guard; sys.addaudithook(_guard)\n"
+    head += "from autoseg.nnunet.checkpoint_child import guard; sys.addaudithook(guard)\n"
     running = {
         what: subprocess.Popen([sys.executable, "-I", "-c", head + code], cwd=tmp_path, stderr=subprocess.PIPE)
         for what, code in (ATTEMPTS | {"reading": "open('kept').read()"}).items()
@@ -149,10 +149,10 @@ def test_the_guard_lets_reading_pass_and_ends_writing(monkeypatch):
     monkeypatch.setattr(nnunet_child.os, "_exit", ended.append)
     monkeypatch.setattr(nnunet_child.os, "write", lambda *_: 0)
     for harmless in (("open", ("a", "rb", 0)), ("import", ("torch",)), ("open", ("a", None, 0))):
-        nnunet_child._guard(*harmless)
+        nnunet_child.guard(*harmless)
     assert ended == []
     for harmful in (("open", ("a", "ab", 0)), ("open", ("a", None, nnunet_child.os.O_RDWR)), ("socket.bind", ())):
-        nnunet_child._guard(*harmful)
+        nnunet_child.guard(*harmful)
     assert ended == [ENDED_BY_GUARD] * 3
 
 
@@ -167,26 +167,26 @@ def test_the_process_limits_itself_before_it_reads(tmp_path, network, monkeypatc
     nnunet_child.serve([(str(path), str(tmp_path / "0.safetensors"))])
     torch.set_num_threads(threads)
     assert '"trainer": "nnUNetTrainer"' in capsys.readouterr().out
-    assert steps[-1] is nnunet_child._guard
+    assert steps[-1] is nnunet_child.guard
     assert nnunet_child._NETWORK_NAMESPACE | nnunet_child._USER_NAMESPACE in steps
     assert (nnunet_child.resource.RLIMIT_CORE, 0) in steps
 
 
 def test_a_stricter_limit_than_ours_is_left_alone(monkeypatch):
     monkeypatch.setattr(nnunet_child.sys, "platform", "darwin")
-    nnunet_child._leave_network()  # no network namespaces there
+    nnunet_child.leave_network()  # no network namespaces there
 
     def refuse(kind, _limit):
         if kind != nnunet_child.resource.RLIMIT_CORE:
             raise ValueError
 
     monkeypatch.setattr(nnunet_child.resource, "setrlimit", refuse)
-    nnunet_child._limit_memory(0)
+    nnunet_child.limit_memory(0)
 
 
 def test_numpy_values_become_nothing_instead_of_being_built(tmp_path, network):
     path = saved(tmp_path / "a.pth", state=nnunet_state(network))
-    logged = nnunet_child._load(str(path))["logging"]
+    logged = nnunet_child.load_content(str(path))["logging"]
     assert all(type(value) is nnunet_child.Opaque for values in logged.values() for value in values)
 
 
@@ -230,12 +230,12 @@ def test_a_pickle_that_never_ends_or_starts_is_refused(tmp_path):
 
 
 def test_settings_of_other_types_are_not_taken_over():
-    described = nnunet_child._described({"init_args": {"configuration": 3}, "trainer_name": None})
+    described = nnunet_child.described({"init_args": {"configuration": 3}, "trainer_name": None})
     assert described == {"trainer": "None", "configuration": "", "mirror_axes": []}
     with pytest.raises(SystemExit, match="no axes"):
-        nnunet_child._described({"inference_allowed_mirroring_axes": [0, "1"]})
+        nnunet_child.described({"inference_allowed_mirroring_axes": [0, "1"]})
     with pytest.raises(SystemExit, match="no axes"):
-        nnunet_child._described({"inference_allowed_mirroring_axes": [3]})
+        nnunet_child.described({"inference_allowed_mirroring_axes": [3]})
 
 
 def test_a_missing_checkpoint_is_named_before_any_process_starts(tmp_path):

@@ -10,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import pytest
+import torch
 
 from autoseg.core.errors import IntegrityRefusal, MissingInput, PlanFault, UsageError
 from autoseg.data.labels import to_file_values
@@ -17,7 +18,6 @@ from autoseg.images.readers import read_image, read_labels
 from autoseg.inference.manifest import PredictorOptions
 from autoseg.models.model import Model, make_ensemble
 from autoseg.models.record import ModelFiles
-from autoseg.nnunet import model as nnunet_model
 from autoseg.nnunet.model import TRAINING_ONLY, find_nnunet_model, looks_like_nnunet
 from tests.nnunet.trained_models import REGIONS, TINY, Prediction, predictions
 
@@ -113,12 +113,17 @@ def test_models_of_other_classes_are_not_averaged() -> None:
         replace(record, members=members)
 
 
-def test_an_unknown_trainer_is_pointed_out(caplog: pytest.LogCaptureFixture) -> None:
-    nnunet_model._warn_of_trainer("nnUNetTrainer_250epochs")
+def test_an_unknown_trainer_is_pointed_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    find_nnunet_model(FLAT)
     assert not caplog.records
-    nnunet_model._warn_of_trainer("nnUNetTrainerMine\x1b[2J")
+    model = tmp_path / FLAT.name
+    shutil.copytree(FLAT, model)
+    checkpoint = model / "fold_0" / "checkpoint_final.pth"
+    content = torch.load(checkpoint, weights_only=False)
+    torch.save(content | {"trainer_name": "nnUNetTrainerMine\x1b[2J"}, checkpoint)
+    find_nnunet_model(model)
     assert len(caplog.records) == 1
-    assert "\x1b" not in caplog.records[0].getMessage()
+    assert "nnUNetTrainerMine[2J" in caplog.records[0].getMessage()
 
 
 @pytest.mark.parametrize(
