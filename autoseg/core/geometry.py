@@ -17,6 +17,11 @@ SLICE_SPACING_OF_2D = 999.0
 """Spacing given to the single slice of a 2D image: so large that the planner never resamples across it."""
 
 
+def is_picture(shape: Shape, spacing_mm: Spacing) -> bool:
+    """Whether a grid is that of a 2D image: a single slice (z first) whose spacing marks it as without thickness."""
+    return shape[0] == 1 and spacing_mm[0] >= SLICE_SPACING_OF_2D * max(spacing_mm[1:]) * (1 - 1e-6)
+
+
 @dataclass(frozen=True, slots=True)
 class Geometry:
     """The grid of a volume.

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoseg.core.errors import AutoSegError, GeometryMismatch
-from autoseg.core.geometry import SLICE_SPACING_OF_2D, Geometry
+from autoseg.core.geometry import Geometry, Shape, Spacing, is_picture
 from autoseg.data.check import compare_grids
 from autoseg.data.labels import to_training_values
 from autoseg.data.model import LabelSet
@@ -62,7 +62,7 @@ def score_case(
     prediction: NDArray[np.integer],
     reference: NDArray[np.integer],
     labels: LabelSet,
-    spacing_mm: Sequence[float],
+    spacing_mm: Spacing,
     tolerance_mm: float = DEFAULT_TOLERANCE_MM,
 ) -> dict[str, ClassScores]:
     """Scores of each foreground class of one case.
@@ -76,7 +76,7 @@ def score_case(
     """
     one_ml = voxel_ml(prediction.shape, spacing_mm)
     kept = [axis for axis, length in enumerate(prediction.shape) if length > 1] or [0]
-    spacing_mm, shape = [spacing_mm[axis] for axis in kept], [prediction.shape[axis] for axis in kept]
+    spacing_mm, shape = tuple(spacing_mm[axis] for axis in kept), [prediction.shape[axis] for axis in kept]
     prediction, reference = without_ignored(prediction.reshape(shape), reference.reshape(shape), labels)
     counts = overlaps(prediction, reference, labels)
     boxes = _boxes(prediction, reference)
@@ -84,8 +84,8 @@ def score_case(
     for name in labels.foreground:
         values = labels.classes[name]
         box = _union([boxes[value] for value in values if value in boxes], prediction.ndim)
-        cut = (_mask(prediction[box], values), _mask(reference[box], values))
-        masks = ClassMasks(*cut, counts[name], tuple(spacing_mm), one_ml, tolerance_mm)
+        cut = (value_mask(prediction[box], values), value_mask(reference[box], values))
+        masks = ClassMasks(*cut, counts[name], spacing_mm, one_ml, tolerance_mm)
         scores[name] = count_scores(counts[name]) | {key: own.compute(masks) for key, own in MASK_METRICS.items()}
     return scores
 
@@ -127,14 +127,13 @@ def _means(scores: Iterable[ClassScores], names: Iterable[str]) -> ClassScores:
     return {name: mean_of(own[name] for own in scores) for name in names}
 
 
-def voxel_ml(shape: Sequence[int], spacing_mm: Sequence[float]) -> float | None:
+def voxel_ml(shape: Shape, spacing_mm: Spacing) -> float | None:
     """Volume of a voxel in milliliters, or None in a picture, whose slice has no thickness."""
-    if shape[0] == 1 and spacing_mm[0] >= SLICE_SPACING_OF_2D * max(spacing_mm[1:]) * (1 - 1e-6):
-        return None
-    return float(np.prod(spacing_mm)) / _MM3_PER_ML
+    return None if is_picture(shape, spacing_mm) else float(np.prod(spacing_mm)) / _MM3_PER_ML
 
 
-def _mask(array: NDArray[np.integer], values: Sequence[int]) -> Mask:
+def value_mask(array: NDArray[np.integer], values: Sequence[int]) -> Mask:
+    """Where a label map holds any of the values."""
     if len(values) == 1:
         return np.asarray(array == values[0])
     return np.isin(array, values)

@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import AfterValidator, Field
 
-from autoseg.core.geometry import SLICE_SPACING_OF_2D, Spacing
+from autoseg.core.geometry import Shape, Spacing, is_picture
 from autoseg.core.records import record
 from autoseg.data.model import LabelSet
+from autoseg.evaluation.scores import value_mask
 from autoseg.images.components import Mask, components, keep_components
 
 LARGEST_MINIMUM_SHARE = 0.1
@@ -105,23 +106,19 @@ def postprocess(
     return labels
 
 
-def voxel_volume(shape: Sequence[int], spacing_mm: Spacing) -> float:
+def voxel_volume(shape: Shape, spacing_mm: Spacing) -> float:
     """Volume of a voxel in mm³; of a pixel in a picture, whose slice has no thickness, the area in mm².
 
     Args:
         shape: voxels (z, y, x).
         spacing_mm: along z, y, x.
     """
-    is_picture = shape[0] == 1 and spacing_mm[0] >= SLICE_SPACING_OF_2D * max(spacing_mm[1:]) * (1 - 1e-6)
-    return math.prod(spacing_mm[1:] if is_picture else spacing_mm)
+    return math.prod(spacing_mm[1:] if is_picture(shape, spacing_mm) else spacing_mm)
 
 
 def class_mask(labels: LabelMap, classes: Sequence[str], label_set: LabelSet) -> Mask:
     """Where a label map holds any value of the classes."""
-    values = sorted({value for name in classes for value in label_set.classes[name]})
-    if len(values) == 1:
-        return np.asarray(labels == values[0])
-    return np.isin(labels, values)
+    return value_mask(labels, sorted({value for name in classes for value in label_set.classes[name]}))
 
 
 def _largest_component(mask: Mask, _voxel_mm3: float) -> Callable[[PostprocessingStep], Mask]:

@@ -55,14 +55,14 @@ class CaseFiles:
     Attributes:
         case: image and reference files, absolute or relative to `root`.
         root: folder of the dataset.
-        prediction: predicted label map, or None.
+        prediction: predicted label map.
         picture_bytes: that its pictures may take; 0 for none.
         wants_properties: whether its properties are to be compared with the training cases.
     """
 
     case: Case
     root: str
-    prediction: str | None
+    prediction: str
     picture_bytes: int = 0
     wants_properties: bool = False
 
@@ -74,6 +74,7 @@ class ReportedCase:
     Attributes:
         identifier: of the case.
         fold: that kept it back.
+        prediction: its predicted label map.
         scores: class -> scores of `COUNT_METRICS`; empty without a reference.
         volumes: class -> (predicted, reference) in `unit`; the reference is None without one.
         unit: "ml", or "pixels" in pictures.
@@ -86,6 +87,7 @@ class ReportedCase:
 
     identifier: str
     fold: int | None = None
+    prediction: Path | None = None
     scores: dict[str, ClassScores] = field(default_factory=dict)
     volumes: dict[str, tuple[float, float | None]] = field(default_factory=dict)
     unit: str = "ml"
@@ -173,8 +175,6 @@ def examine(files: CaseFiles, plan: Plan) -> ReportedCase:
 
 
 def _examined(files: CaseFiles, plan: Plan) -> ReportedCase:
-    if files.prediction is None:
-        raise MissingInput("there is no predicted label map")
     prediction = _label_volume(Path(files.prediction))
     predicted = to_training_values(prediction.array, plan.labels)
     reference = _reference(files, plan, predicted.shape)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,6 +16,7 @@ from autoseg.core.workspace import Workspace
 from autoseg.data.model import Case, Dataset
 from autoseg.data.outliers import TrainingRange, find_outliers
 from autoseg.data.survey import Survey
+from autoseg.evaluation.scores import ClassScores
 from autoseg.inference.manifest import PredictionManifest
 from autoseg.planning.plan import Plan, load_plan
 from autoseg.report.cases import (
@@ -40,21 +41,6 @@ REPORT_NAME = "report.html"
 T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class _Predictions:
-    """Out-of-fold predictions.
-
-    Attributes:
-        source: what predicted, in words.
-        cases: with their recorded scores and folds.
-        files: case -> predicted label map.
-    """
-
-    source: str
-    cases: list[ReportedCase]
-    files: dict[str, Path]
 
 
 def write_report(
@@ -87,11 +73,11 @@ def write_report(
     folds = _loaded(list[Fold], workspace.splits) or make_folds([case.identifier for case in survey.fingerprint.cases])
     runs, selection = _runs(workspace, plan, len(folds)), _loaded(Selection, workspace.selection)
     if selection is None:
-        predictions = _best_predictions(plan, runs)
+        source, predicted = _best_cases(plan, runs)
     else:
-        predictions = _selected_predictions(workspace, plan, selection, folds)
-    cases = worst_first(predictions.cases)
-    files = _files(cases, dataset, predictions.files, pictures)
+        source, predicted = _selected_cases(workspace, plan, selection, folds)
+    cases = worst_first(predicted)
+    files = _files(cases, dataset, pictures)
     if references is not None:
         files = compared_with(references, files)
     examined = _completed(cases, examine_cases(files, plan, jobs, progress))
@@ -101,7 +87,7 @@ def write_report(
         survey=survey,
         runs=tuple(runs),
         selection=selection,
-        source=predictions.source,
+        source=source,
         cases=examined,
         references="" if references is None else "/".join(references.resolve().parts[-2:]),
         own_dice=mean_dice(cases),
@@ -193,41 +179,40 @@ def _run(run: Run, plan: Plan) -> ReportedRun:
     return ReportedRun(run, status, read_history(run.folder.history), record.device, remark)
 
 
-def _selected_predictions(
+def _selected_cases(
     workspace: Workspace, plan: Plan, selection: Selection, folds: Sequence[Fold]
-) -> _Predictions:
-    """What the selected model gave for cases it was not trained on."""
+) -> tuple[str, list[ReportedCase]]:
+    """What predicted, in words, and what the selected model gave for cases it was not trained on."""
     kept_back = {name: number for number, fold in enumerate(folds) for name in fold.val}
-    cases = [
-        ReportedCase(case, kept_back.get(case), {name: {"dice": value} for name, value in dice.items()})
-        for case, dice in selection.case_dice.items()
-    ]
-    files = {case: workspace.selected / f"{case}{plan.file_ending}" for case in selection.case_dice}
-    return _Predictions("the selected model's networks, each case by those that never saw it", cases, files)
+    cases = []
+    for case, dice in selection.case_dice.items():
+        scores: dict[str, ClassScores] = {name: {"dice": value} for name, value in dice.items()}
+        file = workspace.selected / f"{case}{plan.file_ending}"
+        cases.append(ReportedCase(case, kept_back.get(case), file, scores))
+    return "the selected model's networks, each case by those that never saw it", cases
 
 
-def _best_predictions(plan: Plan, runs: Sequence[ReportedRun]) -> _Predictions:
-    """Validation cases of the configuration with the best Dice among those that have any."""
-    found: dict[str, _Predictions] = {}
+def _best_cases(plan: Plan, runs: Sequence[ReportedRun]) -> tuple[str, list[ReportedCase]]:
+    """What predicted, in words, and the validation cases of the configuration with the best Dice."""
+    found: dict[str, list[ReportedCase]] = {}
     for run in (own.run for own in runs if own.status is not None):
         scores = run.scores
-        if scores is not None and scores.cases:
-            title = f"{run.configuration}, each case by the network that never saw it"
-            own = found.setdefault(run.configuration, _Predictions(title, [], {}))
-            own.cases.extend(ReportedCase(case, run.fold, classes) for case, classes in scores.cases.items())
-            own.files.update({case: run.folder.validation / f"{case}{plan.file_ending}" for case in scores.cases})
-    return max(found.values(), key=lambda own: mean_dice(own.cases) or 0.0, default=_Predictions("", [], {}))
+        for case, classes in (scores.cases if scores is not None else {}).items():
+            file = run.folder.validation / f"{case}{plan.file_ending}"
+            found.setdefault(run.configuration, []).append(ReportedCase(case, run.fold, file, classes))
+    if not found:
+        return "", []
+    best = max(found, key=lambda name: mean_dice(found[name]) or 0.0)
+    return f"{best}, each case by the network that never saw it", found[best]
 
 
-def _files(
-    cases: Sequence[ReportedCase], dataset: Dataset, predicted: Mapping[str, Path], pictures: int
-) -> list[CaseFiles]:
+def _files(cases: Sequence[ReportedCase], dataset: Dataset, pictures: int) -> list[CaseFiles]:
     known = {case.identifier: case for case in dataset.cases}
     share = picture_bytes(min(pictures, len(cases)))
     return [
-        CaseFiles(known[name], dataset.root, str(predicted[name]), share if index < pictures else 0)
-        for index, name in enumerate(case.identifier for case in cases)
-        if name in known
+        CaseFiles(known[own.identifier], dataset.root, str(own.prediction), share if index < pictures else 0)
+        for index, own in enumerate(cases)
+        if own.identifier in known
     ]
 
 

@@ -30,7 +30,7 @@ LabelMap = NDArray[np.integer[Any]]
 
 
 @dataclass(frozen=True, slots=True)
-class CaseFiles:
+class OutOfFoldFiles:
     """Where the out-of-fold predictions of a case are.
 
     Attributes:
@@ -49,7 +49,7 @@ class CaseFiles:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class CaseMaps:
+class OutOfFoldMaps:
     """Label maps of a case in training values (z, y, x), all on the grid of its reference.
 
     Attributes:
@@ -59,13 +59,13 @@ class CaseMaps:
         geometry: their grid.
     """
 
-    files: CaseFiles
+    files: OutOfFoldFiles
     reference: LabelMap
     predictions: tuple[LabelMap, ...]
     geometry: Geometry
 
 
-def read_maps(files: CaseFiles, labels: LabelSet) -> CaseMaps:
+def read_maps(files: OutOfFoldFiles, labels: LabelSet) -> OutOfFoldMaps:
     """The label maps of a case.
 
     Raises:
@@ -90,10 +90,10 @@ def read_maps(files: CaseFiles, labels: LabelSet) -> CaseMaps:
             )
         predictions.append(to_training_values(array, labels))
     truth = to_training_values(reference.array, labels)
-    return CaseMaps(files, truth, tuple(predictions), reference.geometry)
+    return OutOfFoldMaps(files, truth, tuple(predictions), reference.geometry)
 
 
-def ensemble_dice(maps: CaseMaps, labels: LabelSet, ensembles: Sequence[EnsembleWeights]) -> NDArray[np.float64]:
+def ensemble_dice(maps: OutOfFoldMaps, labels: LabelSet, ensembles: Sequence[EnsembleWeights]) -> NDArray[np.float64]:
     """Dice (ensembles, classes) of every ensemble, NaN where undefined; ignored voxels do not count.
 
     Args:
@@ -114,7 +114,7 @@ def ensemble_dice(maps: CaseMaps, labels: LabelSet, ensembles: Sequence[Ensemble
     return np.array(found, np.float64)  # None becomes NaN
 
 
-def ensemble_labels(maps: CaseMaps, labels: LabelSet, weights: EnsembleWeights) -> LabelMap:
+def ensemble_labels(maps: OutOfFoldMaps, labels: LabelSet, weights: EnsembleWeights) -> LabelMap:
     """The label map (z, y, x) of an ensemble in training values."""
     first = maps.predictions[weights.index(1)] if sum(weights) == 1 else maps.predictions[0]
     decided = first.copy()
@@ -124,7 +124,7 @@ def ensemble_labels(maps: CaseMaps, labels: LabelSet, weights: EnsembleWeights) 
     return decided
 
 
-def _differs(maps: CaseMaps) -> NDArray[np.bool_]:
+def _differs(maps: OutOfFoldMaps) -> NDArray[np.bool_]:
     first, *others = maps.predictions
     differs = np.zeros(first.shape, bool)
     for other in others:
@@ -132,7 +132,7 @@ def _differs(maps: CaseMaps) -> NDArray[np.bool_]:
     return differs
 
 
-def _probabilities(maps: CaseMaps, labels: LabelSet, voxels: NDArray[np.integer[Any]]) -> list[NDArray[np.uint8]]:
+def _probabilities(maps: OutOfFoldMaps, labels: LabelSet, voxels: NDArray[np.integer[Any]]) -> list[NDArray[np.uint8]]:
     """For each configuration its probabilities (kept heads, n) times 255; label maps where none were kept."""
     probabilities = []
     for prediction, kept in zip(maps.predictions, maps.files.probabilities, strict=True):

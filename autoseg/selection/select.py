@@ -29,7 +29,7 @@ from autoseg.selection.choose import (
     nested_choices,
     nested_groups,
 )
-from autoseg.selection.ensemble_dice import CaseFiles, CaseMaps, ensemble_dice, ensemble_labels, read_maps
+from autoseg.selection.ensemble_dice import OutOfFoldFiles, OutOfFoldMaps, ensemble_dice, ensemble_labels, read_maps
 from autoseg.selection.postprocessing import PostprocessingSearch, PredictedCase, predicted_case
 from autoseg.selection.record import SELECTION_VERSION, NestedScore, Selection, plan_hash
 from autoseg.selection.trained import common_cases, costs_of, trained_matrix
@@ -117,13 +117,13 @@ def select_model(
 class _CasePasses:
     """Goes through all cases twice in threads: to score every ensemble, and to keep the predictions of the chosen."""
 
-    cases: Sequence[CaseFiles]
+    cases: Sequence[OutOfFoldFiles]
     labels: LabelSet
     threads: int
     progress: Progress
     done: int = 0
 
-    def each(self, measure: Callable[[CaseMaps], Measured]) -> list[Measured]:
+    def each(self, measure: Callable[[OutOfFoldMaps], Measured]) -> list[Measured]:
         """What `measure` makes of the label maps of each case; only as many cases as threads are in memory at once."""
         results = []
         with ThreadPoolExecutor(self.threads) as pool:
@@ -150,7 +150,7 @@ def _score_table(compared: tuple[str, ...], passes: _CasePasses) -> ScoreTable:
 def _postprocessing(table: ScoreTable, weights: EnsembleWeights, passes: _CasePasses) -> PostprocessingSearch:
     """The finished search for postprocessing on the predictions of the chosen ensemble."""
 
-    def predicted(maps: CaseMaps) -> PredictedCase:
+    def predicted(maps: OutOfFoldMaps) -> PredictedCase:
         labels = ensemble_labels(maps, passes.labels, weights)
         return predicted_case(maps.files.identifier, labels, maps.reference, maps.geometry)
 

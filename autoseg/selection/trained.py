@@ -22,7 +22,7 @@ from autoseg.planning.plan import Configuration, Plan
 from autoseg.runs.cascade import check_first_stage
 from autoseg.runs.run import FoldScores, Run, check_same_plan
 from autoseg.selection.candidates import Costs
-from autoseg.selection.ensemble_dice import CaseFiles
+from autoseg.selection.ensemble_dice import OutOfFoldFiles
 from autoseg.training.splits import settle_folds
 
 _FLOAT_BYTES = 4
@@ -96,7 +96,7 @@ def trained_matrix(
     return TrainedMatrix(plan, dataset, fingerprint, tuple(runs), {**runs, **stages}, missing)
 
 
-def common_cases(matrix: TrainedMatrix) -> tuple[list[CaseFiles], tuple[str, ...]]:
+def common_cases(matrix: TrainedMatrix) -> tuple[list[OutOfFoldFiles], tuple[str, ...]]:
     """The cases that every compared configuration predicted out of fold, by name, and notes for people.
 
     Raises:
@@ -117,11 +117,11 @@ def common_cases(matrix: TrainedMatrix) -> tuple[list[CaseFiles], tuple[str, ...
         runs = [own[case] for own in run_of.values()]
         predictions = tuple(run.folder.validation / f"{case}{matrix.plan.file_ending}" for run in runs)
         kept = tuple(_if_there(probabilities_file(run.folder.validation, case)) for run in runs)
-        files.append(CaseFiles(case, runs[0].fold, references[case], predictions, kept))
+        files.append(OutOfFoldFiles(case, runs[0].fold, references[case], predictions, kept))
     return files, _notes(matrix, files, len(predicted) - len(common))
 
 
-def _notes(matrix: TrainedMatrix, files: Sequence[CaseFiles], left_out: int) -> tuple[str, ...]:
+def _notes(matrix: TrainedMatrix, files: Sequence[OutOfFoldFiles], left_out: int) -> tuple[str, ...]:
     """What is not as usual about the cases that are compared."""
     notes = [f"{_cases(left_out)} left out, as not every configuration predicted them"] if left_out else []
     notes += _less_mirrored(matrix)

@@ -13,7 +13,7 @@ from autoseg.images.writers import write_labels
 from autoseg.inference.out_of_fold import kept_heads, probabilities_file
 from autoseg.selection.candidates import all_ensembles
 from autoseg.selection.choose import ScoreTable, nested_groups
-from autoseg.selection.ensemble_dice import CaseFiles
+from autoseg.selection.ensemble_dice import OutOfFoldFiles
 
 SHAPE = (3, 5, 6)
 THREE = LabelSet({"background": (0,), "one": (1,), "two": (2,)})
@@ -42,7 +42,7 @@ def noise(rng, labels, shape=SHAPE):
     return (softmax[1:] * 255).astype(np.uint8)
 
 
-def write_case(folder: Path, name: str, rng, labels: LabelSet, configurations: int, kept=None) -> CaseFiles:
+def write_case(folder: Path, name: str, rng, labels: LabelSet, configurations: int, kept=None) -> OutOfFoldFiles:
     """A case with a reference and predictions of several configurations; `kept[i]`: with probabilities."""
     kept = kept or (True,) * configurations
     geometry = Geometry(SHAPE)
@@ -61,7 +61,7 @@ def write_case(folder: Path, name: str, rng, labels: LabelSet, configurations: i
                 rows = np.moveaxis(content, 0, 1)
                 np.savez_compressed(stream, shape=SHAPE, start=(0, 0, 0), order=(0, 1, 2), probabilities=rows)
         probabilities.append(path if kept[index] else None)
-    return CaseFiles(name, 0, reference, tuple(predictions), tuple(probabilities))
+    return OutOfFoldFiles(name, 0, reference, tuple(predictions), tuple(probabilities))
 
 
 def table_of(dice, configurations, folds=5) -> ScoreTable:
