@@ -11,7 +11,7 @@ from autoseg.core.errors import MissingInput, RecordFault
 from autoseg.core.files import sha256_of_file
 from autoseg.core.records import content_hash, load
 from autoseg.data.model import Case
-from autoseg.images.formats.files import files_of
+from autoseg.images.formats.files import files_of, hash_of_written
 from autoseg.inference.manifest import MANIFEST_NAME, CaseOutcome, PredictionManifest
 
 _log = logging.getLogger(__name__)
@@ -56,4 +56,4 @@ def _is_intact(output: Path, outcome: CaseOutcome, case: Case) -> bool:
     if outcome.status != "done" or outcome.output is None or outcome.written is None:
         return False
     path = output / Path(outcome.output).name
-    return path.is_file() and sha256_of_file(path) == outcome.written and hash_of_images(case) == outcome.input
+    return path.exists() and hash_of_written(path) == outcome.written and hash_of_images(case) == outcome.input

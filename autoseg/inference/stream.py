@@ -16,12 +16,13 @@ import numpy as np
 import torch
 
 from autoseg.core.errors import AutoSegError, Interrupted, NotEnoughResources
-from autoseg.core.files import atomic_file, sha256_of_file
+from autoseg.core.files import atomic_file
 from autoseg.core.geometry import Geometry
 from autoseg.core.machine import BYTES_PER_GIB, available_memory_bytes, resident_memory_bytes
 from autoseg.core.progress import Progress
 from autoseg.data.labels import to_file_values
 from autoseg.data.model import Case
+from autoseg.images.formats.files import hash_of_written
 from autoseg.images.writers import write_labels
 from autoseg.inference.ensemble import Ensemble, Prediction, PreparedCase
 from autoseg.inference.manifest import CaseOutcome, PredictionOptions, output_name, read_case
@@ -125,7 +126,7 @@ class PredictionRun:
         error = future.exception()
         if error is None:
             name, seconds = future.result()
-            written = sha256_of_file(self.output / name)
+            written = hash_of_written(self.output / name)
             return case.identifier, CaseOutcome("done", name, round(seconds, 3), None, content, written)
         if isinstance(error, Interrupted):
             check()

@@ -14,12 +14,12 @@ from pathlib import Path
 import torch
 
 from autoseg.core.errors import IntegrityRefusal, MissingInput, PlanFault, UsageError
-from autoseg.core.files import sha256_of_file
 from autoseg.core.progress import Progress, silent
 from autoseg.core.records import load
 from autoseg.core.workspace import Workspace
 from autoseg.data.fingerprint import Fingerprint
 from autoseg.data.labels import to_file_values, to_training_values
+from autoseg.images.formats.files import hash_of_written
 from autoseg.images.readers import read_labels
 from autoseg.images.writers import write_labels
 from autoseg.inference.restore import predict_case
@@ -106,7 +106,7 @@ def _source(
         file = run.folder.root / OUT_OF_FOLD_FOLDER / weights / f"{name}{ending}"
         predict(run, name, file)
     relative = file.resolve().relative_to(run.folder.workspace.root).as_posix()
-    return FirstStageSource(run.fold, weights, relative, sha256_of_file(file))
+    return FirstStageSource(run.fold, weights, relative, hash_of_written(file))
 
 
 def assign_cases(cases: Sequence[str], runs: Sequence[Run], configuration: Configuration) -> dict[str, Run]:

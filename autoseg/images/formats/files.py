@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
+from autoseg.core.files import sha256_of_file
 from autoseg.images.format import Format
 from autoseg.images.formats.gipl import GIPL
 from autoseg.images.formats.meta import META
@@ -23,32 +25,36 @@ FORMATS: dict[str, Format] = {
     "TIFF": TIFF,
 }
 
-_BY_ENDING = {ending: format_ for format_ in FORMATS.values() for ending in format_.endings}
-
-SUPPORTED_ENDINGS = tuple(_BY_ENDING)
+SUPPORTED_ENDINGS = tuple(ending for found in FORMATS.values() for ending in found.endings)
 """Endings of images that can be read, in the order of the table."""
 
-WRITTEN_ENDINGS = tuple(ending for ending, format_ in _BY_ENDING.items() if format_.write is not None)
+WRITTEN_ENDINGS = tuple(ending for found in FORMATS.values() if found.write for ending in found.endings)
 """Endings of images that can be written."""
 
 LOSSY_ENDINGS = (".jpg", ".jpeg", ".jpe", ".jfif", ".webp")
 """Of pictures whose compression changes their values; they are named, and not read."""
 
 
-def file_ending(path: Path) -> str | None:
-    """The supported ending of a name in lower case, dot included (".nii.gz"), or None; the longest that fits."""
+def _named_by(path: Path) -> tuple[str, Format | None]:
+    """The longest supported ending of a name and its format; without one "" and None."""
     name = path.name.lower()
-    return max((ending for ending in _BY_ENDING if name.endswith(ending) and name != ending), key=len, default=None)
+    fitting = [(e, found) for found in FORMATS.values() for e in found.endings if name.endswith(e) and name != e]
+    return max(fitting, key=lambda pair: len(pair[0]), default=("", None))
+
+
+def file_ending(path: Path) -> str | None:
+    """The supported ending of a name in lower case, dot included (".nii.gz"), or None."""
+    return _named_by(path)[0] or None
 
 
 def stem(path: Path) -> str:
     """The name without its supported ending ("case_0000" of "case_0000.nii.gz")."""
-    return path.name[: len(path.name) - len(file_ending(path) or "")]
+    return path.name[: len(path.name) - len(_named_by(path)[0])]
 
 
 def find_format(path: Path) -> Format | None:
     """The format that a path's ending names, or None."""
-    return _BY_ENDING.get(file_ending(path) or "")
+    return _named_by(path)[1]
 
 
 def format_of(path: Path) -> Format:
@@ -87,6 +93,19 @@ def files_of(image: Path) -> tuple[Path, ...]:
     """
     found = find_format(image)
     return (found.files(image) if found is not None and is_image(image) else ()) or (image,)
+
+
+def hash_of_written(image: Path) -> str:
+    """The SHA-256 of an image that AutoSeg wrote: of its file, or of the hashes of all files of its folder.
+
+    What was written beside a file, such as the spacing of a TIFF, does not count.
+
+    Raises:
+        OSError: there is no such image, or a file of it cannot be read.
+    """
+    if not image.is_dir():
+        return sha256_of_file(image)
+    return hashlib.sha256("".join(map(sha256_of_file, files_of(image))).encode()).hexdigest()
 
 
 def verify_file(path: Path) -> None:
