@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,21 +23,8 @@ from autoseg.augmentation.transforms.spatial import Spatial
 from autoseg.core.records import from_data
 from autoseg.core.registry import choose
 
-
-class Augment(Protocol):
-    """What `pipeline.Pipeline` does: (image, labels, spec, CPU generator, first stage) -> image, labels."""
-
-    def __call__(
-        self,
-        image: Tensor,
-        labels: Tensor,
-        spec: AugmentationSpec,
-        generator: torch.Generator,
-        first_stage: Tensor | None = None,
-        /,
-    ) -> tuple[Tensor, Tensor]:
-        """The augmented batch."""
-
+Augment = Callable[[Tensor, Tensor, AugmentationSpec, torch.Generator, Tensor | None], tuple[Tensor, Tensor]]
+"""(image, labels, spec, CPU generator, first stage) -> image, labels; as `pipeline.Pipeline` has it."""
 
 TRANSFORMS: dict[str, type[Transform]] = {
     "spatial": Spatial,

@@ -34,7 +34,6 @@ from autoseg.training.sampling import (
     Batch,
     Samplable,
     Sampling,
-    draw_batch,
 )
 from autoseg.training.splits import Fold
 
@@ -74,7 +73,7 @@ class BatchSource:
     def training(self, index: int) -> Placed:
         """Training batch number `index`, augmented."""
         spec = augmentation_spec(self.configuration, self.first_stage_values, self.swap)
-        batch = draw_batch(self._sampling(self.fold.train, spec.initial_patch_size, TRAINING_STREAM), index)
+        batch = self._sampling(self.fold.train, spec.initial_patch_size, TRAINING_STREAM)(index)
         seeds = np.random.SeedSequence([*self.seed, AUGMENTATION_STREAM, index])
         generator = torch.Generator().manual_seed(int(seeds.generate_state(1)[0]))
         return self._placed(batch, make_augmentation(self.recipe.augmentation), spec, generator)
@@ -82,7 +81,7 @@ class BatchSource:
     def validation(self, index: int) -> Placed:
         """Validation batch number `index`, not augmented."""
         spec = augmentation_spec(self.configuration, self.first_stage_values)
-        batch = draw_batch(self._sampling(self.fold.val, spec.patch_size, VALIDATION_STREAM), index)
+        batch = self._sampling(self.fold.val, spec.patch_size, VALIDATION_STREAM)(index)
         return self._placed(batch, AUGMENTATIONS["none"], spec, torch.Generator())
 
     def _sampling(self, cases: tuple[str, ...], initial_patch: tuple[int, ...], stream: int) -> Sampling:

@@ -97,23 +97,18 @@ def _groups_of_file(path: Path, identifiers: Collection[str]) -> dict[str, str]:
 
 def units_of(facts: SplitFacts, identifiers: Collection[str]) -> list[tuple[str, ...]]:
     """Cases that must stay together, sorted: one patient, or one image that is there several times."""
-    leader = {name: name for name in identifiers}
+    from scipy.cluster.hierarchy import DisjointSet
 
-    def find(name: str) -> str:
-        while leader[name] != name:
-            name = leader[name]
-        return name
-
-    first: dict[tuple[str, str], str] = {}
-    for name in sorted(identifiers):
-        keys = [("image", image)] if (image := facts.images.get(name)) else []
-        keys += [("group", facts.groups[name])] if facts.groups is not None else []
-        for key in keys:
-            leader[find(name)] = find(first.setdefault(key, name))
-    units: dict[str, list[str]] = {}
-    for name in sorted(identifiers):
-        units.setdefault(find(name), []).append(name)
-    return sorted(tuple(unit) for unit in units.values())
+    # Both relations chain: a patient's second image may be another patient's first one, and then all of them stay
+    # together. So cases are merged, not sorted by a key.
+    together = DisjointSet(sorted(identifiers))
+    images = {name: image for name, image in facts.images.items() if image}
+    for keys in (images, facts.groups or {}):
+        first: dict[str, str] = {}
+        for name in sorted(identifiers):
+            if name in keys:
+                together.merge(name, first.setdefault(keys[name], name))
+    return sorted(tuple(sorted(unit)) for unit in together.subsets())
 
 
 def spread(
@@ -132,18 +127,30 @@ def spread(
     Source: Sechidis, Tsoumakas and Vlahavas 2011, "On the stratification of multi-label data".
     """
     shuffled = [units[index] for index in np.random.RandomState(seed).permutation(len(units))]
-    total = sum(map(len, units))
-    frequency = Counter(label for unit in units for name in unit for label in classes.get(name, ()))
-    rare = {label for label, cases in frequency.items() if cases < RARE_BELOW * total}
-    held = {unit: Counter(label for n in unit for label in classes.get(n, ()) if label in rare) for unit in units}
-    folds: list[list[str]] = [[] for _ in range(count)]
-    had: list[Counter[str]] = [Counter() for _ in range(count)]
     left = sorted(shuffled, key=len, reverse=True)  # large ones first, so that small ones even the folds out
-    while left:
-        label = min((lab for unit in left for lab in held[unit]), key=lambda own: (frequency[own], own), default=None)
-        unit = next(own for own in left if label is None or label in held[own])
-        fold = min(range(count), key=lambda k: (had[k][label] if label else 0, len(folds[k]), k))
-        folds[fold] += unit
-        had[fold] += held[unit]
-        left.remove(unit)
+    held = {unit: _cases_by_class(unit, classes) for unit in units}
+    folds: list[list[str]] = [[] for _ in range(count)]
+    had = [Counter[str]() for _ in folds]
+    for label in (*_rarest_first(held), ""):  # last those without a rare class, of which every fold has none
+        for unit in filter(lambda own: not label or label in held[own], tuple(left)):
+            fold = _least_supplied(label, folds, had)
+            folds[fold] += unit
+            had[fold].update(held[unit])
+            left.remove(unit)
     return [tuple(sorted(fold)) for fold in folds]
+
+
+def _cases_by_class(unit: tuple[str, ...], classes: Mapping[str, frozenset[str]]) -> Counter[str]:
+    return Counter(label for name in unit for label in classes.get(name, ()))
+
+
+def _least_supplied(label: str, folds: list[list[str]], had: list[Counter[str]]) -> int:
+    """The fold with the fewest cases of a class; among equals the one with the fewest cases."""
+    return min(range(len(folds)), key=lambda number: (had[number][label], len(folds[number]), number))
+
+
+def _rarest_first(held: Mapping[tuple[str, ...], Counter[str]]) -> list[str]:
+    """The rare classes by their number of cases, of what units hold."""
+    cases = sum(held.values(), Counter[str]())
+    total = sum(map(len, held))
+    return sorted((own for own in cases if cases[own] < RARE_BELOW * total), key=lambda own: (cases[own], own))

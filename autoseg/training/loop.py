@@ -82,7 +82,7 @@ def fit(
         callbacks: called in order.
 
     Raises:
-        Interrupted: by `validate` or a callback; the other callbacks were told.
+        Interrupted: by `validate` or a callback, after `on_interrupt` of every callback.
         TrainingStopped: the loss stayed non-finite, or a batch could not be made.
     """
     try:

@@ -70,8 +70,29 @@ class Sampling:
     seed: tuple[int, ...]
 
     def __call__(self, index: int) -> Batch:
-        """Batch number `index`."""
-        return draw_batch(self, index)
+        """Batch number `index`: cases drawn uniformly with replacement, the last patches centered on foreground.
+
+        Raises:
+            TrainingStopped: a case cannot be read; it is named.
+        """
+        generator = np.random.default_rng(np.random.SeedSequence([*self.seed, index]))
+        chosen = [self.cases[i] for i in generator.integers(len(self.cases), size=self.batch_size)]
+        forced_from = first_forced(self.batch_size, self.oversample_foreground)
+        patches = []
+        for position, identifier in enumerate(chosen):
+            try:
+                case = self.open_case(identifier)
+                patches.append(draw_patch(case, self, position >= forced_from, generator))
+            except (OSError, ValueError, KeyError, IndexError, AutoSegError) as error:
+                raise TrainingStopped(
+                    f"case {identifier} cannot be read from the store: {error}",
+                    where=identifier,
+                    why="the store was changed or the disk failed",
+                    do="delete this case's folder in the store and run the same command again",
+                ) from error
+        known = [patch.first_stage for patch in patches if patch.first_stage is not None]
+        image, labels = np.stack([patch.image for patch in patches]), np.stack([patch.labels for patch in patches])
+        return Batch(tuple(chosen), image, labels, np.stack(known) if known else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,14 +100,12 @@ class Batch:
     """Patches as cut from the store.
 
     Attributes:
-        index: number of the batch in its stream.
         cases: case of each patch.
         image: (b, c, *patch).
         labels: (b, *patch), -1 outside the nonzero mask and outside the case.
         first_stage: (b, *patch), label map of a cascade's first stage, -1 outside the case; None without one.
     """
 
-    index: int
     cases: tuple[str, ...]
     image: NDArray[np.float32]
     labels: NDArray[np.int16]
@@ -99,32 +118,6 @@ class Patch(NamedTuple):
     image: NDArray[np.float32]
     labels: NDArray[np.int16]
     first_stage: NDArray[np.int16] | None
-
-
-def draw_batch(sampling: Sampling, index: int) -> Batch:
-    """Batch number `index`: cases drawn uniformly with replacement, the last part of the batch centered on foreground.
-
-    Raises:
-        TrainingStopped: a case cannot be read; it is named.
-    """
-    generator = np.random.default_rng(np.random.SeedSequence([*sampling.seed, index]))
-    chosen = [sampling.cases[i] for i in generator.integers(len(sampling.cases), size=sampling.batch_size)]
-    forced_from = first_forced(sampling.batch_size, sampling.oversample_foreground)
-    patches = []
-    for position, identifier in enumerate(chosen):
-        try:
-            case = sampling.open_case(identifier)
-            patches.append(draw_patch(case, sampling, position >= forced_from, generator))
-        except (OSError, ValueError, KeyError, IndexError, AutoSegError) as error:
-            raise TrainingStopped(
-                f"case {identifier} cannot be read from the store: {error}",
-                where=identifier,
-                why="the store was changed or the disk failed",
-                do="delete this case's folder in the store and run the same command again",
-            ) from error
-    known = [patch.first_stage for patch in patches if patch.first_stage is not None]
-    image, labels = np.stack([patch.image for patch in patches]), np.stack([patch.labels for patch in patches])
-    return Batch(index, tuple(chosen), image, labels, np.stack(known) if known else None)
 
 
 def first_forced(batch_size: int, oversample_foreground: float) -> int:

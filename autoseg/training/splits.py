@@ -116,20 +116,30 @@ def read_folds(path: Path, usable: Collection[str], refused: Collection[str] = (
         RecordFault: not a list of {train, val}, unknown cases, or a case on both sides of a fold.
     """
     record = from_json(list[Fold], path.read_bytes(), str(path))
-    known = set(usable) | set(refused)
     faults = [] if record else ["it has no fold"]
     for number, fold in enumerate(record):
-        unknown = sorted((set(fold.train) | set(fold.val)) - known)
-        overlap = sorted(set(fold.train) & set(fold.val))
-        faults += [f"fold {number}: unknown cases {_some(unknown)}"] if unknown else []
-        faults += [f"fold {number}: {_some(overlap)} both trained on and validated"] if overlap else []
-        faults += [] if set(fold.train) & set(usable) else [f"fold {number}: no usable case to train on"]
+        faults += [f"fold {number}: {fault}" for fault in _faults(fold, set(usable), set(refused))]
     if faults:
         raise RecordFault("folds cannot be used: " + "; ".join(faults), where=str(path), do="correct the file")
     dropped = sorted({name for fold in record for name in (*fold.train, *fold.val)} & set(refused))
     if dropped:
         _log.warning("folds: %s left out, refused by the check", _some(dropped))
-    return tuple(Fold(*(tuple(n for n in side if n in set(usable)) for side in (f.train, f.val))) for f in record)
+    gone = set(dropped)
+    return tuple(Fold(_without(fold.train, gone), _without(fold.val, gone)) for fold in record)
+
+
+def _faults(fold: Fold, usable: set[str], refused: set[str]) -> Iterator[str]:
+    train, val = set(fold.train), set(fold.val)
+    if unknown := (train | val) - usable - refused:
+        yield f"unknown cases {_some(sorted(unknown))}"
+    if overlap := train & val:
+        yield f"{_some(sorted(overlap))} both trained on and validated"
+    if not train & usable:
+        yield "no usable case to train on"
+
+
+def _without(names: Sequence[str], gone: set[str]) -> tuple[str, ...]:
+    return tuple(name for name in names if name not in gone)
 
 
 def folds_record(folds: Sequence[Fold]) -> list[dict[str, list[str]]]:

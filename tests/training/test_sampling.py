@@ -125,10 +125,10 @@ def test_the_first_stage_is_cut_where_its_case_is() -> None:
     both = {"a": replace(case, first_stage=case.labels)}
     for patch in ((8, 8, 8), (6, 6)):
         batch = sampling(cases=both, patch=patch, initial_patch=patch)(3)
-        assert batch.previous is not None
-        np.testing.assert_array_equal(batch.previous, batch.labels)
+        assert batch.first_stage is not None
+        np.testing.assert_array_equal(batch.first_stage, batch.labels)
         plain = sampling(cases={"a": case}, patch=patch, initial_patch=patch)(3)
-        assert plain.previous is None
+        assert plain.first_stage is None
         np.testing.assert_array_equal(plain.image, batch.image)
 
 

@@ -136,10 +136,5 @@ OPERATIONS: dict[str, Operation] = {"dilate": dilate, "erode": erode, "close": _
 
 def _box(mask: Mask, margin: int) -> tuple[slice, ...] | None:
     """The bounding box of a mask, wider by the margin where the patch allows it; None if the mask is empty."""
-    box = []
-    for axis in range(mask.ndim):
-        hit = np.flatnonzero(mask.any(axis=tuple(other for other in range(mask.ndim) if other != axis)))
-        if not hit.size:
-            return None
-        box.append(slice(max(0, int(hit[0]) - margin), int(hit[-1]) + 1 + margin))
-    return tuple(box)
+    found = ndimage.find_objects(mask.astype(np.uint8))
+    return tuple(slice(max(0, s.start - margin), s.stop + margin) for s in found[0]) if found else None
