@@ -1,8 +1,9 @@
-"""From a dataset folder to its plan: detect, check, fingerprint, decide, write."""
+"""`autoseg plan` for notebooks and the command line: detect, check, fingerprint, decide, write."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from autoseg.core.errors import DataRefused, Interrupted, MissingInput, RecordFa
 from autoseg.core.files import remove_leftovers
 from autoseg.core.progress import Progress, silent
 from autoseg.core.records import from_data, load, read_table, save
-from autoseg.core.workspace import Workspace
+from autoseg.core.workspace import Workspace, workspace_of
 from autoseg.data.fingerprint import Fingerprint
 from autoseg.data.layouts.description import describe_nnunet
 from autoseg.data.layouts.detect import detect_dataset
@@ -21,7 +22,7 @@ from autoseg.nnunet.plans import read_nnunet_fingerprint
 from autoseg.planning.plan import Plan
 from autoseg.planning.planner import PlanOptions, make_plan
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
 class CasesRefused(DataRefused):
@@ -39,6 +40,48 @@ class Planned:
     plan: Plan
     dataset: Dataset
     survey: Survey
+
+
+def plan(
+    dataset: str | Path,
+    *,
+    work: str | Path | None = None,
+    preset: str = "reference",
+    memory_gib: float | None = None,
+    configurations: Sequence[str] = (),
+    pins: str | Path | None = None,
+    layout: str | None = None,
+    strict: bool = False,
+    jobs: int = 1,
+    progress: Progress = silent,
+    dry_run: bool = False,
+) -> Plan:
+    """Checks a dataset, decides how to segment it, and writes the plan into the work folder.
+
+    Args:
+        dataset: folder in any layout that `autoseg plan` knows.
+        work: work folder; by default `autoseg` inside the dataset's.
+        preset: "reference", "resenc-m", "resenc-l", "resenc-xl", "cpu", or a YAML file.
+        memory_gib: memory target of the patch and batch sizes; None for the preset's own.
+        configurations: the only ones to keep; by default all.
+        pins: YAML file of decisions that are yours.
+        layout: of the dataset, if it is not recognized by itself.
+        strict: whether the whole dataset is refused when any case is.
+        jobs: worker processes.
+        progress: called with examined cases.
+        dry_run: whether nothing is written.
+
+    Raises:
+        MissingInput: there is no such dataset.
+        DataRefused: none of its cases can be used.
+    """
+    folder = Path(dataset)
+    workspace = workspace_of(folder, None if work is None else Path(work))
+    options = PlanOptions(preset, memory_gib, tuple(configurations), None if pins is None else Path(pins))
+    planned = plan_dataset(
+        folder, workspace, options, layout=layout, strict=strict, jobs=jobs, progress=progress, dry_run=dry_run
+    )
+    return planned.plan
 
 
 def plan_dataset(
@@ -61,7 +104,7 @@ def plan_dataset(
             same, so that the table of problems can be read.
     """
     dataset = detect_dataset(folder.resolve(), layout)
-    logger.info("%s: %s", folder, dataset.layout_reason)
+    _log.info("%s: %s", folder, dataset.layout_reason)
     found = _survey(dataset, workspace, jobs, progress, dry_run)
     if not dry_run:
         remove_leftovers(workspace.root)
@@ -102,7 +145,7 @@ def _previous_survey(workspace: Workspace) -> Survey | None:
     except MissingInput:
         return None
     except RecordFault as fault:
-        logger.warning("%s is damaged, so every case is examined again: %s", workspace.check, fault.what)
+        _log.warning("%s is damaged, so every case is examined again: %s", workspace.check, fault.what)
         return None
 
 

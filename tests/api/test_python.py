@@ -9,7 +9,7 @@ import sys
 import pytest
 
 import autoseg
-from autoseg.api import python as api
+import autoseg.api
 from autoseg.core.errors import MissingInput, PlanFault, UsageError
 from autoseg.core.workspace import Workspace
 from autoseg.data.synthetic import write_synthetic_dataset
@@ -21,7 +21,7 @@ def dataset(tmp_path_factory):
 
 
 def test_the_examples_of_the_front_door_run(dataset):
-    found = doctest.testmod(api, extraglobs={"dataset": str(dataset)})
+    found = doctest.testmod(autoseg.api, extraglobs={"dataset": str(dataset)})
     assert found.attempted >= 12
     assert found.failed == 0
 
