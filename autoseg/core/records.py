@@ -7,10 +7,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import field
 from pathlib import Path
-from typing import Any, TypeVar, dataclass_transform
+from typing import TYPE_CHECKING, Any, TypeVar, dataclass_transform
 
 from autoseg.core.errors import MissingInput, RecordFault
 from autoseg.core.files import write_atomic
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 T = TypeVar("T")
 
@@ -79,14 +82,19 @@ def from_json(kind: type[T], text: str | bytes, where: str) -> T:
     try:
         record: T = _adapter(kind).validate_json(text, strict=True)
     except ValidationError as error:
-        faults = [_described(fault) for fault in error.errors()]
-        more = [f"and {len(faults) - _SHOWN_FAULTS} more"] if len(faults) > _SHOWN_FAULTS else []
         raise RecordFault(
-            f"not a valid {kind.__name__}: " + "; ".join(faults[:_SHOWN_FAULTS] + more),
+            f"not a valid {kind.__name__}: {described_faults(error)}",
             where=where,
             do="restore the file, or delete it and run the command that wrote it again",
         ) from error
     return record
+
+
+def described_faults(error: ValidationError) -> str:
+    """Every fault that pydantic found, or the first twenty, in one line."""
+    faults = [_described(fault) for fault in error.errors()]
+    more = [f"and {len(faults) - _SHOWN_FAULTS} more"] if len(faults) > _SHOWN_FAULTS else []
+    return "; ".join(faults[:_SHOWN_FAULTS] + more)
 
 
 def _described(fault: Mapping[str, Any]) -> str:

@@ -26,18 +26,6 @@ _TOPOLOGY = {"n_stages", "features_per_stage", "kernel_sizes", "strides", "n_con
 
 
 @dataclass(frozen=True, slots=True)
-class _Topology:
-    """The arguments of an architecture that make a topology; a number stands for all stages."""
-
-    n_stages: int
-    features_per_stage: tuple[int, ...] | int
-    kernel_sizes: tuple[tuple[int, ...] | int, ...] | int
-    strides: tuple[tuple[int, ...] | int, ...] | int
-    blocks: tuple[int, ...] | int
-    n_conv_per_stage_decoder: tuple[int, ...] | int
-
-
-@dataclass(frozen=True, slots=True)
 class _Legacy:
     """The fields that described a network before July 2024, when nnU-Net had two architectures only."""
 
@@ -78,9 +66,19 @@ def network_spec(configuration: Mapping[str, Any], dimensions: int, where: str) 
             where=where,
             do="predict with the program that trained it",
         )
-    values = {**arguments, "blocks": arguments.get(blocks)}
-    topology = records.from_data(_Topology, values, where)
-    return _spread(topology, kind, dimensions, where)
+    stages = arguments.get("n_stages")
+    if not isinstance(stages, int) or not 1 <= stages <= MOST_STAGES:
+        raise PlanFault(f"a network of {stages} stages", where=where, do="copy the original plans.json again")
+    return _built(
+        kind,
+        where,
+        dimensions=dimensions,
+        features_per_stage=_repeated(arguments.get("features_per_stage"), stages),
+        kernel_sizes=_per_axis(arguments.get("kernel_sizes"), stages, dimensions),
+        strides=_per_axis(arguments.get("strides"), stages, dimensions),
+        blocks_per_stage=_repeated(arguments.get(blocks), stages),
+        decoder_convs_per_stage=_repeated(arguments.get("n_conv_per_stage_decoder"), stages - 1),
+    )
 
 
 def _kind_of(class_name: str, where: str) -> tuple[type[UNetSpec], str]:
@@ -114,32 +112,14 @@ def _legacy_spec(configuration: Mapping[str, Any], dimensions: int, where: str) 
     )
 
 
-def _spread(topology: _Topology, kind: type[UNetSpec], dimensions: int, where: str) -> UNetSpec:
-    """The topology with a number that stands for all stages or axes written out."""
-    stages = topology.n_stages
-    if not 1 <= stages <= MOST_STAGES:
-        raise PlanFault(f"a network of {stages} stages", where=where, do="copy the original plans.json again")
-    return _built(
-        kind,
-        where,
-        dimensions=dimensions,
-        features_per_stage=_per_stage(topology.features_per_stage, stages),
-        kernel_sizes=_per_axis(topology.kernel_sizes, stages, dimensions),
-        strides=_per_axis(topology.strides, stages, dimensions),
-        blocks_per_stage=_per_stage(topology.blocks, stages),
-        decoder_convs_per_stage=_per_stage(topology.n_conv_per_stage_decoder, stages - 1),
-    )
+def _repeated(value: Any, times: int) -> Any:
+    """A number that stands for all stages or axes written out; anything else as it is, for the record to check."""
+    return [value] * times if isinstance(value, int) else value
 
 
-def _per_stage(value: tuple[int, ...] | int, stages: int) -> tuple[int, ...]:
-    return (value,) * stages if isinstance(value, int) else value
-
-
-def _per_axis(
-    value: tuple[tuple[int, ...] | int, ...] | int, stages: int, dimensions: int
-) -> tuple[tuple[int, ...], ...]:
-    rows = (value,) * stages if isinstance(value, int) else value
-    return tuple((row,) * dimensions if isinstance(row, int) else row for row in rows)
+def _per_axis(value: Any, stages: int, dimensions: int) -> Any:
+    rows = _repeated(value, stages)
+    return [_repeated(row, dimensions) for row in rows] if isinstance(rows, list) else rows
 
 
 def _built(kind: type[UNetSpec], where: str, **fields: object) -> UNetSpec:

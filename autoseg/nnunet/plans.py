@@ -10,20 +10,19 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, ValidationError
 
 from autoseg.core import records
 from autoseg.core.errors import PlanFault, RecordFault
 from autoseg.data.fingerprint import FINGERPRINT_VERSION, CaseStatistics, Fingerprint, IntensityStatistics
-from autoseg.data.layouts.description import Description, describe_nnunet
+from autoseg.data.layouts.description import describe_nnunet
 from autoseg.data.model import LabelSet
-from autoseg.networks.spec import NetworkSpec
 from autoseg.nnunet.networks import network_spec
-from autoseg.planning.plan import PLAN_VERSION, Configuration, Decision, Plan, edges
+from autoseg.planning.plan import PLAN_VERSION, AxisOrder, Configuration, Decision, Plan
 
 NORMALIZATIONS = {
     "ZScoreNormalization": "zscore",
@@ -73,7 +72,7 @@ class _File:
 
     plans_name: str
     image_reader_writer: str
-    transpose_forward: tuple[int, int, int]
+    transpose_forward: AxisOrder
     configurations: dict[str, dict[str, Any]]
     dataset_name: str = ""
     label_manager: str = "LabelManager"
@@ -136,27 +135,31 @@ def read_nnunet_plans(
     configurations = {
         name: _configuration(name, file, described.labels, where) for name in _with_first_stages(names, file, where)
     }
-    _refuse(_channel_faults(configurations, file, described), file.plans_name, where)
-    a, b, c = file.transpose_forward
-    return Plan(
-        version=PLAN_VERSION,
-        dataset=file.dataset_name or "nnunet",
-        preset=PRESETS.get(file.plans_name, "reference"),
-        memory_gib=_UNKNOWN_MEMORY_GIB,
-        axis_order=(a, b, c),
-        channels=described.channels,
-        labels=described.labels,
-        file_ending=described.file_ending,
-        four_d=False,
-        intensities=tuple(_intensities(file, channel) or _NO_STATISTICS for channel in range(len(described.channels))),
-        configurations=configurations,
-        decisions=(
-            Decision(
-                "plans", None, file.plans_name, f"taken over from nnU-Net v2, made by {file.experiment_planner_used}"
+    channels = range(len(described.channels))
+    try:
+        plan = Plan(
+            version=PLAN_VERSION,
+            dataset=file.dataset_name or "nnunet",
+            preset=PRESETS.get(file.plans_name, "reference"),
+            memory_gib=_UNKNOWN_MEMORY_GIB,
+            axis_order=file.transpose_forward,
+            channels=described.channels,
+            labels=described.labels,
+            file_ending=described.file_ending,
+            four_d=False,
+            intensities=tuple(_intensities(file, channel) or _NO_STATISTICS for channel in channels),
+            configurations=configurations,
+            decisions=(
+                Decision(
+                    "plans", None, file.plans_name, f"taken over from nnU-Net v2 ({file.experiment_planner_used})"
+                ),
             ),
-        ),
-        fingerprint=records.content_hash(json.dumps(plans, sort_keys=True)),
-    )
+            fingerprint=records.content_hash(json.dumps(plans, sort_keys=True)),
+        )
+    except ValidationError as error:
+        raise _refusal(records.described_faults(error), file.plans_name, where) from error
+    _refuse(_intensity_faults(configurations, file), file.plans_name, where)
+    return plan
 
 
 def read_nnunet_fingerprint(data: Mapping[str, Any], where: str = "dataset_fingerprint.json") -> Fingerprint:
@@ -233,24 +236,27 @@ def _with_first_stages(names: tuple[str, ...], file: _File, where: str) -> tuple
 def _configuration(name: str, file: _File, labels: LabelSet, where: str) -> Configuration:
     data = _resolved(name, file.configurations, where)
     entry = records.from_data(_Entry, data, f"{where}, configuration {name}")
-    _refuse([*_entry_faults(entry), *_resampling_faults(data)], f"{file.plans_name}, {name}", where)
+    title = f"{file.plans_name}, {name}"
+    _refuse([*_entry_faults(entry), *_resampling_faults(data)], title, where)
     network = network_spec(data, len(entry.patch_size), f"{where}, configuration {name}")
-    _refuse(_network_faults(entry, network), f"{file.plans_name}, {name}", where)
-    return Configuration(
-        name=name,
-        dimensions=len(entry.patch_size),
-        spacing_mm=entry.spacing,
-        patch_size=entry.patch_size,
-        batch_size=entry.batch_size,
-        median_shape=_median_shape(entry),
-        normalization=tuple(NORMALIZATIONS[scheme] for scheme in entry.normalization_schemes),
-        use_nonzero_mask=entry.use_mask_for_norm,
-        network=network,
-        batch_dice=entry.batch_dice,
-        cascade_from=entry.previous_stage,
-        estimated_feature_map_elements=network.feature_map_elements(entry.patch_size, labels.declared_count),
-        mirror_axes=(),
-    )
+    try:
+        return Configuration(
+            name=name,
+            dimensions=network.dimensions,
+            spacing_mm=entry.spacing,
+            patch_size=entry.patch_size,
+            batch_size=entry.batch_size,
+            median_shape=_median_shape(entry),
+            normalization=tuple(NORMALIZATIONS[scheme] for scheme in entry.normalization_schemes),
+            use_nonzero_mask=entry.use_mask_for_norm,
+            network=network,
+            batch_dice=entry.batch_dice,
+            cascade_from=entry.previous_stage,
+            estimated_feature_map_elements=network.feature_map_elements(entry.patch_size, labels.declared_count),
+            mirror_axes=(),
+        )
+    except ValidationError as error:
+        raise _refusal(records.described_faults(error), title, where) from error
 
 
 def _median_shape(entry: _Entry) -> tuple[float, ...]:
@@ -270,15 +276,17 @@ def _are_finite(statistics: IntensityStatistics) -> bool:
     return all(math.isfinite(value) for value in asdict(statistics).values())
 
 
-def _refuse(faults: Iterator[str] | list[str], what: str, where: str) -> None:
+def _refuse(faults: Iterable[str], what: str, where: str) -> None:
     found = list(faults)
     if found:
-        raise PlanFault(f"the nnU-Net plans {what} cannot be reproduced: {'; '.join(found)}", where=where, do=_REMEDY)
+        raise _refusal("; ".join(found), what, where)
+
+
+def _refusal(faults: str, what: str, where: str) -> PlanFault:
+    return PlanFault(f"the nnU-Net plans {what} cannot be reproduced: {faults}", where=where, do=_REMEDY)
 
 
 def _file_faults(file: _File) -> Iterator[str]:
-    if sorted(file.transpose_forward) != [0, 1, 2]:
-        yield f"transpose_forward {list(file.transpose_forward)} is no order of three axes"
     if file.image_reader_writer not in READERS:
         yield f"images are read by {file.image_reader_writer}, which orders their axes in its own way"
     if file.label_manager != "LabelManager":
@@ -286,22 +294,11 @@ def _file_faults(file: _File) -> Iterator[str]:
 
 
 def _entry_faults(entry: _Entry) -> Iterator[str]:
-    dimensions = len(entry.patch_size)
-    if dimensions not in (2, 3) or len(entry.spacing) != dimensions:
-        yield f"{dimensions} axes of patch_size and {len(entry.spacing)} of spacing do not fit"
-    if any(edge < 1 for edge in entry.patch_size) or any(not 0 < step < float("inf") for step in entry.spacing):
-        yield "patch_size and spacing must be positive"
     unknown = sorted(set(entry.normalization_schemes) - set(NORMALIZATIONS))
     if unknown:
         yield f"intensities are normalized by {', '.join(unknown)}"
     if entry.preprocessor_name != "DefaultPreprocessor":
         yield f"images are prepared by {entry.preprocessor_name}"
-
-
-def _network_faults(entry: _Entry, network: NetworkSpec) -> Iterator[str]:
-    stride = network.total_stride
-    if any(edge % step for edge, step in zip(entry.patch_size, stride, strict=True)):
-        yield f"a patch of {edges(entry.patch_size)} voxels cannot be divided by the network's stride {edges(stride)}"
 
 
 def _resampling_faults(data: Mapping[str, Any]) -> Iterator[str]:
@@ -319,11 +316,11 @@ def _resampling_faults(data: Mapping[str, Any]) -> Iterator[str]:
             yield f"{what} is resampled with other arguments than the defaults ({', '.join(different)})"
 
 
-def _channel_faults(configurations: Mapping[str, Configuration], file: _File, described: Description) -> Iterator[str]:
-    count = len(described.channels)
-    for name, configuration in configurations.items():
-        if not count == len(configuration.normalization) == len(configuration.use_nonzero_mask):
-            yield f"{name} normalizes {len(configuration.normalization)} channels, the dataset has {count}"
-        for channel, kind in enumerate(configuration.normalization):
-            if kind == "ct" and _intensities(file, channel) is None:
-                yield f"channel {channel} needs foreground intensities, and the file has none"
+def _intensity_faults(configurations: Mapping[str, Configuration], file: _File) -> Iterator[str]:
+    """Channels that are normalized by statistics of the foreground which the file does not have."""
+    normalized = {
+        channel for own in configurations.values() for channel, kind in enumerate(own.normalization) if kind == "ct"
+    }
+    for channel in sorted(normalized):
+        if _intensities(file, channel) is None:
+            yield f"channel {channel} needs foreground intensities, and the file has none"

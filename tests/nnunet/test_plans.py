@@ -118,10 +118,13 @@ def test_regions_keep_their_order() -> None:
         ({"resampling_fn_data": "resample_torch_fornnunet"}, "resample_torch_fornnunet"),
         ({"resampling_fn_probabilities_kwargs": {"is_seg": False, "order": 0}}, "order"),
         ({"resampling_fn_data_kwargs": {"is_seg": False, "order": 3, "force_separate_z": True}}, "force_separate_z"),
-        ({"patch_size": [8, 8, 9]}, "divided"),
-        ({"patch_size": [8, 8]}, "fit"),
-        ({"spacing": [0.0, 1.0, 1.0]}, "positive"),
-        ({"normalization_schemes": ["CTNormalization"] * 2}, "2 channels"),
+        ({"patch_size": [8, 8, 9]}, "not a multiple of the network's stride"),
+        ({"patch_size": [8, 8]}, "Conv3d, not Conv2d"),
+        ({"spacing": [1.0, 1.0]}, "not of 3 dimensions"),
+        ({"patch_size": [8, 8, 1 << 14]}, "8192"),
+        ({"use_mask_for_norm": []}, "use_nonzero_mask of 0"),
+        ({"spacing": [0.0, 1.0, 1.0]}, r"spacing_mm\.0"),
+        ({"normalization_schemes": ["CTNormalization"] * 2}, "normalization of 2"),
         ({"architecture": architecture(kind="Primus")}, "Primus"),
         ({"architecture": {"network_class_name": "os.system"}}, "os.system"),
         (arguments(nonlin="torch.nn.ReLU"), "ReLU"),
@@ -151,13 +154,17 @@ def test_what_would_be_computed_differently_is_refused_by_name(changes: dict[str
     [
         ({"image_reader_writer": "NibabelIOWithReorient"}, "NibabelIOWithReorient"),
         ({"label_manager": "MyLabels"}, "MyLabels"),
-        ({"transpose_forward": [0, 0, 1]}, "order of three axes"),
         ({"foreground_intensity_properties_per_channel": {}}, "intensities"),
     ],
 )
 def test_files_that_mean_something_else_are_refused(changes: dict[str, Any], says: str) -> None:
     with pytest.raises(PlanFault, match=says):
         read_nnunet_plans(plans() | changes, DATASET, FULL)
+
+
+def test_an_order_of_axes_names_each_once() -> None:
+    with pytest.raises(RecordFault, match="transpose_forward"):
+        read_nnunet_plans(plans() | {"transpose_forward": [0, 0, 1]}, DATASET, FULL)
 
 
 def test_dropout_matters_in_training_only() -> None:
