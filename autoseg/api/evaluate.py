@@ -139,7 +139,7 @@ def write_evaluation(evaluation: Evaluation, folder: Path) -> tuple[Path, Path]:
     writer.writerow(("case", "class", *METRICS))
     for case, classes in evaluation.cases.items():
         for name, scores in classes.items():
-            writer.writerow((case, name, *scores.values()))
+            writer.writerow((case, name, *(scores[metric] for metric in METRICS)))
     write_atomic(as_csv, text.getvalue())
     return as_json, as_csv
 

@@ -83,6 +83,7 @@ def score_case(
     scores = {}
     for name in labels.foreground:
         values = labels.classes[name]
+        # distances are found in the box of both objects: the rest of the image has no surface of this class
         box = _union([boxes[value] for value in values if value in boxes], prediction.ndim)
         cut = (value_mask(prediction[box], values), value_mask(reference[box], values))
         masks = ClassMasks(*cut, counts[name], spacing_mm, one_ml, tolerance_mm)

@@ -104,6 +104,7 @@ def ensemble_dice(maps: OutOfFoldMaps, labels: LabelSet, ensembles: Sequence[Ens
     voxels = np.flatnonzero(_differs(maps))
     truth = maps.reference.reshape(-1)[voxels]
     own_labels = [prediction.reshape(-1)[voxels] for prediction in maps.predictions]
+    # what all configurations agree on is counted once: the whole case without the voxels that differ
     agreed = confusion(maps.predictions[0], maps.reference, labels) - confusion(own_labels[0], truth, labels)
     probabilities = _probabilities(maps, labels, voxels)
     found = []
@@ -167,6 +168,7 @@ def _decided(probabilities: Sequence[NDArray[np.uint8]], weights: EnsembleWeight
             for value, head in zip(labels.regions_class_order, total, strict=True):
                 decided[block][2 * head > certain] = value
         else:
+            # the background is not kept: its probability is what the others leave, as softmax adds up to one
             background = certain - total.sum(0, keepdims=True)
             decided[block] = np.concatenate([background, total]).argmax(0)
     return decided

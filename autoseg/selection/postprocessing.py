@@ -172,6 +172,7 @@ class PostprocessingSearch:
         best = _best_variant(own, variants)
         tried = int(np.nanargmax(_means(variants))) if best is None else best
         after = self._after(steps[tried], index, variants[:, tried])
+        # a step for one region can take voxels from another that overlaps it
         harms = foreground_mean(after) < foreground_mean(self.dice) - _LEAST_GAIN
         chosen = [_best_variant(own[others], variants[others]) for others in self._others()]
         gain = _mean(self._with_variants(own, variants, chosen)) - _mean(own)
@@ -220,6 +221,7 @@ class PostprocessingSearch:
 
     def _nested(self, after: Table, accepted: Sequence[bool], base: Table) -> Table:
         """`base` with what a step changes in the groups without which it is accepted."""
+        # only what the step changes is taken over, as `base` may hold other steps of the same cases already
         is_changed = ~((after == self.dice) | (np.isnan(after) & np.isnan(self.dice)))
         is_changed &= np.array(accepted, bool)[self.groups][:, None]
         return np.where(is_changed, after, base)

@@ -8,10 +8,12 @@ import json
 import numpy as np
 import pytest
 
+from autoseg.api.evaluate import evaluate, write_evaluation
 from autoseg.core.geometry import Geometry
 from autoseg.core.records import save
 from autoseg.data.model import LabelSet
-from autoseg.evaluation.metrics import METRICS
+from autoseg.evaluation import metrics
+from autoseg.evaluation.metrics import METRICS, Metric
 from autoseg.images.writers import write_labels
 from autoseg.inference.manifest import PredictionManifest
 from tests.runs.trained import tiny_plan
@@ -70,6 +72,18 @@ def test_the_table_prints_every_definition_and_files_hold_every_score(autoseg, f
     assert [row["case"] for row in rows] == ["a", "b"]
     assert set(rows[0]) == {"case", "class", *METRICS}
     assert float(rows[1]["dice"]) == pytest.approx(0.8)
+
+
+def test_a_metric_added_to_the_registry_is_in_every_file(folders, monkeypatch):
+    recall = Metric("recall", "|P and R| / |R|", lambda counts: counts.both / counts.reference)
+    for registry in (metrics.METRICS, metrics.COUNT_METRICS):
+        monkeypatch.setitem(registry, "recall", recall)
+    write_evaluation(evaluate(*folders, jobs=0), folders[0])
+    stored = json.loads((folders[0] / "evaluation.json").read_text())
+    assert stored["definitions"]["recall"] == recall.definition
+    assert (stored["mean"]["1"]["recall"], stored["foreground_mean"]["recall"]) == pytest.approx((0.9, 0.9))
+    with (folders[0] / "evaluation.csv").open() as stream:
+        assert [float(row["recall"]) for row in csv.DictReader(stream)] == pytest.approx([1.0, 0.8])
 
 
 def test_failures_are_listed_and_give_no_score(autoseg, folders, tmp_path):

@@ -14,6 +14,7 @@ from autoseg.core.workspace import Workspace
 from autoseg.data.inputs import find_inputs
 from autoseg.data.model import Problem
 from autoseg.data.survey import Survey
+from autoseg.evaluation.metrics import COUNT_METRICS, Metric
 from autoseg.images.readers import read_labels
 from autoseg.images.writers import write_labels
 from autoseg.inference.manifest import CaseOutcome, PredictionManifest
@@ -84,6 +85,15 @@ def test_when_all_is_trained_the_next_step_is_to_select(workspace):
             add_results(workspace, name, fold)
     page = _page(workspace, pictures=0)
     assert "autoseg select DATASET" in parsed(page).find(".//header//code").text
+
+
+def test_a_metric_added_to_the_registry_is_in_the_scores_of_the_classes(workspace, monkeypatch):
+    recall = Metric("recall", "|P and R| / |R|", lambda counts: 0.125 + 0 * counts.both)
+    monkeypatch.setitem(COUNT_METRICS, "recall", recall)
+    add_results(workspace, "3d_fullres", 0)
+    told = _text(_page(workspace))
+    assert "mean recall" in told
+    assert "0.125 to 0.125" in told
 
 
 def test_cases_come_worst_first_with_the_fold_that_kept_them_back(workspace):
