@@ -40,14 +40,12 @@ class CheckedCase:
     """A case after its check, with its voxels for what is done with it next.
 
     Attributes:
-        case: the case.
         problems: everything found, in the order of the files.
         content: 64 hexadecimal digits that change with any byte of its files; the first half stands for the images.
         volume: image, or None if the case is refused.
         labels: training values (z, y, x), or None if the case is refused.
     """
 
-    case: Case
     problems: tuple[Problem, ...]
     content: str
     volume: Volume | None
@@ -79,7 +77,7 @@ def check_case(dataset: Dataset, case: Case) -> CheckedCase:
     training = None if labels is None else check.training_values(labels)
     images, label_files = case.images, [] if case.labels is None else [case.labels]
     content = _hash_of(check.root, images) + _hash_of(check.root, label_files)
-    checked = CheckedCase(case, tuple(check.problems), content, volume, training)
+    checked = CheckedCase(tuple(check.problems), content, volume, training)
     return replace(checked, volume=None, labels=None) if checked.is_refused else checked
 
 

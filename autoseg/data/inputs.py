@@ -43,6 +43,12 @@ def relative(path: Path, root: Path) -> str:
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
 
 
+def may_have_colors(file: Path) -> bool:
+    """Whether a file's format can hold several channels by itself (RGB)."""
+    found = find_format(file)
+    return found is not None and found.has_colors
+
+
 def find_inputs(paths: Sequence[Path], channels: int, four_d: bool) -> tuple[tuple[Case, ...], Failures]:
     """Cases to segment, sorted by name, and the ones that cannot be, each with the reason.
 
@@ -109,23 +115,15 @@ def _fault(name: str, files: Mapping[int | None, list[Path]], channels: int, fou
         return f"two files are meant for the same image: {' and '.join(map(str, twice))}"
     if None in files and len(files) > 1:
         return f"{name} is there both as one file and with channel indices: keep one of them"
-    single = next(iter(files.values()))[0]
-    if files.keys() <= {0, None} and _may_hold_all(single, channels, four_d):
-        return None
-    return _wrong_channels(name, {index for index in files if index is not None}, channels)
+    may_hold_all = channels == 1 or four_d or may_have_colors(next(iter(files.values()))[0])
+    if may_hold_all and files.keys() <= {0, None}:
+        return None  # one file; whether it does hold all channels shows when it is read
+    return _wrong_channels(name, files.keys() - {None}, channels)
 
 
-def _wrong_channels(name: str, indices: Set[int], channels: int) -> str | None:
-    expected = set(range(channels))
-    if beyond := sorted(indices - expected):
+def _wrong_channels(name: str, indices: Set[int | None], channels: int) -> str | None:
+    beyond = sorted(index for index in indices if index is not None and index >= channels)
+    if beyond:
         return f"channel {beyond[0]:04d} is there, but the model has {channels} (0000 to {channels - 1:04d})"
-    if missing := sorted(expected - indices):
-        listed = ", ".join(f"{name}_{index:04d}" for index in missing)
-        return f"the model needs {channels} channels, one file each; missing: {listed}"
-    return None
-
-
-def _may_hold_all(file: Path, channels: int, four_d: bool) -> bool:
-    """Whether one file can hold all channels; whether it does shows when it is read."""
-    file_format = find_format(file)
-    return channels == 1 or four_d or (file_format is not None and file_format.has_colors)
+    missing = [f"{name}_{index:04d}" for index in range(channels) if index not in indices]
+    return f"the model needs {channels} channels, one file each; missing: {', '.join(missing)}" if missing else None

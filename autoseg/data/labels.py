@@ -109,7 +109,7 @@ def count_label_files(paths: Iterable[Path]) -> tuple[dict[int, int], ...]:
 
 
 def find_classes(counts: Sequence[Mapping[int, int]], *, made_for_objects: bool = False) -> tuple[LabelSet, str]:
-    """The label set of files whose classes nobody declared, and a sentence that says how it was found.
+    """The label set of files whose classes are not declared, and a sentence that says how it was found.
 
     Every value is a class of its own, named by its value; the background is 0. Many distinct values are ids of
     objects and become the one class `object`, unless one value dominates: then the rare ones are faults (gray edges

@@ -92,7 +92,7 @@ PROBLEM_CODES: dict[str, Explanation] = {
     ),
     "E0217": Explanation(
         "note",
-        "The reader settled an oddity of the file, for example by leaving out an alpha channel.",
+        "The reader left out or converted something unusual in the file, for example an alpha channel.",
         "nothing, if the sentence describes what you expect; otherwise convert the file",
     ),
     "E0218": Explanation(

@@ -27,7 +27,7 @@ from autoseg.images.formats.files import files_of
 SURVEY_VERSION = 2
 
 KEEP_SECONDS = 10.0
-"""How often an unfinished survey is handed out to be kept; a run that is killed loses no more work than this."""
+"""How often an unfinished survey is given to `keep`; a run that is killed loses no more work than this."""
 
 _FEW_BYTES = 1 << 20
 """Below this many bytes of files, starting processes takes longer than the work."""
@@ -111,7 +111,7 @@ def survey(
         known: an earlier survey of the same dataset, or None.
         jobs: worker processes.
         progress: called for every case examined.
-        keep: given a survey of the cases examined so far now and then; it serves as `known` after an interruption.
+        keep: called every `KEEP_SECONDS` with a survey of the cases examined so far, to be `known` after a stop.
     """
     read_as = content_hash(replace(dataset, cases=(), announced_cases=None, layout_reason="", name=""))
     stamps = {case.identifier: _stamps(dataset, case) for case in dataset.cases}
@@ -119,7 +119,7 @@ def survey(
     to_read = [(case, stamps[case.identifier]) for case in dataset.cases if case.identifier not in examined]
     progress(len(examined), len(dataset.cases))
     next_keep = time.monotonic() + KEEP_SECONDS
-    bare = replace(dataset, cases=())  # what a worker needs to know; all the cases would be sent for nothing
+    bare = replace(dataset, cases=())  # sent with every task, so without the cases
     for outcome in map_supervised(partial(_examine, bare), to_read, _processes(to_read, jobs)):
         case = to_read[outcome.index][0]
         examined[case.identifier] = outcome.value or _lost(case, stamps[case.identifier], outcome.failure or "")
@@ -169,7 +169,7 @@ def _stamps(dataset: Dataset, case: Case) -> Stamps:
     root = Path(dataset.root)
     own = [root / file for file in (*case.images, case.labels) if file is not None]
     paths = [path for file in own for path in files_of(file)]
-    ordered = sorted(paths, key=lambda path: path not in own)  # what lies beside them comes last, as ever in check.json
+    ordered = sorted(paths, key=lambda path: path not in own)  # side-cars last, as check.json has them
     return tuple(_stamp(root, relative(path, root)) for path in ordered)
 
 

@@ -89,9 +89,8 @@ def fill_store(
     with hold_store(folder):
         remove_leftovers(folder)
         write_atomic(folder / "store.json", to_json(recipe))
-        missing = _missing(folder, wanted, jobs)
+        missing, reused = _missing_and_reused(folder, wanted, jobs)
         voxels = _refuse_full_disk(folder, recipe, fingerprint, missing)
-        reused = [task[0].identifier for task in wanted if task not in missing]
         progress(len(reused), len(wanted))
         failures = _store_missing(
             partial(_store_case, folder, replace(dataset, cases=()), recipe),  # a worker needs no other case
@@ -121,11 +120,15 @@ def _store_missing(
     return failures
 
 
-def _missing(folder: Path, tasks: Sequence[Task], jobs: int) -> list[Task]:
-    """The tasks whose cases are not in the store, or damaged: every stored byte is hashed, so the disk is the limit."""
+def _missing_and_reused(folder: Path, tasks: Sequence[Task], jobs: int) -> tuple[list[Task], list[str]]:
+    """Tasks whose cases are not in the store or damaged, and the other cases.
+
+    Every stored byte is read and hashed, which releases Python's lock, so threads are enough.
+    """
     with ThreadPoolExecutor(max(jobs, 1)) as pool:
-        intact = pool.map(lambda task: is_intact(folder / task[0].identifier, task[1]), tasks)
-        return [task for task, is_there in zip(tasks, intact, strict=True) if not is_there]
+        intact = list(pool.map(lambda task: is_intact(folder / task[0].identifier, task[1]), tasks))
+    missing = [task for task, is_there in zip(tasks, intact, strict=True) if not is_there]
+    return missing, [case.identifier for (case, _), is_there in zip(tasks, intact, strict=True) if is_there]
 
 
 def _store_case(folder: Path, dataset: Dataset, recipe: StoreRecipe, task: Task) -> NotEnoughResources | str | None:

@@ -94,7 +94,8 @@ def _by_name(table: object) -> object:
     inverted: dict[str, Any] = {}
     for key, name in table.items():
         value = _as_index(key)
-        inverted[BACKGROUND if value == 0 else name if name not in inverted else f"{name} ({key})"] = value
+        unique = name if name not in inverted else f"{name} ({key})"  # two values of one name stay two classes
+        inverted[BACKGROUND if value == 0 else unique] = value
     return inverted
 
 
@@ -253,7 +254,8 @@ def describe(table: object, where: str, required: Iterable[str], optional: Itera
     wanted = {name: data[name] for name in (*required, *optional) if data.get(name) is not None}
     described = Description()
     try:
-        described = _ADAPTER.validate_json(json.dumps(wanted), strict=True)  # strict, but lists may become tuples
+        # from JSON, because only there "strict" means that a text is no number, and not also that a table is no record
+        described = _ADAPTER.validate_json(json.dumps(wanted), strict=True)
     except ValidationError as error:
         faults += [_sentence(fault) for fault in error.errors()]
     if faults:
@@ -261,12 +263,13 @@ def describe(table: object, where: str, required: Iterable[str], optional: Itera
     return described
 
 
-def describe_nnunet(data: object, where: str) -> Description:
+def describe_nnunet(data: object, where: str, optional: Iterable[str] = ()) -> Description:
     """What an nnU-Net dataset.json declares, of v2 or, with `modality` and {"value": name}, of v1.
 
     Args:
         data: the content of a dataset.json.
         where: names the source in errors.
+        optional: more entries that may be there.
 
     Raises:
         RecordFault: with the fault of every entry, not only the first.
@@ -274,7 +277,8 @@ def describe_nnunet(data: object, where: str) -> Description:
     channels = channels_entry(data)
     if channels == "modality" and isinstance(data, Mapping):
         data = {**data, "file_ending": data.get("file_ending") or LEGACY_FILE_ENDING}
-    return describe(data, where, (channels, "labels", "file_ending"), ("regions_class_order", "numTraining", "dataset"))
+    required = (channels, "labels", "file_ending")
+    return describe(data, where, required, ("regions_class_order", "numTraining", *optional))
 
 
 def channels_entry(data: object) -> str:

@@ -113,7 +113,7 @@ def _found_classes(root: Path, layout: str, cases: Sequence[Case]) -> tuple[Labe
 
 
 def _found_channels(root: Path, found: Found) -> tuple[str, ...]:
-    """Names for channels that nobody named; they select z-scoring, except that RGB stays recognizable.
+    """Names for channels that are not declared; they select z-scoring, except that RGB stays recognizable.
 
     Where a case has one file, the first files are read to count its channels; one where none of them can be read.
     """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from autoseg.data.inputs import image_files, relative
 from autoseg.data.layouts.description import DESCRIPTION, Description, describe, read_description
 from autoseg.data.model import Case, Dataset, Problem
 from autoseg.data.problems import problem
+from autoseg.images.formats.files import stem
 
 Remark = tuple[str, str, str | None]
 """Code of a problem with a file, what is wrong with it (going on after its name), and a remedy of its own if any."""
@@ -73,6 +74,21 @@ def subfolder(root: Path, names: Iterable[str]) -> Path | None:
     """The first folder below `root` with one of the names, upper and lower case alike."""
     folders = {entry.name.lower(): entry for entry in sorted(root.iterdir(), reverse=True) if entry.is_dir()}
     return next((folders[name.lower()] for name in names if name.lower() in folders), None)
+
+
+def with_channels(cases: Mapping[str, Mapping[int, Path]], indices: Sequence[int]) -> dict[str, tuple[Path, ...]]:
+    """Files of every case for all channel indices; a missing one is named as its neighbors, for the check to name it.
+
+    Args:
+        cases: case -> channel index -> file, at least one for each case.
+        indices: of the channels that every case should have.
+    """
+    complete = {}
+    for case, entry in cases.items():
+        example = next(iter(entry.values()))
+        ending = example.name.removeprefix(stem(example))
+        complete[case] = tuple(entry.get(index, example.with_name(f"{case}_{index:04d}{ending}")) for index in indices)
+    return complete
 
 
 def pair(images: Mapping[str, tuple[Path, ...]], labels: Mapping[str, Path], root: Path) -> tuple[Case, ...]:

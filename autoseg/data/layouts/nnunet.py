@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from autoseg.core.errors import DataRefused, RecordFault
-from autoseg.data.inputs import by_channel, image_files, split_channel
+from autoseg.data.inputs import by_channel, image_files, may_have_colors, split_channel
 from autoseg.data.layouts.description import DESCRIPTION, Description, describe_nnunet, read_description
-from autoseg.data.layouts.layout import Found, Layout, Remark, pair, unused_files
+from autoseg.data.layouts.layout import Found, Layout, Remark, pair, unused_files, with_channels
 from autoseg.data.model import Case, Dataset, Problem
-from autoseg.images.formats.files import file_ending, find_format, stem
+from autoseg.images.formats.files import file_ending, stem
 
 IMAGES = "imagesTr"
 LABELS = "labelsTr"
@@ -39,7 +39,7 @@ def detect_nnunet(root: Path) -> Found | None:
     data = read_description(root)
     if data is None or not _is_nnunet(root, data):
         return None
-    described = describe_nnunet(data, str(root / DESCRIPTION))
+    described = describe_nnunet(data, str(root / DESCRIPTION), (CASES,))
     ending = described.file_ending
     if CASES in data:
         cases = _listed_cases(described, str(root / DESCRIPTION))
@@ -49,12 +49,7 @@ def detect_nnunet(root: Path) -> Found | None:
         reason = f"nnU-Net raw data: {DESCRIPTION} and {len(cases)} cases <case>_0000{ending} in {IMAGES}/"
     holds_all = len(described.channels) > 1 and all(len(case.images) == 1 for case in cases)
     seen = f"{reason}, one file with all channels" if holds_all else reason
-    return Found(cases, seen, described, four_d=holds_all and not _has_colors(ending))
-
-
-def _has_colors(ending: str) -> bool:
-    found = find_format(Path(f"case{ending}"))
-    return found is not None and found.has_colors
+    return Found(cases, seen, described, four_d=holds_all and not may_have_colors(Path(f"case{ending}")))
 
 
 def _is_nnunet(root: Path, data: Mapping[str, Any]) -> bool:
@@ -90,11 +85,7 @@ def _scanned_cases(root: Path, described: Description) -> tuple[Case, ...]:
         )
     # one index only: the file may hold all channels; otherwise a missing channel is named by the check of its case
     indices = range(len(described.channels) if any(max(entry) for entry in found.values()) else 1)
-    expected = {
-        case: tuple(entry.get(index, root / IMAGES / f"{case}_{index:04d}{ending}") for index in indices)
-        for case, entry in found.items()
-    }
-    return pair(expected, {stem(file): file for file in _files_with(ending, root / LABELS)}, root)
+    return pair(with_channels(found, indices), {stem(file): file for file in _files_with(ending, root / LABELS)}, root)
 
 
 def _files_with(ending: str, folder: Path) -> list[Path]:

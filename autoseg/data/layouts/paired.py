@@ -8,7 +8,7 @@ from pathlib import Path
 
 from autoseg.core.errors import DataRefused
 from autoseg.data.inputs import by_channel, image_files
-from autoseg.data.layouts.layout import Found, Layout, found_in_folders, pair, subfolder, unused_files
+from autoseg.data.layouts.layout import Found, Layout, found_in_folders, pair, subfolder, unused_files, with_channels
 from autoseg.images.formats.files import stem
 
 IMAGE_FOLDERS = ("images", "imagesTr", "image", "imgs", "img", "raw", "x")
@@ -46,7 +46,8 @@ def detect_paired(root: Path) -> Found | None:
             where=str(root),
             do="give each label file the name of its image, or write a manifest.csv with the columns case,image,label",
         )
-    files = single if partners is whole else _complete(channels)
+    indices = sorted({index for entry in channels.values() for index in entry})
+    files = single if partners is whole else with_channels(channels, indices)
     cases = pair(files, partners, root)
     seen = f"paired folders: {images.name}/ and {labels.name}/ have {len(partners)} file names in common"
     return found_in_folders(root, cases, seen)
@@ -60,17 +61,6 @@ def _matched(label_files: dict[str, Path], names: Container[str]) -> dict[str, P
         if case is not None:
             matched.setdefault(case, file)
     return matched
-
-
-def _complete(channels: dict[str, dict[int, Path]]) -> dict[str, tuple[Path, ...]]:
-    """Files of every case for all indices that occur anywhere; a missing one is named as its neighbors are."""
-    indices = sorted({index for entry in channels.values() for index in entry})
-    complete = {}
-    for case, entry in channels.items():
-        example = next(iter(entry.values()))
-        ending = example.name.removeprefix(stem(example))
-        complete[case] = tuple(entry.get(index, example.with_name(f"{case}_{index:04d}{ending}")) for index in indices)
-    return complete
 
 
 def _first(names: Iterable[str]) -> str:
