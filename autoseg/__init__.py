@@ -5,6 +5,7 @@ What scripts and notebooks call is small and loaded when used, so that `import a
     plan = autoseg.plan("DATASET")
     trained = autoseg.train("DATASET")
     selection = autoseg.select("DATASET")
+    autoseg.predict("DATASET", "IMAGES", "OUTPUT")
     model = autoseg.load_model("DATASET")
     labels = model.predict(array, spacing_mm=(3.0, 0.8, 0.8))
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from autoseg.api.evaluate import evaluate
     from autoseg.api.model import export_model, import_model, load_model
     from autoseg.api.plan import plan
+    from autoseg.api.predict import predict
     from autoseg.api.preprocess import preprocess
     from autoseg.api.select import select
     from autoseg.api.train import train
@@ -31,6 +33,7 @@ __all__ = [
     "import_model",
     "load_model",
     "plan",
+    "predict",
     "preprocess",
     "select",
     "train",

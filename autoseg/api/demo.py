@@ -11,7 +11,7 @@ from pathlib import Path
 
 from autoseg.api.evaluate import Evaluation, evaluate, write_evaluation
 from autoseg.api.plan import plan_dataset
-from autoseg.api.predict import predict_files
+from autoseg.api.predict import predict
 from autoseg.core.errors import AutoSegError, TrainingStopped
 from autoseg.core.progress import Progress, silent
 from autoseg.core.records import load
@@ -19,7 +19,6 @@ from autoseg.core.workspace import WORK_FOLDER_NAME, Workspace
 from autoseg.data.labels import to_training_values
 from autoseg.data.synthetic import write_synthetic_dataset
 from autoseg.images.readers import read_image, read_labels
-from autoseg.inference.manifest import PredictionOptions, PredictorOptions
 from autoseg.planning.plan import Plan
 from autoseg.planning.planner import PlanOptions
 from autoseg.report.collect import write_report
@@ -175,12 +174,10 @@ def _train(
 
 
 def _predict(workspace: Workspace, images: Path, predictions: Path, options: DemoOptions) -> None:
-    chosen = PredictionOptions(predictor=PredictorOptions(device=options.device), report=True)
-    manifest = predict_files(workspace.root, [images], predictions, chosen)
-    failed = {name: case.error for name, case in manifest.cases.items() if case.status == "failed"}
-    if failed:
-        name, why = next(iter(failed.items()))
-        raise AutoSegError(f"{len(failed)} of {len(manifest.cases)} cases failed", where=name, why=why)
+    manifest = predict(workspace.root, images, predictions, device=options.device)
+    if manifest.failures:
+        name, why = next(iter(manifest.failures.items()))
+        raise AutoSegError(f"{len(manifest.failures)} of {len(manifest.cases)} cases failed", where=name, why=why)
 
 
 def _draw(plan: Plan, dataset: Path, predictions: Path, overlays: Path, scores: Evaluation) -> tuple[Path, ...]:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autoseg.core.errors import MissingInput, UsageError
-from autoseg.inference.manifest import PredictorOptions
 from autoseg.models.bundle import BUNDLE_ENDING, bundle_path, find_bundle_model, write_bundle, write_report
 from autoseg.models.model import Model, make_ensemble
 from autoseg.models.record import ModelFiles
@@ -79,7 +78,7 @@ def load_model(
         UsageError: the configuration, a fold or the device is not there.
     """
     files = find_model(path, configuration, folds or ())
-    return Model(files, make_ensemble(files, PredictorOptions(device=device)))
+    return Model(files, make_ensemble(files, device))
 
 
 def show_model(path: str | Path) -> ModelFiles:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-import numpy as np
 
 from autoseg import __version__
 from autoseg.api.model import find_model
@@ -21,17 +20,8 @@ from autoseg.data.model import Case
 from autoseg.images.crop import nonzero_box
 from autoseg.images.resample import resampled_shape
 from autoseg.inference.ensemble import Ensemble, EnsembleMember
-from autoseg.inference.manifest import (
-    MANIFEST_NAME,
-    MANIFEST_VERSION,
-    CaseOutcome,
-    PredictionManifest,
-    PredictionOptions,
-    output_name,
-    read_case,
-)
-from autoseg.inference.resume import done_before
-from autoseg.inference.stream import PredictionRun, network_bytes
+from autoseg.inference.manifest import MANIFEST_NAME, MANIFEST_VERSION, CaseOutcome, PredictionManifest, done_before
+from autoseg.inference.stream import PredictionStream, output_name, read_case
 from autoseg.launch.devices import use_cores
 from autoseg.launch.interrupts import stoppable
 from autoseg.models.model import make_ensemble
@@ -42,7 +32,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Forecast:
+class CaseForecast:
     """What predicting a case would take, for `--dry-run`.
 
     Attributes:
@@ -60,58 +50,107 @@ class Forecast:
     output: str
 
 
-def predict_files(
-    model: Path, inputs: Sequence[Path], output: Path, options: PredictionOptions, progress: Progress = silent
+def predict(
+    model: str | Path,
+    inputs: Sequence[str | Path] | str | Path,
+    output: str | Path,
+    *,
+    configuration: str | None = None,
+    folds: Sequence[int] = (),
+    overlap: float = 0.5,
+    mirroring: bool = True,
+    probabilities: bool = False,
+    max_ram_gib: float | None = None,
+    report: bool = True,
+    device: str = "auto",
+    progress: Progress = silent,
 ) -> PredictionManifest:
-    """Segments every case found in `inputs` and writes the label maps and a manifest into `output`.
+    """Segments every case found in `inputs` and writes the label maps, a manifest and a report into `output`.
+
+    A case that fails does not stop the others: `failures` of the returned manifest names it.
 
     Args:
         model: a dataset's folder, its work folder, one run, a bundle, or a model of nnU-Net v2.
         inputs: image files or folders of them.
-        output: folder; made if needed. Label maps that the same command made of the same images are kept, others of
-            the same name are replaced.
-        options: what the user chose.
-        progress: told about finished cases, or finished tiles if there is only one case.
+        output: folder; made if needed. Label maps that the same call made of the same images are kept, others of the
+            same name are replaced.
+        configuration: this one alone; None for what was selected, else 3d_fullres, else the best.
+        folds: these; empty for those selected, else all.
+        overlap: fraction of a tile that neighbors share at least, in [0, 1).
+        mirroring: whether to average over mirrored images; without, prediction is up to 8 times faster.
+        probabilities: whether to write the probability of every class as well (<case>.npz, float16).
+        max_ram_gib: memory to stay below; what does not fit is kept in a file. None for most of what is free.
+        report: whether to write report.html about what was predicted.
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
+        progress: called with finished and all cases, or tiles if there is only one case.
 
     Raises:
         MissingInput: there is no trained model or no image.
-        UsageError: a label map would replace an image.
+        UsageError: a label map would replace an image; there is no such device.
         InterruptedEarly: stopped before a case was done.
         Interrupted: stopped later; what is done stays.
     """
-    files = find_model(model, options.configuration, options.folds)
+    output = Path(output)
+    files = find_model(Path(model), configuration, folds)
     _log.info("model: %s", files.record.because)
     use_cores()
     cases, failures = _cases(inputs, files.record.plan)
-    _spare_inputs(cases, output, files.record.plan)
-    ensemble = make_ensemble(files, replace(options.predictor, scratch=_made(output)))
+    _refuse_replacing(cases, output, files.record.plan)
+    output.mkdir(parents=True, exist_ok=True)
     remove_leftovers(output)
+    ensemble = make_ensemble(files, device, overlap, mirroring, scratch=output)
     manifest = PredictionManifest(
         version=MANIFEST_VERSION,
         autoseg=__version__,
         model=files.record.name,
         device=str(ensemble.members[0].predictor.device),
-        mirroring=options.predictor.mirroring,
-        overlap=options.predictor.overlap,
+        mirroring=mirroring,
+        overlap=overlap,
         labels=files.record.plan.labels,
         cases={name: CaseOutcome("failed", None, 0.0, reason, None) for name, reason in failures},
     )
-    manifest.cases.update(done_before(output, manifest, cases, has_probabilities=options.probabilities))
+    manifest.cases.update(done_before(output, manifest, cases, has_probabilities=probabilities))
     waiting = [case for case in cases if case.identifier not in manifest.cases]
-    run = PredictionRun(files.record.plan, ensemble, output, options, progress, len(waiting))
+    tile_progress, case_progress = (progress, silent) if len(waiting) == 1 else (silent, progress)
+    stream = PredictionStream(files.record.plan, ensemble, output, probabilities, max_ram_gib, tile_progress)
     with stoppable() as check:
         try:
-            for name, outcome in run.outcomes(waiting, check):
+            for done, (name, outcome) in enumerate(stream.outcomes(waiting, check), start=1):
                 manifest.cases[name] = outcome
                 save(manifest, output / MANIFEST_NAME)
-                run.tell_finished()
+                case_progress(done, len(waiting))
         except Interrupted as stop:
             raise _explained(stop, manifest) from stop
-    manifest = replace(manifest, device=run.device, cases=dict(sorted(manifest.cases.items())))
+    manifest = replace(manifest, device=stream.device, cases=dict(sorted(manifest.cases.items())))
     save(manifest, output / MANIFEST_NAME)
-    if options.report:
+    if report:
         _report(output, manifest, files, cases)
     return manifest
+
+
+def forecast(
+    model: str | Path,
+    inputs: Sequence[str | Path] | str | Path,
+    *,
+    configuration: str | None = None,
+    folds: Sequence[int] = (),
+    overlap: float = 0.5,
+    device: str = "auto",
+) -> tuple[ModelFiles, dict[str, CaseForecast | str]]:
+    """The model, and for each case what predicting it would take, or why it cannot be predicted; nothing is written.
+
+    The arguments are those of `predict`. Errors are its own as well.
+    """
+    files = find_model(Path(model), configuration, folds)
+    cases, failures = _cases(inputs, files.record.plan)
+    forecasts: dict[str, CaseForecast | str] = dict(failures)
+    ensemble = make_ensemble(files, "cpu" if device == "auto" else device, overlap)
+    for case in cases:
+        try:
+            forecasts[case.identifier] = _forecast(case, files.record.plan, ensemble)
+        except AutoSegError as error:
+            forecasts[case.identifier] = str(error)
+    return files, dict(sorted(forecasts.items()))
 
 
 def _report(output: Path, manifest: PredictionManifest, files: ModelFiles, cases: Sequence[Case]) -> None:
@@ -126,37 +165,24 @@ def _report(output: Path, manifest: PredictionManifest, files: ModelFiles, cases
         _log.info("report: %s", path)
 
 
-def forecast_files(
-    model: Path, inputs: Sequence[Path], options: PredictionOptions
-) -> tuple[ModelFiles, dict[str, Forecast | str]]:
-    """The model, and for each case what predicting it would take, or why it cannot be predicted."""
-    files = find_model(model, options.configuration, options.folds)
-    cases, failures = _cases(inputs, files.record.plan)
-    forecasts: dict[str, Forecast | str] = dict(failures)
-    network = replace(options.predictor, device="cpu") if options.predictor.device == "auto" else options.predictor
-    ensemble = make_ensemble(files, network)
-    for case in cases:
-        try:
-            forecasts[case.identifier] = _forecast(case, files.record.plan, ensemble)
-        except AutoSegError as error:
-            forecasts[case.identifier] = str(error)
-    return files, dict(sorted(forecasts.items()))
-
-
-def _cases(inputs: Sequence[Path], plan: Plan) -> tuple[tuple[Case, ...], tuple[tuple[str, str], ...]]:
-    cases, failures = find_inputs(inputs, len(plan.channels), plan.four_d)
+def _cases(
+    inputs: Sequence[str | Path] | str | Path, plan: Plan
+) -> tuple[tuple[Case, ...], tuple[tuple[str, str], ...]]:
+    """The cases found, and (name, reason) of those that cannot be used."""
+    paths = [Path(path) for path in ([inputs] if isinstance(inputs, str | Path) else inputs)]
+    cases, failures = find_inputs(paths, len(plan.channels), plan.four_d)
     for name, reason in failures:
         _log.warning("%s cannot be used: %s", name, reason)
     if not cases:
         raise DataRefused(
             "none of the images can be used: " + "; ".join(f"{name}: {reason}" for name, reason in failures),
-            where=", ".join(map(str, inputs)),
+            where=", ".join(map(str, paths)),
             do=f"give the channels {', '.join(plan.channels)} of each case as <case>_0000, <case>_0001, ...",
         )
     return cases, failures
 
 
-def _spare_inputs(cases: Sequence[Case], output: Path, plan: Plan) -> None:
+def _refuse_replacing(cases: Sequence[Case], output: Path, plan: Plan) -> None:
     """Refuses an output folder in which a label map would replace an image."""
     images = {Path(image).resolve() for case in cases for image in case.images}
     for case in cases:
@@ -166,11 +192,6 @@ def _spare_inputs(cases: Sequence[Case], output: Path, plan: Plan) -> None:
             )
 
 
-def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
 def _explained(stop: Interrupted, manifest: PredictionManifest) -> Interrupted:
     done = sum(case.status == "done" for case in manifest.cases.values())
     if not done:
@@ -178,7 +199,7 @@ def _explained(stop: Interrupted, manifest: PredictionManifest) -> Interrupted:
     return Interrupted(stop.what, why=f"{done} cases are done and stay", do="run the same command again for the others")
 
 
-def _forecast(case: Case, plan: Plan, ensemble: Ensemble) -> Forecast:
+def _forecast(case: Case, plan: Plan, ensemble: Ensemble) -> CaseForecast:
     volume = read_case(case, plan.four_d)
     order = plan.axis_order
     image = volume.array.transpose(0, *(axis + 1 for axis in order))
@@ -189,12 +210,12 @@ def _forecast(case: Case, plan: Plan, ensemble: Ensemble) -> Forecast:
         return tuple(resampled_shape(cropped, spacing, member.preparation.target_mm(spacing)))
 
     shapes = {member.preparation: shape_for(member) for member in ensemble.every}
-    tilings = [(member.predictor, member.predictor.tiling(shapes[member.preparation])) for member in ensemble.every]
-    needed = image.nbytes + 2 * 4 * len(volume.array) * sum(int(np.prod(shape)) for shape in shapes.values())
-    needed += max(predictor.slab_bytes(tiling) + network_bytes(predictor) for predictor, tiling in tilings)
+    own = [(member.predictor, shapes[member.preparation]) for member in ensemble.every]
+    needed = image.nbytes + 2 * 4 * len(volume.array) * sum(map(math.prod, shapes.values()))
+    needed += max(predictor.working_bytes(shape) for predictor, shape in own)
     if len(ensemble.members) > 1:
-        needed += 4 * plan.labels.head_count * int(np.prod(cropped))
-    largest = max(shapes.values(), key=lambda shape: int(np.prod(shape)))
-    windows = sum(len(tiling.windows) for _, tiling in tilings)
+        needed += 4 * plan.labels.head_count * math.prod(cropped)
+    windows = sum(len(predictor.tiling(shape).windows) for predictor, shape in own)
+    largest = max(shapes.values(), key=math.prod)
     name = output_name(case, plan.file_ending)
-    return Forecast(volume.geometry.shape, largest, windows, needed / BYTES_PER_GIB, name)
+    return CaseForecast(volume.geometry.shape, largest, windows, needed / BYTES_PER_GIB, name)

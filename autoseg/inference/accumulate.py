@@ -1,12 +1,20 @@
-"""Adding up overlapping tiles in a slab that rolls through the volume, so that memory does not grow with the volume."""
+"""Adding up overlapping tiles in a slab that rolls through the volume, so that memory does not grow with the volume.
+
+Tiles come in the order of one axis, the rolling axis. As soon as no later tile can touch a row of voxels, that row is
+complete and handed on; the memory of its place is used again for a row further on:
+
+    volume, rows along the rolling axis    ==========------------..........
+                                           handed on  in the slab  not yet touched
+"""
 
 from __future__ import annotations
 
+import logging
+import math
 import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -15,86 +23,15 @@ from torch import Tensor
 
 from autoseg.core.errors import NotEnoughResources
 from autoseg.core.geometry import Shape
-from autoseg.inference.windows import Window, axis_shares, centered_padding, sliding_windows, window_origins
+from autoseg.core.machine import BYTES_PER_GIB
+from autoseg.inference.windows import Tiling, Window
 
 _ROWS_AT_ONCE = 8
 """Finished rows handed on together; assumption: enough to keep the overhead per hand-over small."""
 
-_BYTES_PER_LOGIT = 4
+_BYTES_PER_FLOAT = 4
 
-
-@dataclass(frozen=True)
-class Tiling:
-    """How one volume is cut into overlapping tiles.
-
-    Attributes:
-        shape: voxels (z, y, x) of the image as prepared.
-        patch_size: voxels (z, y, x) of a tile; 1 along z for a 2D network.
-        overlap: fraction of a tile that neighbors share at least.
-    """
-
-    shape: Shape
-    patch_size: Shape
-    overlap: float = 0.5
-
-    @cached_property
-    def padding(self) -> tuple[tuple[int, int], ...]:
-        """Zeros added before and after each axis so that it holds a tile."""
-        return centered_padding(self.shape, self.patch_size)
-
-    @cached_property
-    def padded_shape(self) -> Shape:
-        """Voxels of the image with its padding."""
-        return tuple(max(length, patch) for length, patch in zip(self.shape, self.patch_size, strict=True))
-
-    @cached_property
-    def rolling_axis(self) -> int:
-        """The axis along which the slab rolls: that of which a tile covers the smallest part."""
-        covered = [patch / length for patch, length in zip(self.patch_size, self.padded_shape, strict=True)]
-        return int(np.argmin(covered))
-
-    @cached_property
-    def rolled_axes(self) -> tuple[int, int, int]:
-        """The image's axes with the rolling axis first."""
-        first, second = (axis for axis in range(3) if axis != self.rolling_axis)
-        return self.rolling_axis, first, second
-
-    @cached_property
-    def windows(self) -> list[Window]:
-        """Origins of all tiles in the padded volume, sorted along the rolling axis."""
-        everywhere = sliding_windows(self.padded_shape, self.patch_size, self.overlap)
-        return sorted(everywhere, key=lambda window: window[self.rolling_axis])
-
-    @cached_property
-    def shares(self) -> tuple[dict[int, Tensor], ...]:
-        """For each axis and origin the tile's share of the total weight, ready to broadcast over a tile."""
-        shares = []
-        for axis, (length, patch) in enumerate(zip(self.padded_shape, self.patch_size, strict=True)):
-            by_origin = axis_shares(length, patch, window_origins(length, patch, self.overlap))
-            view = tuple(-1 if other == axis else 1 for other in range(3))
-            shares.append({origin: torch.from_numpy(share).reshape(view) for origin, share in by_origin.items()})
-        return tuple(shares)
-
-    def batches(self, size: int) -> list[list[Window]]:
-        """The windows in the order of the rolling axis, `size` at a time."""
-        return [self.windows[start : start + size] for start in range(0, len(self.windows), size)]
-
-    def weights(self, window: Window) -> Tensor:
-        """What each voxel (z, y, x) of the tile at `window` contributes; sums to one over all tiles of a voxel."""
-        z, y, x = (share[origin] for share, origin in zip(self.shares, window, strict=True))
-        return z * y * x
-
-    def slab_depth(self, batch_size: int) -> int:
-        """Rows along the rolling axis that are touched but not finished at any one time, at most."""
-        axis = self.rolling_axis
-        spans = [batch[-1][axis] - batch[0][axis] for batch in self.batches(batch_size)]
-        return max(spans) + self.patch_size[axis]
-
-    def slab_bytes(self, heads: int, batch_size: int) -> int:
-        """Memory of the slab of float32 logits."""
-        _, first, second = self.rolled_axes
-        plane = self.padded_shape[first] * self.padded_shape[second]
-        return self.slab_depth(batch_size) * heads * plane * _BYTES_PER_LOGIT
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,11 +49,14 @@ class LogitRows:
 
 
 class RollingSlab:
-    """Sums of weighted tiles over the rows that windows still touch: a ring of rows along the rolling axis.
+    """Sums of weighted tiles over the rows that windows still touch.
+
+    The rows are kept in a ring: row r of the padded volume lies at r modulo the depth of the storage. No two rows in
+    work share a place, because the depth is the largest number of rows that are ever in work together.
 
     Args:
         tiling: how the volume is cut.
-        storage: zeros (depth, heads, a, b), a and b being the other two axes of the padded volume.
+        storage: zeros (depth, heads, a, b), as `Tiling.slab_shape` says; a and b are the other two axes, padded.
     """
 
     def __init__(self, tiling: Tiling, storage: Tensor) -> None:
@@ -128,29 +68,27 @@ class RollingSlab:
         """Adds the logits (heads, z, y, x) of the tile at `window`; it must not touch finished rows."""
         axis, *others = self._tiling.rolled_axes
         start, patch = window[axis], self._tiling.patch_size[axis]
-        plane = [slice(window[other], window[other] + self._tiling.patch_size[other]) for other in others]
+        a, b = (slice(window[other], window[other] + self._tiling.patch_size[other]) for other in others)
         order = (axis + 1, 0, others[0] + 1, others[1] + 1)
         weights = self._tiling.weights(window)[None].permute(order).to(self._storage.device)
         tile = logits.permute(order).to(self._storage.device)
         for ring, rows in self._ring(start, start + patch):
             inside = slice(rows.start - start, rows.stop - start)
-            self._storage[ring, :, plane[0], plane[1]].addcmul_(tile[inside], weights[inside])
+            self._storage[ring, :, a, b].addcmul_(tile[inside], weights[inside])
 
     def finish(self, until: int) -> Iterator[LogitRows]:
         """Hands on the rows below `until` (padded), without their padding, and clears them for reuse."""
-        axis, *others = self._tiling.rolled_axes
-        before = self._tiling.padding[axis][0]
-        image_rows = range(before, before + self._tiling.shape[axis])
-        plane = [slice(self._tiling.padding[other][0], None) for other in others]
-        plane = [slice(cut.start, cut.start + self._tiling.shape[o]) for cut, o in zip(plane, others, strict=True)]
+        tiling = self._tiling
+        before, length = tiling.padding[tiling.rolling_axis][0], tiling.shape[tiling.rolling_axis]
+        a, b = (slice(tiling.padding[o][0], tiling.padding[o][0] + tiling.shape[o]) for o in tiling.rolled_axes[1:])
         for start in range(self._finished, until, _ROWS_AT_ONCE):
             for ring, rows in self._ring(start, min(start + _ROWS_AT_ONCE, until)):
-                kept = range(max(rows.start, image_rows.start), min(rows.stop, image_rows.stop))
+                # padding lies at both ends of the rolling axis; a piece may consist of nothing else
+                kept = range(max(rows.start, before), min(rows.stop, before + length))
                 if kept:
                     shift = ring.start - rows.start
-                    values = self._storage[kept.start + shift : kept.stop + shift, :, plane[0], plane[1]]
-                    yield LogitRows(kept.start - before, values)
-                self._storage[ring].zero_()
+                    yield LogitRows(kept.start - before, self._storage[kept.start + shift : kept.stop + shift, :, a, b])
+                self._storage[ring].zero_()  # only after the yield: what was handed on is a view of it
         self._finished = until
 
     def _ring(self, start: int, stop: int) -> Iterator[tuple[slice, range]]:
@@ -163,20 +101,29 @@ class RollingSlab:
             start = end
 
 
-def allocate(shape: Shape, device: torch.device, scratch: Path | None) -> Tensor:
-    """Zeros in memory, or in an unnamed file in the folder `scratch`, which vanishes with the tensor.
+def allocate(shape: Shape, device: torch.device, most_bytes: int | None, scratch: Path | None) -> Tensor:
+    """Zeros (float32) in memory, or in an unnamed file, which vanishes with the tensor.
+
+    Args:
+        shape: of the zeros.
+        device: where they lie, if in memory.
+        most_bytes: that they may take of the memory; None for no limit.
+        scratch: folder of the file; None for the system's.
 
     Raises:
         NotEnoughResources: the disk cannot hold them.
     """
-    if scratch is None:
+    needed = math.prod(shape) * _BYTES_PER_FLOAT
+    if most_bytes is None or needed <= most_bytes:
         return torch.zeros(shape, dtype=torch.float32, device=device)
-    needed, free = int(np.prod(shape)) * _BYTES_PER_LOGIT, shutil.disk_usage(scratch).free
+    folder = scratch or Path(tempfile.gettempdir())
+    free = shutil.disk_usage(folder).free
     if needed > free:
         raise NotEnoughResources(
-            f"the logits need {needed / 2**30:.1f} GiB, more than --max-ram allows and more than the disk has free",
-            where=str(scratch),
-            do=f"free {(needed - free) / 2**30:.1f} GiB there, or raise --max-ram",
+            f"predicting needs {needed / BYTES_PER_GIB:.1f} GiB more than --max-ram allows, and the disk has less free",
+            where=str(folder),
+            do=f"free {(needed - free) / BYTES_PER_GIB:.1f} GiB there, or raise --max-ram",
         )
-    with tempfile.TemporaryFile(dir=scratch) as file:
+    _log.info("%.1f GiB are kept in a temporary file, to respect --max-ram", needed / BYTES_PER_GIB)
+    with tempfile.TemporaryFile(dir=folder) as file:  # the mapping keeps the file alive after it is closed
         return torch.from_numpy(np.memmap(file, dtype=np.float32, mode="w+", shape=shape))

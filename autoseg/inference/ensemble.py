@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,24 +12,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from autoseg.core.geometry import Geometry
 from autoseg.core.progress import Progress, silent
 from autoseg.data.model import LabelSet
-from autoseg.images.crop import slices
 from autoseg.images.volume import Volume
 from autoseg.inference.accumulate import allocate
 from autoseg.inference.postprocessing import PostprocessingStep, postprocess
 from autoseg.inference.predictor import Predictor
 from autoseg.inference.restore import (
-    label_kind,
-    labels_of_planes,
+    labels_of_rows,
     predict_case,
     predict_case_probabilities,
-    predict_case_rows,
+    probabilities_outside,
 )
 from autoseg.preprocessing.first_stage import one_hot, prepare_first_stage
 from autoseg.preprocessing.prepare import Placement, Preparation, Prepared, prepare
-
-_BYTES_PER_FLOAT = 4
 
 PreparedCase = Mapping[Preparation, Prepared]
 """A case as each of an ensemble's preparations gives it; all of them share the crop."""
@@ -69,10 +65,12 @@ class Prediction:
 
     Attributes:
         labels: training values (z, y, x) on the grid of the file, postprocessed.
+        geometry: of that grid.
         probabilities: (heads, z, y, x) float16 on the same grid before postprocessing, or None if not asked for.
     """
 
     labels: Labels
+    geometry: Geometry
     probabilities: NDArray[np.float16] | None = None
 
 
@@ -124,24 +122,29 @@ class Ensemble:
             case: as `prepare` returned it.
             keep_probabilities: whether to return them; all heads are then in memory at full resolution.
             max_bytes: memory that logits and probabilities being added up may take; more goes to a file.
-            progress: told about finished tiles of all networks' configurations together.
+            progress: called with finished and all tiles, of all configurations together.
 
         Raises:
             NonFiniteLogits: a network returned an infinite or undefined value.
             NotEnoughResources: neither memory nor disk hold what is added up.
         """
-        work = _Work(self, case, _Tiles(self, case, progress), max_bytes, {})
-        placement = case[self.members[0].preparation].placement
+        work = _CaseWork(self, case, progress, max_bytes)
+        first, probabilities = self.members[0], None
+        placement = case[first.preparation].placement
         if len(self.members) > 1:
             total = work.averaged()
-            labels = placement.restore_labels(_decided(total, self.labels))
-            probabilities = _on_file_grid(total, placement, self.labels) if keep_probabilities else None
+            labels = placement.restore_labels(
+                labels_of_rows(_rows(total, self.labels), 0, total.shape[1:], self.labels)
+            )
+            if keep_probabilities:
+                probabilities, inside = probabilities_outside(placement, self.labels)
+                inside[...] = total.numpy()
         elif keep_probabilities:
-            labels, probabilities = work.with_probabilities(self.members[0])
+            labels, probabilities = predict_case_probabilities(*work.inputs(first), self.labels, work.count_tiles)
         else:
-            labels, probabilities = work.predicted(self.members[0]), None
-        spacing = placement.geometry.spacing_mm
-        return Prediction(postprocess(labels, self.postprocessing, self.labels, spacing), probabilities)
+            labels = work.predicted(first)
+        labels = postprocess(labels, self.postprocessing, self.labels, placement.geometry.spacing_mm)
+        return Prediction(labels, placement.geometry, probabilities)
 
     def with_less_memory(self) -> Ensemble | None:
         """This ensemble with a smaller need of device memory, or None if none of its predictors can do with less."""
@@ -153,106 +156,81 @@ class Ensemble:
         return replace(self, members=members, stages={name: made[id(stage)] for name, stage in self.stages.items()})
 
 
-class _Tiles:
-    """Progress over the tiles of everything that predicts."""
+class _CaseWork:
+    """The prediction of one case by the configurations of an ensemble, one after another.
 
-    def __init__(self, ensemble: Ensemble, case: PreparedCase, progress: Progress) -> None:
+    Args:
+        ensemble: that predicts.
+        case: as prepared for it.
+        progress: called with finished and all tiles, of all configurations together.
+        max_bytes: memory that logits and probabilities being added up may take; None for no limit.
+    """
+
+    def __init__(self, ensemble: Ensemble, case: PreparedCase, progress: Progress, max_bytes: int | None) -> None:
+        self._ensemble = ensemble
+        self._case = case
         self._progress = progress
-        self._finished = 0
-        self._total = sum(
-            len(member.predictor.tiling(case[member.preparation].image.shape[1:]).windows) for member in ensemble.every
-        )
+        self._max_bytes = max_bytes
+        self._known: dict[str, Labels] = {}  # label maps of first stages, by configuration
+        shapes = {preparation: prepared.image.shape[1:] for preparation, prepared in case.items()}
+        every = [member.predictor.tiling(shapes[member.preparation]) for member in ensemble.every]
+        self._tiles = sum(len(tiling.windows) for tiling in every)
+        self._finished_tiles = 0
 
-    def __call__(self, done: int, total: int) -> None:
-        self._progress(self._finished + done, self._total)
+    def count_tiles(self, done: int, total: int) -> None:
+        """Progress of one configuration as that of all."""
+        self._progress(self._finished_tiles + done, self._tiles)
         if done == total:
-            self._finished += total
-
-
-@dataclass(slots=True)
-class _Work:
-    """The prediction of one case: what is known of it so far, by configuration."""
-
-    ensemble: Ensemble
-    case: PreparedCase
-    progress: Progress
-    max_bytes: int | None
-    known: dict[str, Labels]
+            self._finished_tiles += total
 
     def predicted(self, member: EnsembleMember) -> Labels:
         """Training values on the grid of the file, decided by one configuration alone."""
-        image, placement = self._input(member), self.case[member.preparation].placement
-        return predict_case(self._limited(member, image), image, placement, self.ensemble.labels, self.progress)
-
-    def with_probabilities(self, member: EnsembleMember) -> tuple[Labels, NDArray[np.float16]]:
-        """The same, with probabilities."""
-        image, placement = self._input(member), self.case[member.preparation].placement
-        predictor = self._limited(member, image)
-        return predict_case_probabilities(predictor, image, placement, self.ensemble.labels, self.progress)
+        return predict_case(*self.inputs(member), self._ensemble.labels, progress=self.count_tiles)
 
     def averaged(self) -> Tensor:
         """Probabilities (heads, z, y, x) inside the crop, in the plan's axis order, averaged over the members."""
-        first = self.ensemble.members[0]
-        shape = (first.predictor.heads, *self.case[first.preparation].placement.cropped_shape)
-        needed = _BYTES_PER_FLOAT * int(np.prod(shape))
-        is_small = self.max_bytes is None or needed <= self.max_bytes
-        folder = None if is_small else self.ensemble.scratch or Path(tempfile.gettempdir())
-        total = allocate(shape, torch.device("cpu"), folder)
-        if is_small and self.max_bytes is not None:
-            self.max_bytes -= needed
-        for member in sorted(self.ensemble.members, key=lambda member: member.first_stage is not None):
+        first = self._ensemble.members[0]
+        shape = (first.predictor.heads, *self._case[first.preparation].placement.cropped_shape)
+        total = allocate(shape, torch.device("cpu"), self._max_bytes, self._ensemble.scratch)
+        if self._max_bytes is not None and total.nbytes <= self._max_bytes:
+            self._max_bytes -= total.nbytes
+        # a configuration that begins a cascade goes before the one that continues it: both need its prediction
+        for member in sorted(self._ensemble.members, key=lambda member: member.first_stage is not None):
             self._add(member, total)
         return total
 
     def _add(self, member: EnsembleMember, total: Tensor) -> None:
         """Adds a member's share to the total; its own labels are kept if a cascade begins with it."""
-        image, placement, labels = self._input(member), self.case[member.preparation].placement, self.ensemble.labels
-        predictor = self._limited(member, image)
+        predictor, image, placement = self.inputs(member)
         rolled = total.movedim(predictor.tiling(image.shape[1:]).rolling_axis + 1, 0)
 
         def add_row(index: int, row: Tensor) -> None:
             rolled[index].add_(row.cpu(), alpha=member.share)
 
-        decided = predict_case_rows(predictor, image, placement, labels, add_row, self.progress)
-        if self.ensemble.stages.get(member.name) is member:
-            self.known[member.name] = decided
+        decided = predict_case(predictor, image, placement, self._ensemble.labels, add_row, self.count_tiles)
+        if self._ensemble.stages.get(member.name) is member:
+            self._known[member.name] = decided
 
-    def _input(self, member: EnsembleMember) -> NDArray[np.float32]:
-        """What the member's networks get: the image, in a cascade with what its first stage predicts."""
-        prepared = self.case[member.preparation]
-        if member.first_stage is None:
-            return prepared.image
-        if member.first_stage not in self.known:
-            self.known[member.first_stage] = self.predicted(self.ensemble.stages[member.first_stage])
-        first_stage = prepare_first_stage(self.known[member.first_stage], prepared.placement)
-        return np.concatenate([prepared.image, one_hot(first_stage, self.ensemble.labels)])
+    def inputs(self, member: EnsembleMember) -> tuple[Predictor, NDArray[np.float32], Placement]:
+        """The member's predictor, within the memory that is allowed; what its networks get; and where that lies.
 
-    def _limited(self, member: EnsembleMember, image: NDArray[np.float32]) -> Predictor:
-        if self.max_bytes is None:
-            return member.predictor
-        more = image.nbytes - self.case[member.preparation].image.nbytes
-        return replace(member.predictor, max_slab_bytes=max(0, self.max_bytes - more))
-
-
-def _decided(total: Tensor, labels: LabelSet) -> Labels:
-    """Training values (z, y, x) decided from averaged probabilities (heads, z, y, x)."""
-    decided = np.zeros(tuple(total.shape[1:]), dtype=label_kind(labels))
-    for row, planes in zip(decided, _rows(total, labels), strict=True):
-        row[...] = labels_of_planes(planes, labels).numpy()
-    return decided
+        That is the image, in a cascade with the label map that its first stage predicts.
+        """
+        prepared, image = self._case[member.preparation], self._case[member.preparation].image
+        if member.first_stage is not None:
+            if member.first_stage not in self._known:
+                self._known[member.first_stage] = self.predicted(self._ensemble.stages[member.first_stage])
+            first_stage = prepare_first_stage(self._known[member.first_stage], prepared.placement)
+            image = np.concatenate([image, one_hot(first_stage, self._ensemble.labels)])
+        predictor = member.predictor
+        if self._max_bytes is not None:
+            added = image.nbytes - prepared.image.nbytes  # the limit was made without the channels of a first stage
+            predictor = replace(predictor, max_slab_bytes=max(0, self._max_bytes - added))
+        return predictor, image, prepared.placement
 
 
 def _rows(total: Tensor, labels: LabelSet) -> Iterator[Iterator[Tensor]]:
-    """For each row the planes of the heads; those of regions so that a probability of one half is 0."""
+    """The planes of each row of probabilities, one per head; with regions less one half, so that 0 decides."""
     threshold = 0.5 if labels.has_regions else 0.0
     for row in total.unbind(1):
         yield (plane - threshold for plane in row)
-
-
-def _on_file_grid(total: Tensor, placement: Placement, labels: LabelSet) -> NDArray[np.float16]:
-    """Probabilities on the grid of the file; outside the crop the background is certain, regions are not there."""
-    probabilities = np.zeros((len(total), *placement.geometry.shape), dtype=np.float16)
-    probabilities[0] = 0 if labels.has_regions else 1
-    in_plan_order = probabilities.transpose(0, *(axis + 1 for axis in placement.axis_order))
-    in_plan_order[slices(placement.box)] = total.numpy()
-    return probabilities

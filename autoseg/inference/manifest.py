@@ -1,19 +1,18 @@
-"""Records of a prediction: what the user chose, what became of each case, and how cases are read and named."""
+"""The record of a prediction in its output folder, and what an earlier one leaves to do."""
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable
+from dataclasses import field, replace
 from pathlib import Path
+from typing import Literal
 
-import numpy as np
-
-from autoseg.core.errors import UnreadableFile
-from autoseg.data.check import REFUSED_NON_FINITE_SHARE
+from autoseg.core.errors import MissingInput, RecordFault
+from autoseg.core.files import sha256_of_file
+from autoseg.core.records import content_hash, load, record
 from autoseg.data.model import Case, LabelSet
-from autoseg.images.formats.files import file_ending, find_format
-from autoseg.images.readers import read_image
-from autoseg.images.volume import Volume
+from autoseg.images.formats.files import files_of, hash_of_written
 
 _log = logging.getLogger(__name__)
 
@@ -21,12 +20,12 @@ MANIFEST_NAME = "manifest.json"
 MANIFEST_VERSION = 1
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class CaseOutcome:
     """What became of one case.
 
     Attributes:
-        status: "done" or "failed".
+        status: whether there is a label map.
         output: name of the label file in the output folder, or None.
         seconds: of reading, computing and writing.
         error: what went wrong, or None.
@@ -34,7 +33,7 @@ class CaseOutcome:
         written: SHA-256 of the label file, or None if there is none.
     """
 
-    status: str
+    status: Literal["done", "failed"]
     output: str | None
     seconds: float
     error: str | None
@@ -42,7 +41,7 @@ class CaseOutcome:
     written: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class PredictionManifest:
     """manifest.json in the output folder: what was predicted, from what and by what.
 
@@ -67,87 +66,49 @@ class PredictionManifest:
     cases: dict[str, CaseOutcome] = field(default_factory=dict)
 
     @property
-    def has_failures(self) -> bool:
-        """Whether any case failed."""
-        return any(case.status == "failed" for case in self.cases.values())
+    def failures(self) -> dict[str, str]:
+        """Why cases failed, by name."""
+        return {name: str(case.error) for name, case in self.cases.items() if case.status == "failed"}
 
 
-@dataclass(frozen=True, slots=True)
-class PredictorOptions:
-    """How a model is applied.
+def hash_of_images(case: Case) -> str:
+    """Changes with any byte of the files that are read for the images of a case."""
+    return content_hash([sha256_of_file(file) for image in case.images for file in files_of(Path(image))])
 
-    Attributes:
-        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
-        overlap: fraction of a tile that neighbors share at least.
-        mirroring: whether to average over mirrored images.
-        max_ram_bytes: memory that the accumulated logits may take; more goes to a file. None for no limit.
-        scratch: folder for that file; None for the system's.
+
+def done_before(
+    output: Path, manifest: PredictionManifest, cases: Iterable[Case], *, has_probabilities: bool
+) -> dict[str, CaseOutcome]:
+    """Outcomes of the cases whose label map in `output` is what predicting them again would give.
+
+    The same model, options and program have made it from the same images, and nobody has changed it since: the hashes
+    of the images and of the label file are those that were noted.
+
+    Args:
+        output: folder of an earlier prediction, or not.
+        manifest: of the prediction to come.
+        cases: to be predicted.
+        has_probabilities: whether these are asked for, and so must be there too.
     """
-
-    device: str = "auto"
-    overlap: float = 0.5
-    mirroring: bool = True
-    max_ram_bytes: int | None = None
-    scratch: Path | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class PredictionOptions:
-    """What the user chose.
-
-    Attributes:
-        configuration: None for what was selected, or else the model's best.
-        folds: empty for those selected, or all.
-        predictor: device, overlap, mirroring.
-        max_ram_gib: None for most of what is free.
-        probabilities: whether to write them too.
-        report: whether to write report.html about what was predicted.
-    """
-
-    configuration: str | None = None
-    folds: tuple[int, ...] = ()
-    predictor: PredictorOptions = field(default_factory=PredictorOptions)
-    max_ram_gib: float | None = None
-    probabilities: bool = False
-    report: bool = False
+    try:
+        before = load(PredictionManifest, output / MANIFEST_NAME)
+    except (MissingInput, RecordFault):
+        return {}
+    if replace(before, device=manifest.device, cases=manifest.cases) != manifest:
+        return {}
+    kept = {}
+    for case in cases:
+        outcome = before.cases.get(case.identifier)
+        has_files = (output / f"{case.identifier}.npz").is_file() or not has_probabilities
+        if outcome is not None and has_files and _is_intact(output, outcome, case):
+            kept[case.identifier] = outcome
+    if kept:
+        _log.info("%d cases were done before and are kept", len(kept))
+    return kept
 
 
-def output_name(case: Case, planned: str) -> str:
-    """Name of a case's label map: with the image's own ending where that can be written, else with the model's.
-
-    Where the two differ in compression only (.nii and .nii.gz), it is the model's as well.
-    """
-    image = Path(case.images[0])
-    own = find_format(image)
-    is_planned = own is None or own.write is None or (own.ending_is_compression and planned in own.endings)
-    return f"{case.identifier}{planned if is_planned else file_ending(image)}"
-
-
-def read_case(case: Case, four_d: bool) -> Volume:
-    """The image of a case with finite voxels only.
-
-    Raises:
-        UnreadableFile: a file is damaged, or too many voxels are NaN or infinite.
-        GeometryMismatch: its channels are not on the same grid.
-    """
-    return _finite(read_image([Path(image) for image in case.images], four_d), case.identifier)
-
-
-def _finite(volume: Volume, name: str) -> Volume:
-    """The volume with its few NaN and infinite voxels replaced by the smallest finite value of their channel."""
-    array = volume.array
-    for index, channel in enumerate(array):
-        wrong = ~np.isfinite(channel)
-        count = int(np.count_nonzero(wrong))
-        if not count:
-            continue
-        if count >= REFUSED_NON_FINITE_SHARE * channel.size:
-            raise UnreadableFile(
-                f"{count} voxels of channel {index} ({count / channel.size:.2%}) are NaN or infinite",
-                where=name,
-                do="repair the image: these voxels have no intensity",
-            )
-        _log.warning("%s: %d NaN or infinite voxels of channel %d are replaced", name, count, index)
-        array = array.copy() if array is volume.array else array
-        array[index][wrong] = channel[~wrong].min()
-    return replace(volume, array=array)
+def _is_intact(output: Path, outcome: CaseOutcome, case: Case) -> bool:
+    if outcome.output is None or outcome.written is None:
+        return False
+    path = output / Path(outcome.output).name
+    return path.exists() and hash_of_written(path) == outcome.written and hash_of_images(case) == outcome.input

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import tempfile
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from autoseg.core.errors import NonFiniteLogits
 from autoseg.core.geometry import Shape
 from autoseg.core.progress import Progress, silent
-from autoseg.inference.accumulate import LogitRows, RollingSlab, Tiling, allocate
+from autoseg.inference.accumulate import LogitRows, RollingSlab, allocate
+from autoseg.inference.windows import Tiling, Window
 from autoseg.planning.lateral import LateralSwap
 from autoseg.planning.plan import Configuration
 
@@ -32,6 +33,8 @@ _GPU_VOXELS = 1 << 21
 """Assumption: a patch of 128 x 128 x 128 keeps a GPU busy by itself."""
 
 _MOST_TILES = 16
+
+_BYTES_PER_FLOAT = 4
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,10 @@ class Predictor:
         return torch.channels_last if self.configuration.dimensions == 2 else torch.channels_last_3d
 
     @cached_property
+    def _device_type(self) -> str:
+        return torch.device(self.device).type
+
+    @cached_property
     def patch_size(self) -> Shape:
         """Voxels of a tile along all three axes; a 2D network looks at one slice."""
         missing = 3 - self.configuration.dimensions
@@ -95,40 +102,52 @@ class Predictor:
     @cached_property
     def tiles_at_once(self) -> int:
         """Tiles computed together: small ones share the overhead of a call, large ones gain nothing."""
-        voxels = _CPU_VOXELS if torch.device(self.device).type == "cpu" else _GPU_VOXELS
-        return self.tile_batch or max(1, min(_MOST_TILES, voxels // int(np.prod(self.patch_size))))
+        voxels = _CPU_VOXELS if self._device_type == "cpu" else _GPU_VOXELS
+        return self.tile_batch or max(1, min(_MOST_TILES, voxels // math.prod(self.patch_size)))
 
     def tiling(self, shape: Shape) -> Tiling:
         """How an image of `shape` (z, y, x) is cut."""
         return Tiling(shape, self.patch_size, self.overlap)
 
-    def slab_bytes(self, tiling: Tiling) -> int:
-        """Memory of the slab in which the tiles of an image are added up."""
-        return tiling.slab_bytes(self.heads, self.tiles_at_once)
+    @property
+    def network_bytes(self) -> int:
+        """Estimate of the main memory that a batch of tiles takes: feature maps of full resolution, and the logits."""
+        if self._device_type != "cpu":
+            return 0
+        logits = 2 * self.heads * math.prod(self.patch_size)
+        features = self.configuration.network.prediction_elements(self.patch_size)
+        return _BYTES_PER_FLOAT * (features + logits) * self.tiles_at_once
+
+    def working_bytes(self, shape: Shape) -> int:
+        """Estimate of what predicting an image of `shape` (z, y, x) takes beyond the image and the weights."""
+        return self.network_bytes + self.tiling(shape).slab_bytes(self.heads, self.tiles_at_once)
 
     def rows(self, image: NDArray[np.float32], progress: Progress = silent) -> Iterator[LogitRows]:
         """Logits of the image, a few rows at a time along `tiling(shape).rolling_axis`, in order.
 
-        Peak memory is one slab (see `Tiling.slab_bytes`), not the volume times its classes.
+        Peak memory is one slab (see `Tiling.slab_shape`), not the volume times its classes.
 
         Args:
             image: prepared (c, z, y, x) in the plan's axis order; may be memory-mapped.
-            progress: told about finished tiles.
+            progress: called with finished and all tiles.
 
         Raises:
             NonFiniteLogits: a network returned an infinite or undefined value.
         """
         tiling = self.tiling(image.shape[1:])
         batches = tiling.batches(self.tiles_at_once)
-        slab = RollingSlab(tiling, self._slab(tiling))
+        device = torch.device(self.slab_device or self.device)
+        shape = tiling.slab_shape(self.heads, self.tiles_at_once)
+        slab = RollingSlab(tiling, allocate(shape, device, self.max_slab_bytes, self.scratch))
         padded = np.pad(image, ((0, 0), *tiling.padding)) if any(map(any, tiling.padding)) else image
         axis, end = tiling.rolling_axis, tiling.padded_shape[tiling.rolling_axis]
         done = 0
         for batch, following in zip(batches, [*batches[1:], None], strict=True):
-            for window, logits in zip(batch, self._tile_logits(padded, batch), strict=True):
+            for window, logits in zip(batch, self._tile_logits(self._tiles(padded, batch)), strict=True):
                 slab.add(logits, window)
             done += len(batch)
             progress(done, len(tiling.windows))
+            # windows are sorted along the rolling axis: no later one reaches below the first of the next batch
             for rows in slab.finish(following[0][axis] if following else end):
                 _check_finite(rows.values)
                 yield rows
@@ -148,7 +167,7 @@ class Predictor:
             smaller = replace(self, tile_batch=self.tiles_at_once // 2)
             _log.warning("not enough memory on %s: going on with %d tiles at a time", self.device, smaller.tile_batch)
             return smaller
-        if torch.device(self.device).type == "cpu":
+        if self._device_type == "cpu":
             return None
         if torch.device(self.slab_device or self.device).type != "cpu":
             _log.warning("not enough memory on %s: adding tiles up in main memory", self.device)
@@ -156,26 +175,16 @@ class Predictor:
         _log.warning("not enough memory on %s: going on with the CPU", self.device)
         return replace(self, device="cpu", dtype=torch.float32)
 
-    def _slab(self, tiling: Tiling) -> Tensor:
-        depth = tiling.slab_depth(self.tiles_at_once)
-        _, first, second = tiling.rolled_axes
-        shape = (depth, self.heads, tiling.padded_shape[first], tiling.padded_shape[second])
-        device = torch.device(self.slab_device or self.device)
-        needed = self.slab_bytes(tiling)
-        if self.max_slab_bytes is None or needed <= self.max_slab_bytes:
-            return allocate(shape, device, None)
-        _log.info("logits of %.1f GiB are kept in a temporary file, to respect --max-ram", needed / 2**30)
-        return allocate(shape, torch.device("cpu"), self.scratch or Path(tempfile.gettempdir()))
-
-    def _tile_logits(self, padded: NDArray[np.float32], batch: list[tuple[int, ...]]) -> Tensor:
-        """Mean logits (b, heads, z, y, x) of the tiles at the windows of a batch, over mirrorings and networks."""
+    def _tiles(self, padded: NDArray[np.float32], batch: list[Window]) -> Tensor:
+        """The tiles (b, c, *patch) at the windows of a batch, on the device."""
         cuts = [tuple(slice(o, o + p) for o, p in zip(window, self.patch_size, strict=True)) for window in batch]
         tiles = torch.from_numpy(np.stack([padded[:, z, y, x] for z, y, x in cuts])).to(self.device)
-        if self.configuration.dimensions == 2:
-            tiles = tiles.squeeze(2)
-        device = torch.device(self.device).type
+        return tiles.squeeze(2) if self.configuration.dimensions == 2 else tiles
+
+    def _tile_logits(self, tiles: Tensor) -> Tensor:
+        """Mean logits (b, heads, z, y, x) of tiles (b, c, *patch), over mirrorings and networks."""
         total: Tensor | None = None
-        with torch.inference_mode(), torch.autocast(device, self.dtype, enabled=self.dtype != torch.float32):
+        with torch.inference_mode(), torch.autocast(self._device_type, self.dtype, enabled=self.dtype != torch.float32):
             for axes in self._mirrorings:
                 mirrored = self._mirrored(tiles, axes).contiguous(memory_format=self._memory_format)
                 for network in self.networks:

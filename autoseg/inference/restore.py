@@ -1,10 +1,14 @@
-"""From logits to labels on the original grid, row by row: never all classes at full resolution at once."""
+"""From logits to labels on the original grid, row by row: never all classes at full resolution at once.
+
+Logits come as rows of the prepared grid (see `accumulate`). Each row of the original grid is interpolated between the
+two rows next to it as soon as the second one is there, then within its plane, and decided at once: what is kept of it
+is one byte per voxel, however many classes there are.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
@@ -16,15 +20,19 @@ from autoseg.core.progress import Progress, silent
 from autoseg.data.model import LabelSet
 from autoseg.images.crop import slices
 from autoseg.images.resample import axis_matrix, coarse_axis
-from autoseg.inference.accumulate import LogitRows, Tiling
+from autoseg.inference.accumulate import LogitRows
 from autoseg.inference.predictor import Predictor
+from autoseg.inference.windows import Tiling
 from autoseg.preprocessing.prepare import Placement
 
 _LARGEST_BYTE = 255
 
+TakeRow = Callable[[int, Tensor], None]
+"""Gets the number of a row and the probabilities (heads, a, b) of its voxels; they are valid until the next row."""
+
 
 @dataclass(frozen=True, slots=True)
-class Taps:
+class LinearInterpolation:
     """Linear or nearest interpolation along one axis: each output is `low + fraction * (high - low)`.
 
     Attributes:
@@ -43,8 +51,8 @@ class Taps:
         return torch.lerp(plane.index_select(axis, self.low), plane.index_select(axis, self.high), fraction)
 
 
-def axis_taps(n_in: int, n_out: int, order: int, device: torch.device | str = "cpu") -> Taps | None:
-    """Which two input voxels make each output voxel, or None if nothing changes along this axis."""
+def interpolation(n_in: int, n_out: int, order: int, device: torch.device | str = "cpu") -> LinearInterpolation | None:
+    """Which two of `n_in` voxels make each of `n_out` voxels, or None if nothing changes along this axis."""
     if n_in == n_out:
         return None
     matrix = axis_matrix(n_in, n_out, order)
@@ -52,53 +60,85 @@ def axis_taps(n_in: int, n_out: int, order: int, device: torch.device | str = "c
     high = np.minimum(low + 1, n_in - 1)
     fraction = np.where(high > low, matrix[np.arange(n_out), high], 0)
     high = np.where(fraction > 0, high, low)
-    return Taps(
+    return LinearInterpolation(
         torch.from_numpy(low).to(device),
         torch.from_numpy(high).to(device),
         torch.from_numpy(fraction.astype(np.float32)).to(device),
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Resampling:
-    """How a volume of logits becomes one of another shape.
-
-    Attributes:
-        shape: voxels (z, y, x) of the result.
-        orders: interpolation order along z, y, x: 1, or 0 along a coarse axis.
+def interpolation_orders(spacing_mm: Spacing, target_mm: Spacing) -> tuple[int, ...]:
+    """Order of the interpolation of logits along z, y, x: 1, or 0 along a coarse axis.
 
     Source: nnU-Net v2 default_resampling.py (probabilities: order 1, order_z 0, separate-z rule).
     """
-
-    shape: Shape
-    orders: tuple[int, ...]
-
-
-def resampling_of_logits(shape: Shape, spacing_mm: Spacing, target_mm: Spacing) -> Resampling:
-    """The resampling of logits at `spacing_mm` to `shape` voxels at `target_mm`."""
     coarse = coarse_axis(spacing_mm, target_mm)
-    return Resampling(tuple(shape), tuple(0 if axis == coarse else 1 for axis in range(3)))
+    return tuple(0 if axis == coarse else 1 for axis in range(3))
 
 
-Decide = Callable[[Iterator[Tensor]], Tensor]
-"""Turns the planes (a, b) of one row, one per head and each at full resolution, into what is kept of the row."""
-
-
-def labels_of_rows(
-    rows: Iterable[LogitRows], tiling: Tiling, resampling: Resampling, labels: LabelSet
-) -> NDArray[np.integer]:
-    """Training values (z, y, x) decided from rows of logits as they come.
+def resampled_rows(
+    rows: Iterable[LogitRows], tiling: Tiling, shape: Shape, orders: tuple[int, ...]
+) -> Iterator[Iterator[Tensor]]:
+    """For each row of the resampled volume the planes (a, b) of its logits, one per head, made when asked for.
 
     Args:
         rows: all rows in order, as `Predictor.rows` gives them.
         tiling: the tiling they come from: their shape and direction.
-        resampling: to the grid that the labels shall have.
+        shape: voxels (z, y, x) of the result; its rows lie along the tiling's rolling axis.
+        orders: interpolation order along z, y, x.
+    """
+    axis, *plane_axes = tiling.rolled_axes
+    within: list[LinearInterpolation | None] | None = None
+    for planes in _along_rows(rows, interpolation(tiling.shape[axis], shape[axis], orders[axis])):
+        if within is None:  # made late, because only now the device is known
+            within = [interpolation(tiling.shape[o], shape[o], orders[o], planes.device) for o in plane_axes]
+        yield _within_planes(planes, *within)
+
+
+def _along_rows(rows: Iterable[LogitRows], along: LinearInterpolation | None) -> Iterator[Tensor]:
+    """Logits (heads, a, b) of each row of the result, interpolated along the rolling axis alone."""
+    if along is None:
+        for block in rows:
+            yield from block.values
+        return
+    below: Tensor | None = None  # the last row seen, copied because the ring that it came from is reused
+    wanted = list(zip(along.low.tolist(), along.high.tolist(), along.fraction.tolist(), strict=True))
+    position = 0
+    for block in rows:
+        for index, current in enumerate(block.values, start=block.start):
+            # an output row is due once the upper of its two input rows is there; several may lie between the same two
+            while position < len(wanted) and wanted[position][1] <= index:
+                low, _, fraction = wanted[position]
+                lower = current if low == index else below
+                assert lower is not None, "the two rows are neighbors, so the lower one was the row before"
+                yield current if low == index else torch.lerp(lower, current, fraction)
+                position += 1
+            below = current.clone()
+
+
+def _within_planes(
+    planes: Tensor, first: LinearInterpolation | None, second: LinearInterpolation | None
+) -> Iterator[Tensor]:
+    for plane in planes:
+        narrow = plane if second is None else second.apply(plane, 1)
+        yield narrow if first is None else first.apply(narrow, 0)
+
+
+def labels_of_rows(
+    rows: Iterable[Iterable[Tensor]], rolling_axis: int, shape: Shape, labels: LabelSet
+) -> NDArray[np.integer]:
+    """Training values (z, y, x) decided from rows of planes (a, b), one per head, as they come.
+
+    Args:
+        rows: along the rolling axis, as `resampled_rows` gives them.
+        rolling_axis: axis of the result along which they come.
+        shape: voxels (z, y, x) of the result.
         labels: decides between softmax (largest logit) and sigmoid (regions painted in their order).
     """
-    decided = np.zeros(resampling.shape, dtype=label_kind(labels))
-    rolled = np.moveaxis(decided, tiling.rolling_axis, 0)
-    for index, kept in enumerate(_decided_rows(rows, tiling, resampling, partial(labels_of_planes, labels=labels))):
-        rolled[index] = kept.cpu().numpy()
+    decided = np.zeros(shape, dtype=label_kind(labels))
+    rolled = np.moveaxis(decided, rolling_axis, 0)
+    for index, planes in enumerate(rows):
+        rolled[index] = labels_of_planes(iter(planes), labels).cpu().numpy()
     return decided
 
 
@@ -107,6 +147,7 @@ def predict_case(
     image: NDArray[np.float32],
     placement: Placement,
     labels: LabelSet,
+    take_row: TakeRow | None = None,
     progress: Progress = silent,
 ) -> NDArray[np.integer]:
     """Training values (z, y, x) on the grid of the file that the image was read from.
@@ -116,51 +157,27 @@ def predict_case(
         image: prepared (c, z, y, x), as preprocessing returns it.
         placement: what preprocessing did to the case.
         labels: classes of the plan.
-        progress: told about finished tiles.
-
-    Raises:
-        NonFiniteLogits: a network returned an infinite or undefined value.
-    """
-    rows = predictor.rows(image, progress)
-    tiling = predictor.tiling(image.shape[1:])
-    return placement.restore_labels(labels_of_rows(rows, tiling, _resampling_of(placement), labels))
-
-
-TakeRow = Callable[[int, Tensor], None]
-"""Given the number of a row and the probabilities (heads, a, b) of its voxels, as they come."""
-
-
-def predict_case_rows(
-    predictor: Predictor,
-    image: NDArray[np.float32],
-    placement: Placement,
-    labels: LabelSet,
-    take_row: TakeRow,
-    progress: Progress = silent,
-) -> NDArray[np.integer]:
-    """Training values (z, y, x) on the grid of the file; the probabilities behind them are handed on row by row.
-
-    Args:
-        predictor: networks and how to apply them.
-        image: prepared (c, z, y, x), as preprocessing returns it.
-        placement: what preprocessing did to the case.
-        labels: classes of the plan.
         take_row: gets all rows of the crop (`placement.cropped_shape`, axes in the plan's order) along
             `predictor.tiling(shape).rolling_axis`, in order: probabilities (heads, a, b) by softmax, or by sigmoid
-            where there are regions. Valid until the next row.
-        progress: told about finished tiles.
+            where there are regions. All heads of a row are then in memory together.
+        progress: called with finished and all tiles.
 
     Raises:
         NonFiniteLogits: a network returned an infinite or undefined value.
     """
-    tiling = predictor.tiling(image.shape[1:])
-    decided = np.zeros(placement.cropped_shape, dtype=label_kind(labels))
-    rolled = np.moveaxis(decided, tiling.rolling_axis, 0)
-    rows = predictor.rows(image, progress)
-    for index, planes in enumerate(_decided_rows(rows, tiling, _resampling_of(placement), _all_planes)):
-        rolled[index] = labels_of_planes(iter(planes), labels).cpu().numpy()
-        take_row(index, planes.sigmoid() if labels.has_regions else planes.softmax(0))
-    return placement.restore_labels(decided)
+    tiling, shape = predictor.tiling(image.shape[1:]), placement.cropped_shape
+    orders = interpolation_orders(placement.prepared_spacing_mm, placement.cropped_spacing_mm)
+    rows: Iterator[Iterable[Tensor]] = resampled_rows(predictor.rows(image, progress), tiling, shape, orders)
+    if take_row is not None:
+        rows = _handed_on(rows, labels, take_row)
+    return placement.restore_labels(labels_of_rows(rows, tiling.rolling_axis, shape, labels))
+
+
+def _handed_on(rows: Iterable[Iterable[Tensor]], labels: LabelSet, take_row: TakeRow) -> Iterator[Tensor]:
+    for index, planes in enumerate(rows):
+        logits = torch.stack(list(planes))
+        take_row(index, logits.sigmoid() if labels.has_regions else logits.softmax(0))
+        yield logits
 
 
 def predict_case_probabilities(
@@ -170,85 +187,34 @@ def predict_case_probabilities(
     labels: LabelSet,
     progress: Progress = silent,
 ) -> tuple[NDArray[np.integer], NDArray[np.float16]]:
-    """Training values (z, y, x) and probabilities (heads, z, y, x) on the grid of the file.
+    """Training values (z, y, x) as of `predict_case`, and probabilities (heads, z, y, x) on the grid of the file.
 
-    The labels are those of `predict_case`. Outside the crop the background is certain; regions have no background
-    head and are 0 there. All heads at full resolution are held in memory, in half precision.
-
-    Args:
-        predictor: networks and how to apply them.
-        image: prepared (c, z, y, x), as preprocessing returns it.
-        placement: what preprocessing did to the case.
-        labels: classes of the plan.
-        progress: told about finished tiles.
+    All heads at full resolution are held in memory, in half precision.
     """
-    probabilities = np.zeros((predictor.heads, *placement.geometry.shape), dtype=np.float16)
-    probabilities[0] = 0 if labels.has_regions else 1
-    in_plan_order = probabilities.transpose(0, *(axis + 1 for axis in placement.axis_order))
-    inside = in_plan_order[slices(placement.box)]
+    probabilities, inside = probabilities_outside(placement, labels)
     rolled = np.moveaxis(inside, predictor.tiling(image.shape[1:]).rolling_axis + 1, 0)
 
     def take_row(index: int, row: Tensor) -> None:
         rolled[index] = row.to("cpu", torch.float16).numpy()
 
-    return predict_case_rows(predictor, image, placement, labels, take_row, progress), probabilities
+    return predict_case(predictor, image, placement, labels, take_row, progress), probabilities
 
 
-def _resampling_of(placement: Placement) -> Resampling:
-    spacings = placement.prepared_spacing_mm, placement.cropped_spacing_mm
-    return resampling_of_logits(placement.cropped_shape, *spacings)
+def probabilities_outside(placement: Placement, labels: LabelSet) -> tuple[NDArray[np.float16], NDArray[np.float16]]:
+    """Probabilities (heads, z, y, x) on the grid of the file, and a view of those inside the crop, still to be filled.
+
+    Outside the crop the background is certain; regions have no background head and are 0 there. The view has the axes
+    of the plan.
+    """
+    probabilities = np.zeros((labels.head_count, *placement.geometry.shape), dtype=np.float16)
+    probabilities[0] = 0 if labels.has_regions else 1
+    in_plan_order = probabilities.transpose(0, *(axis + 1 for axis in placement.axis_order))
+    return probabilities, in_plan_order[slices(placement.box)]
 
 
 def label_kind(labels: LabelSet) -> type[np.integer]:
     """The integer type that decided label maps have."""
     return np.uint8 if labels.largest_value <= _LARGEST_BYTE else np.int32
-
-
-def _decided_rows(
-    rows: Iterable[LogitRows], tiling: Tiling, resampling: Resampling, decide: Decide
-) -> Iterator[Tensor]:
-    """What `decide` makes of each row of the result along the rolling axis."""
-    _, first, second = tiling.rolled_axes
-    taps: tuple[Taps | None, Taps | None] | None = None
-    for planes in _resampled_rows(rows, tiling, resampling):
-        if taps is None:
-            taps = (
-                axis_taps(tiling.shape[first], resampling.shape[first], resampling.orders[first], planes.device),
-                axis_taps(tiling.shape[second], resampling.shape[second], resampling.orders[second], planes.device),
-            )
-        yield decide(_resampled_planes(planes, taps))
-
-
-def _resampled_rows(rows: Iterable[LogitRows], tiling: Tiling, resampling: Resampling) -> Iterator[Tensor]:
-    """Logits (heads, a, b) of each row of the result, resampled along the rolling axis alone."""
-    axis = tiling.rolling_axis
-    taps = axis_taps(tiling.shape[axis], resampling.shape[axis], resampling.orders[axis])
-    if taps is None:
-        for block in rows:
-            yield from block.values
-        return
-    below: Tensor | None = None  # the last row seen, kept because the ring that it came from is reused
-    outputs = list(zip(taps.low.tolist(), taps.high.tolist(), taps.fraction.tolist(), strict=True))
-    position = 0
-    for block in rows:
-        for index, current in enumerate(block.values, start=block.start):
-            while position < len(outputs) and outputs[position][1] <= index:
-                low, _, fraction = outputs[position]
-                lower = current if low == index else below
-                assert lower is not None, "taps are neighbors, so the lower one was the row before"
-                yield current if low == index else torch.lerp(lower, current, fraction)
-                position += 1
-            below = current.clone()
-
-
-def _resampled_planes(planes: Tensor, taps: tuple[Taps | None, Taps | None]) -> Iterator[Tensor]:
-    for plane in planes:
-        narrow = plane if taps[1] is None else taps[1].apply(plane, 1)
-        yield narrow if taps[0] is None else taps[0].apply(narrow, 0)
-
-
-def _all_planes(planes: Iterator[Tensor]) -> Tensor:
-    return torch.stack(list(planes))
 
 
 def labels_of_planes(planes: Iterator[Tensor], labels: LabelSet) -> Tensor:

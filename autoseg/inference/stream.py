@@ -1,4 +1,8 @@
-"""The stages of a prediction: reading, computing and writing overlap, memory is bounded, a bad case fails alone."""
+"""Images of many cases become label files: read | compute | write, three threads that work on a case each.
+
+A case goes from thread to thread; while one is computed, the next is read and the one before is written. At most three
+cases are in work, so memory is bounded, and a case that fails does not stop the others.
+"""
 
 from __future__ import annotations
 
@@ -9,25 +13,25 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from autoseg.core.errors import AutoSegError, Interrupted, NotEnoughResources
+from autoseg.core.errors import AutoSegError, Interrupted, NotEnoughResources, UnreadableFile
 from autoseg.core.files import atomic_file
-from autoseg.core.geometry import Geometry
 from autoseg.core.machine import BYTES_PER_GIB, available_memory_bytes, resident_memory_bytes
-from autoseg.core.progress import Progress
+from autoseg.core.progress import Progress, silent
+from autoseg.data.check import REFUSED_NON_FINITE_SHARE
 from autoseg.data.labels import to_file_values
 from autoseg.data.model import Case
-from autoseg.images.formats.files import hash_of_written
+from autoseg.images.formats.files import file_ending, find_format, hash_of_written
+from autoseg.images.readers import read_image
+from autoseg.images.volume import Volume
 from autoseg.images.writers import write_labels
 from autoseg.inference.ensemble import Ensemble, Prediction, PreparedCase
-from autoseg.inference.manifest import CaseOutcome, PredictionOptions, output_name, read_case
-from autoseg.inference.predictor import Predictor
-from autoseg.inference.resume import hash_of_images
+from autoseg.inference.manifest import CaseOutcome, hash_of_images
 from autoseg.planning.plan import Plan
 
 _log = logging.getLogger(__name__)
@@ -41,93 +45,122 @@ _USABLE_MEMORY_SHARE = 0.8
 _POLL_S = 0.2
 
 
-def network_bytes(predictor: Predictor) -> int:
-    """Estimate of what computing a batch of tiles takes: feature maps of full resolution, and the logits."""
-    if torch.device(predictor.device).type != "cpu":
-        return 0
-    logits = 2 * predictor.heads * int(np.prod(predictor.patch_size))
-    features = predictor.configuration.network.prediction_elements(predictor.patch_size)
-    return 4 * (features + logits) * predictor.tiles_at_once
+class PredictionStream:
+    """Predicts cases from image files to label files.
 
-
-@dataclass(slots=True)
-class _Read:
-    """A case as the reader hands it on."""
-
-    prepared: PreparedCase
-    seconds: float
-
-
-@dataclass(slots=True)
-class _Computed:
-    """A case as the networks hand it on."""
-
-    prediction: Prediction
-    geometry: Geometry
-    seconds: float
-
-
-class PredictionRun:
-    """The three stages of all cases, each in a thread of its own, with a bounded number of cases in work."""
+    Args:
+        plan: of the model: classes, file ending, axes.
+        ensemble: its networks.
+        output: folder of the label files.
+        has_probabilities: whether the probabilities are written too.
+        max_ram_gib: memory to stay below; what does not fit is kept in a file. None for most of what is free.
+        progress: called with finished and all tiles of each case.
+    """
 
     def __init__(
         self,
         plan: Plan,
         ensemble: Ensemble,
         output: Path,
-        options: PredictionOptions,
-        progress: Progress,
-        total: int,
+        has_probabilities: bool = False,
+        max_ram_gib: float | None = None,
+        progress: Progress = silent,
     ) -> None:
-        self.plan = plan
-        self.ensemble = ensemble
-        self.output = output
-        self.options = options
-        self.progress = progress
-        self.total = total
-        self.finished = 0
-        self.stop = threading.Event()
-        self.hashes: dict[str, str] = {}
-        allowed = int(available_memory_bytes() * _USABLE_MEMORY_SHARE)
-        self.max_ram_bytes = int(options.max_ram_gib * BYTES_PER_GIB) if options.max_ram_gib else allowed
+        self._plan = plan
+        self._ensemble = ensemble
+        self._output = output
+        self._has_probabilities = has_probabilities
+        allowed = max_ram_gib * BYTES_PER_GIB if max_ram_gib else available_memory_bytes() * _USABLE_MEMORY_SHARE
+        self._max_ram_bytes = int(allowed)
+        self._progress = progress
+        self._stop = threading.Event()
+        self._hashes: dict[str, str] = {}
+        self._seconds: dict[str, float] = {}
 
     @property
     def device(self) -> str:
         """Where the last case was computed."""
-        return str(self.ensemble.members[0].predictor.device)
-
-    def tell_finished(self) -> None:
-        """Reports one more finished case."""
-        self.finished += 1
-        if self.total > 1:
-            self.progress(self.finished, self.total)
+        return str(self._ensemble.members[0].predictor.device)
 
     def outcomes(self, cases: Sequence[Case], check: Callable[[], None]) -> Iterator[tuple[str, CaseOutcome]]:
-        """What became of each case, in order; `check` is asked all the time and may raise Interrupted."""
-        with _stages(self.stop) as (reader, computer, writer):
-            waiting: list[tuple[Case, Future[tuple[str, float]]]] = []
+        """What became of each case, in order.
+
+        Args:
+            cases: with image files.
+            check: called several times a second; raises Interrupted when the user wants to stop.
+        """
+        with self._threads() as (reader, computer, writer):
+            waiting: list[tuple[Case, Future[str]]] = []
             for case in cases:
+                # each stage waits for the one before; a thread has one case at a time, so they come in order
                 reading = reader.submit(self._read, case)
-                computing = computer.submit(self._compute, reading)
-                del reading  # a finished case must not be kept alive by its future
+                computing = computer.submit(self._compute, case, reading)
                 waiting.append((case, writer.submit(self._write, case, computing)))
-                del computing
+                del reading, computing  # the arrays of a finished case must not be kept alive by its futures
                 while len(waiting) >= _CASES_IN_WORK:
                     yield self._outcome(*waiting.pop(0), check)
-            for case, future in waiting:
-                yield self._outcome(case, future, check)
+            for case, writing in waiting:
+                yield self._outcome(case, writing, check)
 
-    def _outcome(
-        self, case: Case, future: Future[tuple[str, float]], check: Callable[[], None]
-    ) -> tuple[str, CaseOutcome]:
-        while not wait_for([future], timeout=_POLL_S).done:
+    @contextmanager
+    def _threads(self) -> Iterator[list[ThreadPoolExecutor]]:
+        """One thread for each stage; on the way out what waits is dropped and what runs is asked to stop."""
+        threads = [ThreadPoolExecutor(1, thread_name_prefix=name) for name in ("reader", "computer", "writer")]
+        try:
+            yield threads
+        finally:
+            self._stop.set()
+            for thread in threads:
+                thread.shutdown(wait=False, cancel_futures=True)
+            for thread in threads:
+                thread.shutdown(wait=True)
+
+    @contextmanager
+    def _timed(self, case: Case) -> Iterator[None]:
+        begin = time.perf_counter()
+        yield
+        self._seconds[case.identifier] = self._seconds.get(case.identifier, 0.0) + time.perf_counter() - begin
+
+    def _read(self, case: Case) -> PreparedCase:
+        with self._timed(case):
+            self._hashes[case.identifier] = hash_of_images(case)
+            return self._ensemble.prepare(read_case(case, self._plan.four_d))
+
+    def _compute(self, case: Case, reading: Future[PreparedCase]) -> Prediction:
+        prepared = reading.result()
+        with self._timed(case):
+            while True:
+                try:
+                    return self._ensemble.predict(
+                        prepared,
+                        keep_probabilities=self._has_probabilities,
+                        max_bytes=self._free_bytes(prepared),
+                        progress=self._tile_progress,
+                    )
+                except (torch.OutOfMemoryError, MemoryError) as error:
+                    self._go_on_with_less(prepared, error)
+
+    def _write(self, case: Case, computing: Future[Prediction]) -> str:
+        prediction = computing.result()
+        with self._timed(case):
+            if prediction.probabilities is not None:
+                with atomic_file(self._output / f"{case.identifier}.npz") as temporary:
+                    np.savez_compressed(temporary, probabilities=prediction.probabilities)
+            name = output_name(case, self._plan.file_ending)
+            write_labels(self._output / name, to_file_values(prediction.labels, self._plan.labels), prediction.geometry)
+            return name
+
+    def _outcome(self, case: Case, writing: Future[str], check: Callable[[], None]) -> tuple[str, CaseOutcome]:
+        while not wait_for([writing], timeout=_POLL_S).done:
             check()
-        content = self.hashes.get(case.identifier)
-        error = future.exception()
+        content = self._hashes.get(case.identifier)
+        error = writing.exception()
         if error is None:
-            name, seconds = future.result()
-            written = hash_of_written(self.output / name)
-            return case.identifier, CaseOutcome("done", name, round(seconds, 3), None, content, written)
+            seconds, written = (
+                round(self._seconds[case.identifier], 3),
+                hash_of_written(self._output / writing.result()),
+            )
+            return case.identifier, CaseOutcome("done", writing.result(), seconds, None, content, written)
         if isinstance(error, Interrupted):
             check()
         reason = str(error) if isinstance(error, AutoSegError) else f"{type(error).__name__}: {error}"
@@ -135,75 +168,67 @@ class PredictionRun:
         _log.debug("%s failed", case.identifier, exc_info=error)
         return case.identifier, CaseOutcome("failed", None, 0.0, reason, content)
 
-    def _read(self, case: Case) -> _Read:
-        begin = time.perf_counter()
-        self.hashes[case.identifier] = hash_of_images(case)
-        volume = read_case(case, self.plan.four_d)
-        return _Read(self.ensemble.prepare(volume), time.perf_counter() - begin)
-
-    def _compute(self, reading: Future[_Read]) -> _Computed:
-        read = reading.result()
-        begin = time.perf_counter()
-        prediction = self._predicted(read.prepared)
-        geometry = next(iter(read.prepared.values())).placement.geometry
-        return _Computed(prediction, geometry, read.seconds + time.perf_counter() - begin)
-
-    def _predicted(self, prepared: PreparedCase) -> Prediction:
-        """Labels and, if wanted, probabilities; goes on with less when memory runs out."""
-        while True:
-            try:
-                return self.ensemble.predict(
-                    prepared,
-                    keep_probabilities=self.options.probabilities,
-                    max_bytes=self._limit(prepared),
-                    progress=self._tile_progress,
-                )
-            except (torch.OutOfMemoryError, MemoryError) as error:
-                smaller = self.ensemble.with_less_memory()
-                if smaller is None:
-                    shapes = {one.image.shape[1:] for one in prepared.values()}
-                    raise NotEnoughResources(
-                        f"memory is not enough for an image of {' and '.join(map(str, shapes))} voxels",
-                        do="close other programs, or lower --max-ram so that more is kept on disk",
-                    ) from error
-                self.ensemble = smaller
-                if torch.cuda.is_available():
-                    torch.cuda.empty_cache()
-
-    def _limit(self, prepared: PreparedCase) -> int:
-        computing = max(network_bytes(member.predictor) for member in self.ensemble.every)
+    def _free_bytes(self, prepared: PreparedCase) -> int:
+        """Memory left for what is added up, beside what the program has now, the image and a batch of tiles."""
+        computing = max(member.predictor.network_bytes for member in self._ensemble.every)
         images = sum(one.image.nbytes for one in prepared.values())
-        return max(0, self.max_ram_bytes - resident_memory_bytes() - computing - images)
+        return max(0, self._max_ram_bytes - resident_memory_bytes() - computing - images)
 
     def _tile_progress(self, done: int, total: int) -> None:
-        if self.stop.is_set():
+        if self._stop.is_set():
             raise Interrupted("stopped between two tiles")
-        if self.total == 1:
-            self.progress(done, total)
+        self._progress(done, total)
 
-    def _write(self, case: Case, computing: Future[_Computed]) -> tuple[str, float]:
-        computed = computing.result()
-        begin = time.perf_counter()
-        name = output_name(case, self.plan.file_ending)
-        probabilities = computed.prediction.probabilities
-        if probabilities is not None:
-            with atomic_file(self.output / f"{case.identifier}.npz") as temporary:
-                np.savez_compressed(temporary, probabilities=probabilities)
-        labels = to_file_values(computed.prediction.labels, self.plan.labels)
-        write_labels(self.output / name, labels, computed.geometry)
-        return name, computed.seconds + time.perf_counter() - begin
+    def _go_on_with_less(self, prepared: PreparedCase, error: BaseException) -> None:
+        """Makes the ensemble, for this and all later cases, one that needs less memory."""
+        smaller = self._ensemble.with_less_memory()
+        if smaller is None:
+            shapes = {one.image.shape[1:] for one in prepared.values()}
+            raise NotEnoughResources(
+                f"memory is not enough for an image of {' and '.join(map(str, shapes))} voxels",
+                do="close other programs, or lower --max-ram so that more is kept on disk",
+            ) from error
+        self._ensemble = smaller
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
-@contextmanager
-def _stages(stop: threading.Event) -> Iterator[tuple[ThreadPoolExecutor, ThreadPoolExecutor, ThreadPoolExecutor]]:
-    """Threads that read, compute and write; on the way out what waits is dropped and what runs is told to stop."""
-    pools = tuple(ThreadPoolExecutor(1, thread_name_prefix=name) for name in ("reader", "computer", "writer"))
-    reader, computer, writer = pools
-    try:
-        yield reader, computer, writer
-    finally:
-        stop.set()
-        for pool in pools:
-            pool.shutdown(wait=False, cancel_futures=True)
-        for pool in pools:
-            pool.shutdown(wait=True)
+def output_name(case: Case, planned: str) -> str:
+    """Name of a case's label map: with the image's own ending where that can be written, else with the model's.
+
+    Where the two differ in compression only (.nii and .nii.gz), it is the model's as well.
+    """
+    image = Path(case.images[0])
+    own = find_format(image)
+    is_planned = own is None or own.write is None or (own.ending_is_compression and planned in own.endings)
+    return f"{case.identifier}{planned if is_planned else file_ending(image)}"
+
+
+def read_case(case: Case, four_d: bool) -> Volume:
+    """The image of a case with finite voxels only.
+
+    Raises:
+        UnreadableFile: a file is damaged, or too many voxels are NaN or infinite.
+        GeometryMismatch: its channels are not on the same grid.
+    """
+    return _finite(read_image([Path(image) for image in case.images], four_d), case.identifier)
+
+
+def _finite(volume: Volume, name: str) -> Volume:
+    """The volume with its few NaN and infinite voxels replaced by the smallest finite value of their channel."""
+    array = volume.array
+    for index, channel in enumerate(array):
+        wrong = ~np.isfinite(channel)
+        count = int(np.count_nonzero(wrong))
+        if not count:
+            continue
+        if count >= REFUSED_NON_FINITE_SHARE * channel.size:
+            raise UnreadableFile(
+                f"{count} voxels of channel {index} ({count / channel.size:.2%}) are NaN or infinite",
+                where=name,
+                do="repair the image: these voxels have no intensity",
+            )
+        _log.warning("%s: %d NaN or infinite voxels of channel %d are replaced", name, count, index)
+        array = array.copy() if array is volume.array else array
+        array[index][wrong] = channel[~wrong].min()
+    return replace(volume, array=array)

@@ -1,13 +1,17 @@
-"""Where the tiles of a sliding window lie, and how much each voxel of a tile counts."""
+"""Where the tiles of a sliding window lie, how much each voxel of a tile counts, and in what order they come."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from autoseg.core.errors import UsageError
 from autoseg.core.geometry import Shape
@@ -18,8 +22,7 @@ Window = tuple[int, ...]
 SIGMAS_PER_PATCH = 8
 """The Gaussian's standard deviation is this fraction of the patch, so that a border voxel lies four of them away."""
 
-PEAK_WEIGHT = 10.0
-"""Weight of a tile's center; only ratios of weights matter. Source: nnU-Net v2 predict_from_raw_data.py."""
+_BYTES_PER_LOGIT = 4
 
 
 def window_origins(length: int, patch: int, overlap: float = 0.5) -> tuple[int, ...]:
@@ -43,20 +46,13 @@ def window_origins(length: int, patch: int, overlap: float = 0.5) -> tuple[int, 
     return tuple(dict.fromkeys(round(step * index) for index in range(count)))  # tiles of one voxel would repeat
 
 
-def sliding_windows(shape: Shape, patch_size: Shape, overlap: float = 0.5) -> list[Window]:
-    """Origins of the windows that cover a volume: the product of the origins of all axes, first axis slowest.
-
-    Args:
-        shape: voxels of the padded volume; each axis at least `patch_size`.
-        patch_size: voxels of a tile.
-        overlap: fraction of a tile that neighbors share at least, in [0, 1).
-    """
-    axes = [window_origins(length, patch, overlap) for length, patch in zip(shape, patch_size, strict=True)]
-    return list(product(*axes))
-
-
 def axis_weights(patch: int) -> NDArray[np.float64]:
-    """Gaussian weights along one axis of a tile, 1 at voxel `patch // 2`, nowhere zero."""
+    """How much the voxels of a tile count along one axis: a Gaussian, 1 at voxel `patch // 2`, nowhere zero.
+
+    A network knows least at the border of a tile. The weight of a voxel is the product of those along its axes.
+
+    Source: nnU-Net v2 sliding_window_prediction.py.
+    """
     from scipy.ndimage import gaussian_filter1d
 
     peak = np.zeros(patch)
@@ -65,24 +61,6 @@ def axis_weights(patch: int) -> NDArray[np.float64]:
     weights /= weights.max()
     weights[weights == 0] = weights[weights > 0].min()
     return np.asarray(weights, dtype=np.float64)
-
-
-def gaussian_weights(patch_size: Shape) -> NDArray[np.float32]:
-    """How much each voxel of a tile counts: a Gaussian around its center, since a network knows least at the border.
-
-    The Gaussian is the product of one factor per axis; its maximum is `PEAK_WEIGHT`.
-
-    Source: nnU-Net v2 sliding_window_prediction.py.
-    """
-    weights = np.full((1,) * len(patch_size), PEAK_WEIGHT)
-    for axis, patch in enumerate(patch_size):
-        weights = weights * along_axis(axis_weights(patch), axis, len(patch_size))
-    return weights.astype(np.float32)
-
-
-def along_axis(values: NDArray[np.float64], axis: int, dimensions: int) -> NDArray[np.float64]:
-    """The values as an array that broadcasts along `axis`."""
-    return values.reshape([-1 if other == axis else 1 for other in range(dimensions)])
 
 
 def axis_shares(length: int, patch: int, origins: Sequence[int]) -> dict[int, NDArray[np.float32]]:
@@ -111,3 +89,79 @@ def centered_padding(shape: Shape, patch_size: Shape) -> tuple[tuple[int, int], 
     """
     missing = [max(patch - length, 0) for length, patch in zip(shape, patch_size, strict=True)]
     return tuple((gap // 2, gap - gap // 2) for gap in missing)
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How one volume is cut into overlapping tiles.
+
+    Attributes:
+        shape: voxels (z, y, x) of the image as prepared.
+        patch_size: voxels (z, y, x) of a tile; 1 along z for a 2D network.
+        overlap: fraction of a tile that neighbors share at least.
+    """
+
+    shape: Shape
+    patch_size: Shape
+    overlap: float = 0.5
+
+    @cached_property
+    def padding(self) -> tuple[tuple[int, int], ...]:
+        """Zeros added before and after each axis so that it holds a tile."""
+        return centered_padding(self.shape, self.patch_size)
+
+    @cached_property
+    def padded_shape(self) -> Shape:
+        """Voxels of the image with its padding."""
+        return tuple(max(length, patch) for length, patch in zip(self.shape, self.patch_size, strict=True))
+
+    @cached_property
+    def rolling_axis(self) -> int:
+        """The axis along which tiles are computed and finished: that of which a tile covers the smallest part."""
+        covered = [patch / length for patch, length in zip(self.patch_size, self.padded_shape, strict=True)]
+        return int(np.argmin(covered))
+
+    @cached_property
+    def rolled_axes(self) -> tuple[int, int, int]:
+        """The image's axes with the rolling axis first."""
+        first, second = (axis for axis in range(3) if axis != self.rolling_axis)
+        return self.rolling_axis, first, second
+
+    @cached_property
+    def windows(self) -> list[Window]:
+        """Origins of all tiles in the padded volume, sorted along the rolling axis."""
+        axes = zip(self.padded_shape, self.patch_size, strict=True)
+        everywhere = product(*(window_origins(length, patch, self.overlap) for length, patch in axes))
+        return sorted(everywhere, key=lambda window: window[self.rolling_axis])
+
+    @cached_property
+    def shares(self) -> tuple[dict[int, Tensor], ...]:
+        """For each axis and origin the tile's share of the total weight, ready to broadcast over a tile."""
+        shares = []
+        for axis, (length, patch) in enumerate(zip(self.padded_shape, self.patch_size, strict=True)):
+            by_origin = axis_shares(length, patch, window_origins(length, patch, self.overlap))
+            view = tuple(-1 if other == axis else 1 for other in range(3))
+            shares.append({origin: torch.from_numpy(share).reshape(view) for origin, share in by_origin.items()})
+        return tuple(shares)
+
+    def batches(self, size: int) -> list[list[Window]]:
+        """The windows in the order of the rolling axis, `size` at a time."""
+        return [self.windows[start : start + size] for start in range(0, len(self.windows), size)]
+
+    def weights(self, window: Window) -> Tensor:
+        """What each voxel (z, y, x) of the tile at `window` contributes; sums to one over all tiles of a voxel."""
+        z, y, x = (share[origin] for share, origin in zip(self.shares, window, strict=True))
+        return z * y * x
+
+    def slab_shape(self, heads: int, batch_size: int) -> tuple[int, int, int, int]:
+        """(rows, heads, a, b) of the slab in which tiles are added up.
+
+        Its rows are those along the rolling axis that are touched but not finished at any one time, at most.
+        """
+        axis, first, second = self.rolled_axes
+        spans = [batch[-1][axis] - batch[0][axis] for batch in self.batches(batch_size)]
+        return max(spans) + self.patch_size[axis], heads, self.padded_shape[first], self.padded_shape[second]
+
+    def slab_bytes(self, heads: int, batch_size: int) -> int:
+        """Memory of the slab of float32 logits."""
+        return math.prod(self.slab_shape(heads, batch_size)) * _BYTES_PER_LOGIT

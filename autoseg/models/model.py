@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,6 @@ from autoseg.core.progress import Progress, silent
 from autoseg.data.labels import to_file_values
 from autoseg.images.volume import Volume
 from autoseg.inference.ensemble import Ensemble, EnsembleMember
-from autoseg.inference.manifest import PredictorOptions
 from autoseg.inference.predictor import Predictor
 from autoseg.launch.devices import choose_device
 from autoseg.launch.precision import native_types
@@ -31,41 +32,50 @@ _log = logging.getLogger(__name__)
 _TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def make_ensemble(files: ModelFiles, options: PredictorOptions) -> Ensemble:
-    """The model's networks, ready to predict on the device asked for.
+def make_ensemble(
+    files: ModelFiles, device: str = "auto", overlap: float = 0.5, mirroring: bool = True, scratch: Path | None = None
+) -> Ensemble:
+    """The model's networks, ready to predict.
+
+    Args:
+        files: the model.
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
+        overlap: fraction of a tile that neighbors share at least.
+        mirroring: whether to average over mirrored images.
+        scratch: folder for what memory does not hold; None for the system's.
 
     Raises:
         UsageError: there is no such device.
         IntegrityRefusal: stored weights do not match their hash, or are of another network.
     """
-    device, why = choose_device(options.device)
+    chosen, why = choose_device(device)
     _log.info(why)
     model = files.record
-    made = {name: _ensemble_member(member, files, options, device) for name, member in model.by_configuration.items()}
+    load = partial(_ensemble_member, device=chosen, overlap=overlap, mirroring=mirroring, scratch=scratch)
+    made = {name: load(member, files) for name, member in model.by_configuration.items()}
     return Ensemble(
         members=tuple(made[member.configuration.name] for member in model.members),
         labels=model.plan.labels,
         stages={stage.configuration.name: made[stage.configuration.name] for stage in model.stages},
         postprocessing=model.postprocessing,
-        scratch=options.scratch,
+        scratch=scratch,
     )
 
 
 def _ensemble_member(
-    member: Member, files: ModelFiles, options: PredictorOptions, device: torch.device
+    member: Member, files: ModelFiles, device: torch.device, overlap: float, mirroring: bool, scratch: Path | None
 ) -> EnsembleMember:
     predictor = Predictor(
         networks=tuple(_load_network(member, fold, files) for fold in member.folds),
         configuration=member.configuration,
         heads=member.plan.labels.head_count,
-        mirror_axes=member.configuration.mirror_axes if options.mirroring else (),
+        mirror_axes=member.configuration.mirror_axes if mirroring else (),
         swap=lateral_swap(member.plan, member.configuration),
-        overlap=options.overlap,
+        overlap=overlap,
         device=device,
         dtype=_TYPES[_precision(member, device)],
         channels_last=_is_channels_last(member, device),
-        max_slab_bytes=options.max_ram_bytes,
-        scratch=options.scratch,
+        scratch=scratch,
     )
     return EnsembleMember(predictor, preparation_of(member.plan, member.configuration), member.share)
 

@@ -23,7 +23,7 @@ from autoseg.evaluation.metrics import COUNT_METRICS
 from autoseg.evaluation.scores import count_scores, mean_scores
 from autoseg.inference.out_of_fold import keeping_probabilities, probabilities_file
 from autoseg.inference.predictor import Predictor
-from autoseg.inference.restore import predict_case_rows
+from autoseg.inference.restore import predict_case
 from autoseg.planning.lateral import lateral_swap
 from autoseg.planning.plan import Configuration, Plan
 from autoseg.preprocessing.first_stage import network_input
@@ -225,8 +225,8 @@ class _Fold:
         image = network_input(stored, labels)
         kept = probabilities_file(self.task.run.folder.validation, name)
         rolling_axis = self.predictor.tiling(image.shape[1:]).rolling_axis
-        with keeping_probabilities(kept, placement, rolling_axis, labels, self.allowed_bytes) as writer:
-            predicted = predict_case_rows(self.predictor, image, placement, labels, writer.take_row)
+        with keeping_probabilities(kept, placement, rolling_axis, labels, self.allowed_bytes) as take_row:
+            predicted = predict_case(self.predictor, image, placement, labels, take_row)
         self.allowed_bytes -= kept.stat().st_size if kept.exists() else 0
         write_labels(self._label_file(name), to_file_values(predicted, labels), placement.geometry)
         return predicted

@@ -16,7 +16,6 @@ from autoseg.data.fingerprint import Fingerprint
 from autoseg.data.model import Dataset
 from autoseg.inference.out_of_fold import probabilities_file
 from autoseg.inference.predictor import Predictor
-from autoseg.inference.stream import network_bytes
 from autoseg.networks.weights import WEIGHTS_FILE, generations
 from autoseg.planning.plan import Configuration, Plan
 from autoseg.runs.cascade import check_first_stage
@@ -275,8 +274,7 @@ def _memory_gib(matrix: TrainedMatrix, configuration: Configuration, runs: Finis
     shape = _median_shape(matrix, configuration)
     weights = sum((generations(run.folder.checkpoint)[-1] / WEIGHTS_FILE).stat().st_size for run in runs)
     image = _FLOAT_BYTES * plan.input_channels(configuration.name) * int(np.prod(shape))
-    tiling = predictor.tiling(shape)
-    needed = weights + image + network_bytes(predictor) + predictor.slab_bytes(tiling)
+    needed = weights + image + predictor.working_bytes(shape)
     return needed / BYTES_PER_GIB
 
 

@@ -7,12 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from autoseg import predict
 from autoseg.api.model import load_model
 from autoseg.core.geometry import Geometry
 from autoseg.core.records import load
@@ -20,9 +22,10 @@ from autoseg.data.model import Case
 from autoseg.images.readers import read_labels
 from autoseg.images.volume import Volume, plane_geometry
 from autoseg.images.writers import write_image
-from autoseg.inference import stream as prediction_run
-from autoseg.inference.manifest import PredictionManifest, output_name
-from autoseg.inference.predictor import Predictor
+from autoseg.inference import stream
+from autoseg.inference.manifest import PredictionManifest
+from autoseg.inference.stream import output_name
+from autoseg.networks.unet import UNet
 from tests.runs.trained import add_run, add_selection, cascade_plan, tiny_plan, trained_work_folder
 
 TILTED = Geometry(
@@ -66,6 +69,17 @@ def test_label_maps_have_the_grid_and_values_of_the_dataset(autoseg, work, tmp_p
         assert np.allclose(written.geometry.corners, TILTED.corners, atol=1e-4)
         assert np.array_equal(written.array, model.predict(noise(TILTED.shape, index), TILTED.spacing_mm))
     assert sorted(path.name for path in out.iterdir()) == [*(f"case{i}.nii.gz" for i in range(3)), "manifest.json"]
+
+
+def test_a_notebook_predicts_as_the_command_does(autoseg, work, tmp_path):
+    images, options = write_cases(tmp_path / "in", 1), ("--no-report", "--no-mirroring", "--overlap", "0.25")
+    assert autoseg("predict", work, "-i", images, "-o", tmp_path / "shell", "--device", "cpu", *options).code == 0
+    image, out = images / "case0_0000.nii.gz", tmp_path / "notebook"
+    manifest = predict(str(work), str(image), str(out), device="cpu", report=False, mirroring=False, overlap=0.25)
+    assert replace(manifest.cases["case0"], seconds=0) == replace(
+        load(PredictionManifest, tmp_path / "shell" / "manifest.json").cases["case0"], seconds=0
+    )
+    assert sorted(path.name for path in out.iterdir()) == ["case0.nii.gz", "manifest.json"]
 
 
 def test_a_bad_case_fails_alone_and_the_manifest_names_it(autoseg, work, tmp_path):
@@ -187,15 +201,15 @@ def test_an_image_is_never_replaced_by_its_label_map(autoseg, work, tmp_path):
 
 def test_lack_of_memory_is_met_with_smaller_batches(autoseg, tmp_path, monkeypatch):
     work = trained_work_folder(tmp_path, folds=(0,))
-    images, compute = write_cases(tmp_path / "in", 1), Predictor._tile_logits
+    images, compute = write_cases(tmp_path / "in", 1), UNet.forward
 
-    def scarce(self, padded, batch):
-        if len(batch) > 2:
+    def scarce(self, tiles):
+        if len(tiles) > 2:
             raise torch.OutOfMemoryError("no more")
-        return compute(self, padded, batch)
+        return compute(self, tiles)
 
     assert autoseg("predict", work, "-i", images, "-o", tmp_path / "plenty", "--device", "cpu").code == 0
-    monkeypatch.setattr(Predictor, "_tile_logits", scarce)
+    monkeypatch.setattr(UNet, "forward", scarce)
     ran = autoseg("predict", work, "-i", images, "-o", tmp_path / "scarce", "--device", "cpu")
     assert ran.code == 0
     assert "tiles at a time" in ran.stderr
@@ -204,10 +218,10 @@ def test_lack_of_memory_is_met_with_smaller_batches(autoseg, tmp_path, monkeypat
 
 
 def test_without_any_memory_the_case_fails_with_what_to_do(autoseg, work, tmp_path, monkeypatch):
-    def none(self, padded, batch):
+    def none(self, tiles):
         raise MemoryError
 
-    monkeypatch.setattr(Predictor, "_tile_logits", none)
+    monkeypatch.setattr(UNet, "forward", none)
     images = write_cases(tmp_path / "in", 1)
     ran = autoseg("predict", work, "-i", images, "-o", tmp_path / "out", "--device", "cpu", "--json")
     assert ran.code == 4
@@ -216,15 +230,15 @@ def test_without_any_memory_the_case_fails_with_what_to_do(autoseg, work, tmp_pa
 
 SLOW = """
 import sys, time
-from autoseg.inference.predictor import Predictor
-compute, slow_from = Predictor._tile_logits, int(sys.argv.pop(1))
+from autoseg.networks.unet import UNet
+compute, slow_from = UNet.forward, int(sys.argv.pop(1))
 count = [0]
-def slow(self, padded, batch):
+def slow(self, tiles):
     count[0] += 1
     if count[0] > slow_from:
         time.sleep(0.3)
-    return compute(self, padded, batch)
-Predictor._tile_logits = slow
+    return compute(self, tiles)
+UNet.forward = slow
 from autoseg.cli.main import main
 main()
 """
@@ -259,13 +273,13 @@ def test_a_stop_keeps_what_is_done(repository, work, tmp_path, signal_number, af
 @pytest.fixture
 def computed(monkeypatch):
     """Names of the cases that were computed, in order."""
-    names, read = [], prediction_run.read_case
+    names, read = [], stream.read_case
 
     def noted(case, four_d):
         names.append(case.identifier)
         return read(case, four_d)
 
-    monkeypatch.setattr(prediction_run, "read_case", noted)
+    monkeypatch.setattr(stream, "read_case", noted)
     return names
 
 

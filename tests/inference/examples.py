@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from autoseg.inference.windows import axis_weights
 from autoseg.networks.kinds import NETWORKS
 from autoseg.networks.kinds.unet import PlainUNet
 from autoseg.networks.spec import NetworkSpec
@@ -49,6 +50,14 @@ def unet_spec(dimensions, features=(4, 8)) -> PlainUNet:
 def random_unet(dimensions, channels=1, heads=3, seed=0) -> nn.Module:
     torch.manual_seed(seed)
     return unet_spec(dimensions).build(channels, heads)
+
+
+def gaussian_weights(patch_size) -> np.ndarray:
+    """nnU-Net's weights (z, y, x) of the voxels of a tile, 10 in the middle."""
+    weights = np.full((1,) * len(patch_size), 10.0)
+    for axis, patch in enumerate(patch_size):
+        weights = weights * np.moveaxis(axis_weights(patch).reshape(-1, *(1,) * (len(patch_size) - 1)), 0, axis)
+    return weights.astype(np.float32)
 
 
 class VoxelWise(nn.Module):

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoseg.core.errors import NonFiniteLogits, NotEnoughResources
-from autoseg.inference.accumulate import Tiling, allocate
+from autoseg.inference.accumulate import allocate
 from autoseg.inference.predictor import Predictor
-from autoseg.inference.windows import gaussian_weights, sliding_windows
+from autoseg.inference.windows import Tiling
 from autoseg.planning.lateral import LateralSwap
-from tests.inference.examples import VoxelWise, configuration, random_unet, reference_network
+from tests.inference.examples import VoxelWise, configuration, gaussian_weights, random_unet, reference_network
 
 HALF_PRECISION_LOSES_BELOW = 1e-5
 """Total weight of a voxel below which the reference's own half-precision weights lose their digits (corners)."""
@@ -39,9 +39,9 @@ def naive(predictor, image, dtype=torch.float32):
     tiles_of_one = Predictor(
         predictor.networks, predictor.configuration, predictor.heads, mirror_axes=predictor.mirror_axes
     )
-    for window in sliding_windows(image.shape[1:], predictor.patch_size, predictor.overlap):
+    for window in predictor.tiling(image.shape[1:]).windows:
         cut = tuple(slice(o, o + p) for o, p in zip(window, predictor.patch_size, strict=True))
-        tile = tiles_of_one._tile_logits(image, [window])[0]
+        tile = torch.from_numpy(whole(tiles_of_one, image[(slice(None), *cut)]))
         total[(slice(None), *cut)] += (tile * weights).to(dtype)
         count[cut] += weights
     return (total / count).float().numpy(), count.float().numpy()
@@ -101,7 +101,7 @@ def test_rolling_along_any_axis_equals_adding_up_whole_volumes(shape, tile_batch
 def test_the_slab_covers_only_the_rows_in_work():
     tiling = Tiling((200, 40, 40), (16, 32, 32))
     assert tiling.rolling_axis == 0
-    assert tiling.slab_depth(1) == 16
+    assert tiling.slab_shape(heads=3, batch_size=1) == (16, 3, 40, 40)
     assert tiling.slab_bytes(heads=3, batch_size=1) == 16 * 3 * 40 * 40 * 4
     assert Tiling((20, 64, 300), (20, 64, 48)).rolling_axis == 2
 
@@ -145,7 +145,7 @@ def test_a_slab_beyond_the_limit_goes_to_a_file_that_vanishes(tmp_path):
 
 def test_a_full_disk_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(NotEnoughResources, match="GiB"):
-        allocate((1 << 45,), torch.device("cpu"), tmp_path)
+        allocate((1 << 45,), torch.device("cpu"), 0, tmp_path)
 
 
 @pytest.mark.parametrize("dimensions", [2, 3])

@@ -18,16 +18,17 @@ from autoseg.core.geometry import Geometry
 from autoseg.data.model import LabelSet
 from autoseg.images.resample import coarse_axis, resample_image
 from autoseg.images.volume import Volume
-from autoseg.inference.accumulate import LogitRows, Tiling
+from autoseg.inference.accumulate import LogitRows
 from autoseg.inference.predictor import Predictor
 from autoseg.inference.restore import (
-    Resampling,
-    axis_taps,
+    interpolation,
+    interpolation_orders,
     labels_of_rows,
     predict_case,
     predict_case_probabilities,
-    resampling_of_logits,
+    resampled_rows,
 )
+from autoseg.inference.windows import Tiling
 from autoseg.preprocessing.prepare import Preparation, prepare
 from tests.inference.examples import VoxelWise, configuration, random_unet
 
@@ -41,6 +42,11 @@ def rows_of(logits, tiling, size=3):
         block = rolled[start : start + size].clone()
         yield LogitRows(start, block)
         block.fill_(torch.nan)  # rows are valid only until the next are asked for
+
+
+def decided(logits, tiling, shape, orders, labels):
+    rows = resampled_rows(rows_of(logits, tiling), tiling, shape, orders)
+    return labels_of_rows(rows, tiling.rolling_axis, shape, labels)
 
 
 def tiling_rolling_along(axis, shape):
@@ -57,8 +63,8 @@ def test_resampled_logits_give_the_labels_of_the_reference_resampling(golden_vec
             logits, expected = stored[f"{entry['key']}.in"], stored[f"{entry['key']}.out"]
             names = {"background": (0,), **{f"c{value}": (value,) for value in range(1, len(logits))}}
             tiling = tiling_rolling_along(axis, logits.shape[1:])
-            resampling = resampling_of_logits(entry["new_shape"], entry["current_spacing"], entry["new_spacing"])
-            found = labels_of_rows(rows_of(logits, tiling), tiling, resampling, LabelSet(names))
+            orders = interpolation_orders(entry["current_spacing"], entry["new_spacing"])
+            found = decided(logits, tiling, entry["new_shape"], orders, LabelSet(names))
             lead = np.sort(expected, 0)[-1] - np.sort(expected, 0)[-2]
             assert found.shape == tuple(entry["new_shape"])
             assert (found == expected.argmax(0))[lead > 1e-5].all()
@@ -76,8 +82,7 @@ def test_resampled_logits_give_the_labels_of_the_reference_resampling(golden_vec
 def test_labels_row_by_row_equal_the_argmax_of_the_resampled_volume(shape, new_shape, spacing, axis, seed):
     logits = np.random.default_rng(seed).normal(size=(3, *shape)).astype(np.float32)
     tiling = tiling_rolling_along(axis, shape)
-    resampling = resampling_of_logits(new_shape, spacing, (1.0, 1.0, 1.0))
-    found = labels_of_rows(rows_of(logits, tiling), tiling, resampling, THREE)
+    found = decided(logits, tiling, new_shape, interpolation_orders(spacing, (1.0, 1.0, 1.0)), THREE)
     whole = resample_image(logits, new_shape, spacing, (1.0, 1.0, 1.0), order=1)
     lead = np.diff(np.sort(whole, 0)[-2:], axis=0)[0]
     assert (found == whole.argmax(0))[lead > 1e-5].all()
@@ -85,27 +90,27 @@ def test_labels_row_by_row_equal_the_argmax_of_the_resampled_volume(shape, new_s
 
 @given(st.integers(1, 40), st.integers(1, 40), st.sampled_from([0, 1]))
 @settings(max_examples=60, deadline=None)
-def test_taps_interpolate_a_line_as_scipy_does(n_in, n_out, order):
+def test_a_line_is_interpolated_as_scipy_does_it(n_in, n_out, order):
     line = np.random.default_rng(n_in).normal(size=n_in).astype(np.float32)
-    taps = axis_taps(n_in, n_out, order)
+    own = interpolation(n_in, n_out, order)
     if n_in == n_out:
-        assert taps is None
+        assert own is None
         return
     expected = ndimage.zoom(line, n_out / n_in, order=order, mode="nearest", grid_mode=True)
-    assert np.allclose(taps.apply(torch.from_numpy(line)[:, None], 0)[:, 0].numpy(), expected, atol=1e-5)
-    assert np.allclose(taps.apply(torch.from_numpy(line)[None], 1)[0].numpy(), expected, atol=1e-5)
+    assert np.allclose(own.apply(torch.from_numpy(line)[:, None], 0)[:, 0].numpy(), expected, atol=1e-5)
+    assert np.allclose(own.apply(torch.from_numpy(line)[None], 1)[0].numpy(), expected, atol=1e-5)
 
 
 def test_slices_far_apart_are_not_interpolated_between():
-    assert resampling_of_logits((5, 9, 9), (5, 1, 1), (6, 1, 1)).orders == (0, 1, 1)
-    assert resampling_of_logits((5, 9, 9), (1, 1, 1), (2, 2, 2)).orders == (1, 1, 1)
+    assert interpolation_orders((5, 1, 1), (6, 1, 1)) == (0, 1, 1)
+    assert interpolation_orders((1, 1, 1), (2, 2, 2)) == (1, 1, 1)
     assert coarse_axis((5, 1, 1), (6, 1, 1)) == 0
 
 
 def test_regions_are_painted_in_their_order_where_their_probability_exceeds_one_half():
     logits = np.array([[-1, 1, 1, -1], [-1, -1, 1, 1]], np.float32).reshape(2, 1, 1, 4)
     tiling = tiling_rolling_along(0, (1, 1, 4))
-    found = labels_of_rows(rows_of(logits, tiling), tiling, Resampling((1, 1, 4), (1, 1, 1)), REGIONS)
+    found = decided(logits, tiling, (1, 1, 4), (1, 1, 1), REGIONS)
     assert found.tolist() == [[[0, 1, 2, 2]]]
 
 
@@ -115,7 +120,7 @@ def test_more_classes_than_a_byte_holds_are_told_apart():
     wanted = np.array([0, 255, 256, 299])
     logits = (np.arange(count)[:, None] == wanted).astype(np.float32).reshape(count, 1, 1, 4)
     tiling = tiling_rolling_along(0, (1, 1, 4))
-    found = labels_of_rows(rows_of(logits, tiling), tiling, Resampling((1, 1, 4), (1, 1, 1)), labels)
+    found = decided(logits, tiling, (1, 1, 4), (1, 1, 1), labels)
     assert found.ravel().tolist() == wanted.tolist()
 
 

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoseg.core.errors import UsageError
-from autoseg.inference.accumulate import Tiling
-from autoseg.inference.windows import axis_weights, centered_padding, gaussian_weights, sliding_windows, window_origins
+from autoseg.inference.windows import Tiling, axis_weights, centered_padding, window_origins
+from tests.inference.examples import gaussian_weights
 
 LENGTHS = st.tuples(st.integers(1, 40), st.integers(1, 40)).map(lambda pair: (max(pair), min(pair)))
 OVERLAPS = st.sampled_from([0.0, 0.25, 0.5, 0.75])
@@ -57,7 +57,8 @@ def test_an_overlap_that_never_advances_is_refused(overlap):
 
 
 def test_windows_are_the_product_of_the_axes():
-    assert sliding_windows((4, 3), (2, 2)) == [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1)]
+    windows = Tiling((1, 4, 3), (1, 2, 2)).windows
+    assert sorted(windows) == [(0, 0, 0), (0, 0, 1), (0, 1, 0), (0, 1, 1), (0, 2, 0), (0, 2, 1)]
 
 
 @given(st.integers(1, 300))

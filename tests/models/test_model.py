@@ -13,7 +13,6 @@ from autoseg.api.model import find_model, load_model
 from autoseg.core.errors import IntegrityRefusal, MissingInput, PlanFault, UsageError
 from autoseg.core.records import load, save
 from autoseg.core.workspace import Workspace
-from autoseg.inference.manifest import PredictorOptions
 from autoseg.models.model import make_ensemble
 from autoseg.runs.run import RunRecord
 from tests.runs.trained import add_run, tiny_plan, trained_work_folder, write_weights
@@ -24,7 +23,7 @@ def noise(*shape, seed=0):
 
 
 def loaded_predictor(work):
-    return make_ensemble(find_model(work), PredictorOptions(device="cpu")).members[0].predictor
+    return make_ensemble(find_model(work), "cpu").members[0].predictor
 
 
 def chosen(files):
@@ -99,7 +98,7 @@ def test_weights_of_another_network_are_refused(work):
     files = find_model(work)
     write_weights(Workspace(work).run("3d_fullres", 0), tiny_plan(), "2d", seed=0)
     with pytest.raises(IntegrityRefusal, match="do not belong"):
-        make_ensemble(files, PredictorOptions(device="cpu"))
+        make_ensemble(files, "cpu")
 
 
 def test_precision_and_format_are_those_of_the_run_where_the_device_can(work):

@@ -12,7 +12,6 @@ from autoseg.api.model import find_model, load_model
 from autoseg.core.errors import PlanFault, UsageError
 from autoseg.core.records import load, save
 from autoseg.core.workspace import Workspace
-from autoseg.inference.manifest import PredictorOptions
 from autoseg.inference.postprocessing import PostprocessingStep
 from autoseg.models.model import make_ensemble
 from autoseg.planning.plan import Plan
@@ -44,7 +43,7 @@ def test_what_was_selected_predicts(work):
     assert [stage.configuration.name for stage in files.record.stages] == ["3d_lowres"]
     assert files.record.postprocessing == (STEP,)
     assert "selected: the best" in files.record.because
-    ensemble = make_ensemble(files, PredictorOptions(device="cpu"))
+    ensemble = make_ensemble(files, "cpu")
     assert ensemble.stages["3d_lowres"] is ensemble.members[1]
     assert ensemble.postprocessing == (STEP,)
 
@@ -54,7 +53,7 @@ def test_a_configuration_asked_for_goes_before_what_was_selected(work):
     assert [(one.configuration.name, one.share) for one in files.record.members] == [(SECOND, 1.0)]
     assert (files.record.postprocessing, files.record.stages[0].folds) == ((), (0, 1))
     assert files.record.name != find_model(work).record.name
-    ensemble = make_ensemble(files, PredictorOptions(device="cpu"))
+    ensemble = make_ensemble(files, "cpu")
     assert len(ensemble.every) == 2
 
 

@@ -15,7 +15,6 @@ import torch
 from autoseg.core.errors import IntegrityRefusal, MissingInput, PlanFault, UsageError
 from autoseg.data.labels import to_file_values
 from autoseg.images.readers import read_image, read_labels
-from autoseg.inference.manifest import PredictorOptions
 from autoseg.models.model import Model, make_ensemble
 from autoseg.models.record import ModelFiles
 from autoseg.nnunet.model import TRAINING_ONLY, find_nnunet_model, looks_like_nnunet
@@ -36,8 +35,7 @@ def found(model: Path, folds: tuple[int, ...]) -> ModelFiles:
 @pytest.mark.parametrize("reference", list(predictions()), ids=str)
 def test_predictions_equal_those_of_nnunet(reference: Prediction) -> None:
     files = found(reference.model, reference.folds)
-    options = PredictorOptions(device="cpu", mirroring=reference.mirroring)
-    model = Model(files, make_ensemble(files, options))
+    model = Model(files, make_ensemble(files, "cpu", mirroring=reference.mirroring))
     own = to_file_values(model.predict_volume(read_image(reference.images)), files.record.plan.labels)
     theirs = read_labels(reference.labels).array
     assert 0.01 < (theirs > 0).mean() < 0.99  # there are objects, so equality says something

@@ -13,7 +13,7 @@ from autoseg.core.records import load, save
 from autoseg.core.workspace import Workspace
 from autoseg.data.model import LabelSet
 from autoseg.images.readers import read_labels
-from autoseg.inference.out_of_fold import load_probabilities, probabilities_file
+from autoseg.inference.out_of_fold import CERTAIN, probabilities_at, probabilities_file
 from autoseg.inference.predictor import Predictor
 from autoseg.planning.lateral import LateralSwap
 from autoseg.preprocessing.fill import fill_store
@@ -132,8 +132,10 @@ def test_probabilities_decide_like_the_label_maps_beside_them(stored, run, tmp_p
     assert load(FoldScores, folder / "scores.json") == scores
     assert set(scores.seconds) == set(scores.cases) == {"case_0", "case_1", "case_2"}
     for name in scores.cases:
-        probabilities = load_probabilities(probabilities_file(folder, name), stored[0].plan.labels)
         labels = read_labels(folder / f"{name}.nii.gz").array
+        kept = probabilities_at(probabilities_file(folder, name), stored[0].plan.labels, np.arange(labels.size))
+        foreground = kept.reshape(-1, *labels.shape) / CERTAIN
+        probabilities = np.concatenate([1 - foreground.sum(0, keepdims=True), foreground])
         lead = np.diff(np.sort(probabilities, 0)[-2:], axis=0)[0]
         assert (probabilities.argmax(0) == labels)[lead > 0.02].all()
         assert (lead > 0.02).mean() > 0.5

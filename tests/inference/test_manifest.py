@@ -10,7 +10,7 @@ from autoseg.data.model import Case
 from autoseg.images.formats.files import files_of
 from autoseg.images.volume import Volume
 from autoseg.images.writers import write_image
-from autoseg.inference.resume import hash_of_images
+from autoseg.inference.manifest import hash_of_images
 
 
 @pytest.mark.parametrize("ending", [".nii.gz", ".mhd", ".tif"])
