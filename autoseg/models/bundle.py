@@ -141,7 +141,7 @@ def _opened(path: Path) -> Iterator[Any]:
             raise IntegrityRefusal(
                 f"{path.name} is a zip archive; bundles are written in another format now",
                 where=str(path),
-                why="an AutoSeg before 0.1 wrote it, or it is something else",
+                why="an earlier version of AutoSeg wrote it, or it is no bundle at all",
                 do="run autoseg model export DATASET again; if only this file is left, predict with the AutoSeg that "
                 "wrote it",
             )
@@ -236,7 +236,7 @@ def _read_fold(path: Path, hashes: Mapping[str, str], configuration: str, fold: 
     title = f"{configuration}/{fold}"
     with _opened(path) as file:
         names = [key for key in file.keys() if key.startswith(f"{title}/")]  # noqa: SIM118 (not a dict)
-        # copies: what was hashed must stay, even if somebody changes the file, which the library maps into memory
+        # copied, because the library maps the file into memory: what was hashed must stay, even if the file changes
         tensors = {key.removeprefix(f"{title}/"): file.get_tensor(key).clone() for key in names}
     if _tensors_hash(tensors) != hashes[title]:
         raise _refusal(path, f"the weights of {configuration}, fold {fold}, do not match their hash")

@@ -56,6 +56,11 @@ class Member:
         """The configuration that the networks are of."""
         return next(iter(self.plan.configurations.values()))
 
+    @property
+    def folds_title(self) -> str:
+        """The folds in words: "fold 0" or "mean of folds 0, 1"."""
+        return f"{'fold' if len(self.folds) == 1 else 'mean of folds'} {', '.join(map(str, self.folds))}"
+
     @model_validator(mode="after")
     def _check(self) -> Member:
         names = [(key, own.name) for key, own in self.plan.configurations.items()]
@@ -199,8 +204,7 @@ class ModelFiles:
                 self.read(name, fold)
 
 
-# What no label set of a real model exceeds (assumptions, generous); a file of unknown origin that
-# claims more would only take memory.
+# What no label set of a real model exceeds (assumptions, generous); what claims more would only take memory.
 _MOST_CHANNELS, _MOST_CLASSES, _LARGEST_VALUE, _LARGEST_FILE_VALUE = 256, 4096, 65535, 2**31
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")

@@ -152,9 +152,7 @@ def _folds_of(trained: Runs, names: Iterable[str], wanted: Sequence[int]) -> dic
         UsageError: one of them is not trained.
     """
     folds: dict[str, tuple[int, ...]] = {}
-    waiting = list(names)
-    while waiting:
-        name = waiting.pop()
+    for name in _with_stages(trained, names):
         runs = trained.get(name)
         if not runs:
             raise UsageError(
@@ -165,9 +163,6 @@ def _folds_of(trained: Runs, names: Iterable[str], wanted: Sequence[int]) -> dic
         if missing:
             raise UsageError(f"fold {missing[0]} of {name} is not trained", do=f"choose from {_listed(runs)}")
         folds[name] = tuple(sorted(wanted or runs))
-        stage = load(Plan, runs[folds[name][0]].plan).configurations
-        if name in stage and stage[name].cascade_from is not None:
-            waiting.append(str(stage[name].cascade_from))
     return folds
 
 
@@ -206,7 +201,7 @@ def _check_selected(selection: Selection, trained: Runs, name: str, folds: Seque
         )
 
 
-def _with_stages(trained: Runs, names: Sequence[str]) -> list[str]:
+def _with_stages(trained: Runs, names: Iterable[str]) -> list[str]:
     """The configurations and the first stages that they need, each once."""
     found = list(dict.fromkeys(names))
     for name in found:
@@ -226,7 +221,7 @@ def _assemble(workspace: Workspace, trained: Runs, choice: _Choice) -> ModelFile
     first = dict.fromkeys(one.configuration.cascade_from for one in members)
     record = ModelRecord(
         name=_name(plan, runs, choice),
-        because=_sentence(choice, members[0].folds),
+        because="; ".join([choice.because, members[0].folds_title, *(step.title for step in choice.postprocessing)]),
         members=members,
         stages=tuple(_member(plan, name, runs[name], 1.0) for name in first if name is not None),
         postprocessing=choice.postprocessing,
@@ -252,11 +247,6 @@ def _name(plan: Plan, runs: Runs, choice: _Choice) -> str:
     titles = [f"{one.weight} x {one.configuration}" if one.weight > 1 else one.configuration for one in choice.members]
     folds = ",".join(map(str, choice.folds[choice.members[0].configuration]))
     return f"{plan.dataset}/{' + '.join(titles)}/folds {folds}/{identity}"
-
-
-def _sentence(choice: _Choice, folds: Sequence[int]) -> str:
-    parts = [choice.because, f"{'fold' if len(folds) == 1 else 'mean of folds'} {_listed(folds)}"]
-    return "; ".join([*parts, *(step.title for step in choice.postprocessing)])
 
 
 def _count_cases(workspace: Workspace) -> int | None:

@@ -45,7 +45,7 @@ TRAINING_ONLY = re.compile(
 
 
 class _Scratch:
-    """A temporary folder that lives as long as anybody holds this object."""
+    """A temporary folder that is removed when nothing refers to this object any more."""
 
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="autoseg-nnunet-"))
@@ -173,7 +173,7 @@ def _first_stages(
 
 
 def _warn_of_trainer(trainer: str) -> None:
-    """Says that only names and shapes of weights can be checked where somebody wrote a trainer."""
+    """Says that of a trainer that is not nnU-Net's own, only names and shapes of weights can be checked."""
     if not TRAINING_ONLY.fullmatch(trainer):
         _log.warning(
             "the trainer %s is not one of nnU-Net's own: every weight fits nnU-Net's network in name and shape, but "
@@ -194,7 +194,6 @@ def _name(loaded: Sequence[_Loaded], stages: Sequence[_Loaded]) -> str:
 def _because(loaded: Sequence[_Loaded], why: str) -> str:
     parts = [f"nnU-Net v2 model, {why}"]
     for one in loaded:
-        folds, note = one.member.folds, one.folder.because
-        listed = f"{'fold' if len(folds) == 1 else 'mean of folds'} {', '.join(map(str, folds))}"
-        parts.append(f"{one.member.configuration.name}: {listed}{f' ({note})' if note else ''}")
+        note = f" ({one.folder.because})" if one.folder.because else ""
+        parts.append(f"{one.member.configuration.name}: {one.member.folds_title}{note}")
     return "; ".join(parts)

@@ -165,7 +165,7 @@ def read_nnunet_plans(
 def read_nnunet_fingerprint(data: Mapping[str, Any], where: str = "dataset_fingerprint.json") -> Fingerprint:
     """The fingerprint in nnU-Net's file.
 
-    The file names no cases and tells nothing of the time before the crop, so cases are numbered, their shape before
+    The file names no cases and knows nothing of the images before the crop, so cases are numbered, their shape before
     the crop is given as that after it, and each carries the dataset's median relative size.
 
     Args:
