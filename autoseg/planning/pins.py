@@ -1,18 +1,23 @@
-"""Decisions that the user takes instead of a rule."""
+"""Decisions that the user takes instead of a rule, and the log of all decisions."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import field, fields
-from typing import Annotated, Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field
 
+from autoseg.core.configs import read_yaml
 from autoseg.core.errors import PlanFault, RecordFault
-from autoseg.core.records import from_data, record
+from autoseg.core.records import from_data, record, to_data
 from autoseg.core.registry import choose
 from autoseg.networks.kinds import NETWORKS
-from autoseg.planning.plan import CONFIGURATION_NAMES, AxisOrder, Count, DistinctAxes, Length, Normalization
+from autoseg.planning.plan import CONFIGURATION_NAMES, AxisOrder, Count, Decision, DistinctAxes, Length, Normalization
+from autoseg.planning.rules import Chosen
+
+T = TypeVar("T")
 
 
 @record
@@ -62,6 +67,13 @@ class Pins(ConfigurationPins):
         return None if is_other_length else value
 
 
+def read_pins(pins: Path | Mapping[str, Any] | None) -> Pins:
+    """Pins of a YAML file, or those of a mapping as such a file holds."""
+    if isinstance(pins, Path):
+        return parse_pins(read_yaml(pins), str(pins))
+    return parse_pins(pins or {}, "pins")
+
+
 def parse_pins(content: Mapping[str, Any], where: str) -> Pins:
     """Pins out of a mapping such as `{patch_size: [48, 96, 96], 2d: {batch_size: 8}}`, optionally under `pin:`.
 
@@ -82,14 +94,40 @@ def parse_pins(content: Mapping[str, Any], where: str) -> Pins:
 def _arranged(content: Any, kind: type[ConfigurationPins], others: tuple[str, ...] = ()) -> Any:
     """Lines of a file as the record has them, those about the network apart; `others` may stand among them."""
     if not isinstance(content, Mapping):
-        return content
-    network = {name for spec in NETWORKS.values() for name in spec.decisions}
+        return content  # the record says what was expected
     own = {entry.name for entry in fields(kind)} - {"network", "configurations"}
+    network = set().union(*(spec.decisions for spec in NETWORKS.values()))
     for name, value in content.items():
         choose(str(name), dict.fromkeys((*own, *network, *others)), "decision to pin")
         if value is None:
             raise PlanFault(f"{name}: a value is expected, and there is none", do="write one, or remove the line")
-    return {
-        **{name: value for name, value in content.items() if name in own},
-        "network": {name: value for name, value in content.items() if name in network},
-    }
+    return {**_only(content, own), "network": _only(content, network)}
+
+
+def _only(content: Mapping[str, Any], names: Set[str]) -> dict[str, Any]:
+    return {name: value for name, value in content.items() if name in names}
+
+
+class DecisionLog:
+    """Decisions in the order they are made; a pinned one replaces the rule's."""
+
+    def __init__(self, pins: Pins) -> None:
+        self.pins = pins
+        self.decisions: list[Decision] = []
+
+    def decide(
+        self, name: str, chosen: Chosen[T], configuration: str | None = None, dimensions: int | None = None
+    ) -> T:
+        """The pinned value, or the rule's; recorded with its reason."""
+        pinned: Any = self.pins.find(name, configuration, dimensions)
+        if pinned is None:
+            self.record(name, chosen, configuration)
+            return chosen.value
+        because = f"set by the user; the rule chose {to_data(chosen.value)} ({chosen.because})"
+        self.decisions.append(Decision(name, configuration, to_data(pinned), because, by="user"))
+        value: T = pinned
+        return value
+
+    def record(self, name: str, chosen: Chosen[Any], configuration: str | None = None) -> None:
+        """A decision that no pin replaces."""
+        self.decisions.append(Decision(name, configuration, to_data(chosen.value), chosen.because))

@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from autoseg.core.configs import read_yaml
 from autoseg.core.errors import PlanFault, RecordFault
 from autoseg.core.records import from_data, to_data
 from autoseg.core.registry import choose
@@ -19,8 +18,8 @@ from autoseg.data.model import Dataset, LabelSet
 from autoseg.networks.spec import NetworkSpec
 from autoseg.planning import rules
 from autoseg.planning.lateral import value_swap, without_counterpart
-from autoseg.planning.pins import Pins, parse_pins
-from autoseg.planning.plan import CONFIGURATION_NAMES, PLAN_VERSION, Configuration, Decision, Plan, edges
+from autoseg.planning.pins import DecisionLog, read_pins
+from autoseg.planning.plan import CONFIGURATION_NAMES, PLAN_VERSION, Configuration, Plan, edges
 from autoseg.planning.presets import Preset, load_preset
 from autoseg.planning.rules import Chosen, Lateral
 
@@ -44,31 +43,6 @@ class PlanOptions:
     pins: Path | Mapping[str, Any] | None = None
 
 
-class _DecisionLog:
-    """Decisions in the order they are made; a pinned one replaces the rule's."""
-
-    def __init__(self, pins: Pins) -> None:
-        self.pins = pins
-        self.decisions: list[Decision] = []
-
-    def decide(
-        self, name: str, chosen: Chosen[T], configuration: str | None = None, dimensions: int | None = None
-    ) -> T:
-        """The pinned value, or the rule's; recorded with its reason."""
-        pinned: Any = self.pins.find(name, configuration, dimensions)
-        if pinned is None:
-            self.record(name, chosen, configuration)
-            return chosen.value
-        because = f"set by the user; the rule chose {to_data(chosen.value)} ({chosen.because})"
-        self.decisions.append(Decision(name, configuration, to_data(pinned), because, by="user"))
-        value: T = pinned
-        return value
-
-    def record(self, name: str, chosen: Chosen[Any], configuration: str | None = None) -> None:
-        """A decision that no pin replaces."""
-        self.decisions.append(Decision(name, configuration, to_data(chosen.value), chosen.because))
-
-
 @dataclass(frozen=True, slots=True)
 class _Target:
     """What a configuration is planned for: plan axes, one entry per dimension."""
@@ -89,7 +63,7 @@ class _Common:
     normalization: tuple[str, ...]
     use_nonzero_mask: tuple[bool, ...]
     lateral: Lateral
-    log: _DecisionLog
+    log: DecisionLog
 
 
 def make_plan(
@@ -106,14 +80,12 @@ def make_plan(
     Raises:
         PlanFault: the fingerprint has no cases or impossible spacings, or a pin does not fit the dataset.
     """
-    preset = load_preset(options.preset)
-    memory_gib = preset.default_memory_gib if options.memory_gib is None else options.memory_gib
-    if not (math.isfinite(memory_gib) and memory_gib > 0):
-        raise PlanFault(f"a memory target of {memory_gib} GiB makes no sense", do="choose --memory greater than 0")
     for name in options.configurations:
         choose(name, dict.fromkeys(CONFIGURATION_NAMES), "configuration")
+    preset = load_preset(options.preset)
+    memory_gib = _memory_target(preset, options)
     spacings, shapes = _arrays(fingerprint)
-    log = _DecisionLog(_read_pins(options.pins))
+    log = DecisionLog(read_pins(options.pins))
     target = log.decide("spacing_mm", rules.target_spacing(spacings, shapes))
     order = log.decide("axis_order", rules.axis_order(target))
     median = rules.median_shape(spacings, shapes, target, order)
@@ -147,10 +119,11 @@ def make_plan(
     return _narrowed(plan, options.configurations)
 
 
-def _read_pins(pins: Path | Mapping[str, Any] | None) -> Pins:
-    if isinstance(pins, Path):
-        return parse_pins(read_yaml(pins), str(pins))
-    return parse_pins(pins or {}, "pins")
+def _memory_target(preset: Preset, options: PlanOptions) -> float:
+    memory_gib = preset.default_memory_gib if options.memory_gib is None else options.memory_gib
+    if not (math.isfinite(memory_gib) and memory_gib > 0):
+        raise PlanFault(f"a memory target of {memory_gib} GiB makes no sense", do="choose --memory greater than 0")
+    return memory_gib
 
 
 def _narrowed(plan: Plan, names: tuple[str, ...]) -> Plan:
@@ -186,10 +159,10 @@ def _arrays(fingerprint: Fingerprint) -> tuple[np.ndarray, np.ndarray]:
     return spacings, shapes
 
 
-def _lateral(fingerprint: Fingerprint, labels: LabelSet, order: tuple[int, int, int], log: _DecisionLog) -> Lateral:
+def _lateral(fingerprint: Fingerprint, labels: LabelSet, order: tuple[int, int, int], log: DecisionLog) -> Lateral:
     """What mirroring has to exchange or spare; which axis runs from left to right matters only if there is something.
 
-    Whoever pins the pairs answers for all classes, those of one side included.
+    Pinned pairs stand for all classes: those of one side then have no counterpart either.
     """
     pairs = log.decide("lateral_pairs", rules.lateral_pairs(labels))
     is_pinned = log.pins.find("lateral_pairs", None, None) is not None
@@ -234,7 +207,7 @@ def _configurations_3d(
     common.log.record("needs_3d", is_3d)
     if not is_3d.value:
         return {}
-    silent = replace(common, log=_DecisionLog(common.log.pins))
+    silent = replace(common, log=DecisionLog(common.log.pins))
     voxels = float(np.prod(median, dtype=np.float64))
     full_target = _Target("3d_fullres", spacing, median, voxels * training_cases)
     full = _plan_configuration(silent, full_target, Chosen(False, ""))
@@ -367,7 +340,7 @@ def _network_for_pinned(preset: Preset, target: _Target, patch: tuple[int, ...])
     return network
 
 
-def _pinned_network(log: _DecisionLog, name: str, network: NetworkSpec) -> NetworkSpec:
+def _pinned_network(log: DecisionLog, name: str, network: NetworkSpec) -> NetworkSpec:
     """The network with the fields that its kind lets users pin, each recorded with its reason."""
     fields = to_data(network)
     for key, reason in network.decisions.items():

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from autoseg.core.records import record
 from autoseg.networks.spec import Dimensions, NetworkSpec
@@ -32,9 +32,16 @@ MOST_STAGES = 16
 FEATURE_MAPS_WHILE_PREDICTING = 4
 """Feature maps of full resolution that a network holds together while predicting; assumption, for the estimate."""
 
+
+def _odd(edge: int) -> int:
+    if edge % 2 == 0:
+        raise ValueError("kernels of even size change the size of an image")
+    return edge
+
+
 Features = Annotated[int, Field(ge=1, le=8192)]
 Blocks = Annotated[int, Field(ge=1, le=64)]
-Kernel = tuple[Annotated[int, Field(ge=1, le=15)], ...]
+Kernel = tuple[Annotated[int, Field(ge=1, le=15), AfterValidator(_odd)], ...]
 Stride = tuple[Annotated[int, Field(ge=1, le=8)], ...]
 
 
@@ -99,12 +106,6 @@ class UNetSpec(NetworkSpec):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        faults = list(self._faults())
-        if faults:
-            raise ValueError("; ".join(faults))
-        return self
-
-    def _faults(self) -> Iterator[str]:
         lengths = {
             "features_per_stage": len(self.features_per_stage),
             "kernel_sizes": len(self.kernel_sizes),
@@ -113,13 +114,12 @@ class UNetSpec(NetworkSpec):
             "decoder_convs_per_stage and one": len(self.decoder_convs_per_stage) + 1,
         }
         if len(set(lengths.values())) > 1:
-            yield "stages differ: " + ", ".join(f"{length} {name}" for name, length in lengths.items())
-        if any(len(row) != self.dimensions for row in (*self.kernel_sizes, *self.strides)):
-            yield f"kernel_sizes and strides need {self.dimensions} axes"
-        if any(edge % 2 == 0 for kernel in self.kernel_sizes for edge in kernel):
-            yield "kernels of even size change the size of an image"
-        if any(step != 1 for stride in self.strides[:1] for step in stride):
-            yield "the first stage must keep the full resolution"
+            raise ValueError("stages differ: " + ", ".join(f"{length} {name}" for name, length in lengths.items()))
+        if {len(row) for row in (*self.kernel_sizes, *self.strides)} != {self.dimensions}:
+            raise ValueError(f"kernel_sizes and strides need {self.dimensions} axes")
+        if set(self.strides[0]) != {1}:
+            raise ValueError("the first stage must keep the full resolution")
+        return self
 
     @classmethod
     def for_patch(cls, options: UNetOptions, spacing_mm: Sequence[float], patch_size: Sequence[float]) -> Self:
