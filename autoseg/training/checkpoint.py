@@ -72,6 +72,10 @@ def has_checkpoint(folder: Path) -> bool:
 def restore(state: TrainingState, folder: Path) -> Path:
     """Puts the newest intact generation into a freshly started state and returns its folder.
 
+    On the same machine the training then goes on bit for bit as if it had never stopped. Batches need nothing saved for
+    that: batch i is a function of its number, and the next number is `step`. Saved are weights, their average, what the
+    optimizer and the loss scaler keep, the losses of the epoch begun, and the random state that a network draws from.
+
     Raises:
         MissingInput: there is no checkpoint.
         IntegrityRefusal: none is intact, or it belongs to another network.
@@ -119,7 +123,8 @@ def _restore_optimizer(state: TrainingState, tensors: Mapping[str, Tensor]) -> N
     groups = state.optimizer.state_dict()["param_groups"]
     state.optimizer.load_state_dict({"state": values, "param_groups": groups})
     for parameter, entry in state.optimizer.state.items():
-        for name, value in entry.items():  # in the memory format of its parameter, as it was
+        # In the memory format of its parameter, as it was: sums over another order of voxels round differently.
+        for name, value in entry.items():
             if isinstance(value, Tensor) and value.shape == parameter.shape and value.ndim:
                 entry[name] = torch.empty_like(parameter).copy_(value)
     torch.set_rng_state(tensors[_RANDOM])

@@ -78,8 +78,10 @@ class TrainingProgress:
         events: sentences to be written with the next epoch.
     """
 
-    # Checkpoints written up to 2026-11 call it "horizon".
-    segment: Annotated[ScheduleSegment, Field(validation_alias=AliasChoices("segment", "horizon"))]
+    segment: Annotated[
+        ScheduleSegment,
+        Field(validation_alias=AliasChoices("segment", "horizon")),  # former name, in checkpoints until 2026-11
+    ]
     steps_per_epoch: int
     step: int = 0
     epoch: int = 0

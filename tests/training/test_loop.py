@@ -1,10 +1,7 @@
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +10,6 @@ from torch.nn import functional as F
 
 from autoseg.core.errors import TrainingStopped
 from autoseg.data.model import LabelSet
-from autoseg.training.callbacks.history import append_history, read_history, truncate_history
 from autoseg.training.loop import EpochResult
 from autoseg.training.optimization import ScheduleSegment
 from autoseg.training.step import MOST_SKIPPED_IN_A_ROW, Compute, TrainingState, train_step, update_average
@@ -168,18 +164,6 @@ def test_the_smoothed_dice_starts_at_the_first_value() -> None:
     assert smoothed(None, 0.5) == 0.5
     assert smoothed(0.5, None) == 0.5
     assert smoothed(0.5, 1.0) == pytest.approx(0.55)
-
-
-def test_history_survives_a_torn_line_and_is_cut_to_the_checkpoint(tmp_path: Path) -> None:
-    path = tmp_path / "run" / "history.jsonl"
-    assert read_history(path) == []
-    entries: list[dict[str, Any]] = [{"epoch": i} for i in range(4)]
-    for entry in entries:
-        append_history(path, entry)
-    path.write_text(path.read_text() + '{"epo')
-    assert read_history(path) == entries
-    truncate_history(path, 2)
-    assert [json.loads(line) for line in path.read_text().splitlines()] == entries[:2]
 
 
 def test_batches_are_the_same_arrays_that_were_cut() -> None:
