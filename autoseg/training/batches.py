@@ -26,13 +26,13 @@ from autoseg.augmentation.spec import AugmentationSpec, augmentation_spec
 from autoseg.core.errors import TrainingStopped
 from autoseg.planning.lateral import LateralSwap
 from autoseg.planning.plan import Configuration
+from autoseg.preprocessing.store import StoredCase
 from autoseg.training.recipe import Recipe
 from autoseg.training.sampling import (
     AUGMENTATION_STREAM,
     TRAINING_STREAM,
     VALIDATION_STREAM,
     Batch,
-    Samplable,
     Sampling,
 )
 from autoseg.training.splits import Fold
@@ -64,7 +64,7 @@ class BatchSource:
     configuration: Configuration
     recipe: Recipe
     fold: Fold
-    open_case: Callable[[str], Samplable]
+    open_case: Callable[[str], StoredCase]
     seed: tuple[int, int]
     device: torch.device
     first_stage_values: tuple[int, ...] = ()

@@ -4,29 +4,18 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from autoseg.core.errors import Interrupted
 from autoseg.training.step import TrainingState, note_loss
 from autoseg.training.validation import OnlineScores, smoothed
 
-T_co = TypeVar("T_co", covariant=True)
+if TYPE_CHECKING:
+    from autoseg.training.batches import Prefetcher
 
 _log = logging.getLogger(__name__)
-
-
-class Batches(Protocol[T_co]):
-    """An endless iterator that knows how long its user waited."""
-
-    waited_seconds: float
-
-    def __next__(self) -> T_co:
-        """The next batch."""
-
-    def __iter__(self) -> Iterator[T_co]:
-        """Itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +56,7 @@ class Callback:
 
 def fit(
     state: TrainingState,
-    batches: Batches[Any],
+    batches: Prefetcher[Any],
     take_step: Callable[[TrainingState, Any], tuple[float, Sequence[str]]],
     validate: Callable[[TrainingState], OnlineScores | None],
     callbacks: Sequence[Callback] = (),
@@ -103,7 +92,7 @@ def fit(
 
 def _epoch(
     state: TrainingState,
-    batches: Batches[Any],
+    batches: Prefetcher[Any],
     take_step: Callable[[TrainingState, Any], tuple[float, Sequence[str]]],
     validate: Callable[[TrainingState], OnlineScores | None],
     callbacks: Sequence[Callback],

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from autoseg.core.errors import AutoSegError, TrainingStopped
 from autoseg.preprocessing.locations import ANNOTATED
+from autoseg.preprocessing.store import StoredCase
 
 TRAINING_STREAM = 0
 VALIDATION_STREAM = 1
@@ -25,26 +26,6 @@ AUGMENTATION_STREAM = 2
 PADDED_IMAGE = 0.0
 PADDED_LABEL = -1
 """What a patch holds where it reaches beyond the case."""
-
-
-class Samplable(Protocol):
-    """What is needed of a stored case; arrays may be memory-mapped."""
-
-    @property
-    def image(self) -> NDArray[Any]:
-        """(c, z, y, x)."""
-
-    @property
-    def labels(self) -> NDArray[Any] | None:
-        """(z, y, x), -1 outside the nonzero mask."""
-
-    @property
-    def locations(self) -> Mapping[int, NDArray[Any]]:
-        """Voxels (n, 3: z, y, x) of each foreground class present and, with an ignore label, of `ANNOTATED`."""
-
-    @property
-    def first_stage(self) -> NDArray[Any] | None:
-        """(z, y, x), label map of a cascade's first stage; None without one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +43,7 @@ class Sampling:
     """
 
     cases: tuple[str, ...]
-    open_case: Callable[[str], Samplable]
+    open_case: Callable[[str], StoredCase]
     initial_patch: tuple[int, ...]
     patch: tuple[int, ...]
     batch_size: int
@@ -125,7 +106,7 @@ def first_forced(batch_size: int, oversample_foreground: float) -> int:
     return round(batch_size * (1.0 - oversample_foreground))
 
 
-def draw_patch(case: Samplable, sampling: Sampling, is_forced: bool, generator: np.random.Generator) -> Patch:
+def draw_patch(case: StoredCase, sampling: Sampling, is_forced: bool, generator: np.random.Generator) -> Patch:
     """One patch of `initial_patch` voxels; in 2D a slice of the case."""
     flat = (1,) * (3 - len(sampling.patch))
     size, final = (*flat, *sampling.initial_patch), (*flat, *sampling.patch)
@@ -136,8 +117,6 @@ def draw_patch(case: Samplable, sampling: Sampling, is_forced: bool, generator: 
         corner = tuple(int(i) for i in generator.integers(low, np.array(high) + 1))
     else:
         corner = tuple(max(least, c - s // 2) for least, c, s in zip(low, center, size, strict=True))
-    if case.labels is None:
-        raise ValueError("it has no labels")
     image = cut(case.image, corner, size, PADDED_IMAGE, np.dtype(np.float32))
     labels = _cut_map(case.labels, corner, size)
     first_stage = None if case.first_stage is None else _cut_map(case.first_stage, corner, size)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from autoseg.data.model import LabelSet
 from autoseg.evaluation.confusion import dice
-from autoseg.training.losses import Objective
+from autoseg.training.losses import Objective, region_masks
 from autoseg.training.step import Compute, TrainingState
 
 EMA_KEPT = 0.9
@@ -74,20 +74,14 @@ def overlap_counts(logits: Tensor, labels: Tensor, label_set: LabelSet) -> Tenso
         labels: (b, *shape), training values, none negative.
         label_set: classes in the order of the counts.
     """
-    decided = None if label_set.has_regions else logits.argmax(1)
-    rows = []
-    for head, name in enumerate(label_set.foreground):
-        is_predicted = logits[:, head] > 0 if decided is None else _is_any_of(decided, label_set.classes[name])
-        if label_set.ignore is not None:
-            is_predicted &= labels != label_set.ignore
-        is_labeled = _is_any_of(labels, label_set.classes[name])
-        both = (is_predicted & is_labeled).sum()
-        rows.append(torch.stack((both, is_predicted.sum() - both, is_labeled.sum() - both)))
-    return torch.stack(rows, 1)
-
-
-def _is_any_of(labels: Tensor, values: Sequence[int]) -> Tensor:
-    return torch.isin(labels, torch.tensor(values, device=labels.device))
+    is_labeled = region_masks(labels, label_set)
+    is_predicted = logits > 0 if label_set.has_regions else region_masks(logits.argmax(1), label_set)
+    if label_set.ignore is not None:
+        is_predicted &= (labels != label_set.ignore)[:, None]
+    both, predicted, labeled = (
+        masks.sum((0, *range(2, masks.ndim))) for masks in (is_predicted & is_labeled, is_predicted, is_labeled)
+    )
+    return torch.stack((both, predicted - both, labeled - both))
 
 
 def pooled_dice(counts: Tensor) -> tuple[float | None, ...]:

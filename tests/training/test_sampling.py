@@ -114,12 +114,6 @@ def test_an_unreadable_case_is_named() -> None:
         replace(sampling(batch_size=50), open_case=broken)(0)
 
 
-def test_a_case_without_labels_is_named() -> None:
-    bare = TinyCase("bare", CASES["case_0"].image, None, {})
-    with pytest.raises(TrainingStopped, match="case bare"):
-        sampling(cases={"bare": bare})(0)
-
-
 def test_the_first_stage_is_cut_where_its_case_is() -> None:
     case = make_case(0)
     both = {"a": replace(case, first_stage=case.labels)}
