@@ -33,10 +33,8 @@ from autoseg.augmentation.kinds import DEFAULT  # noqa: E402
 from autoseg.augmentation.pipeline import Pipeline  # noqa: E402
 from autoseg.augmentation.spec import AugmentationSpec, augmentation_spec  # noqa: E402
 from autoseg.augmentation.transforms.noise import Noise  # noqa: E402
-from autoseg.core.geometry import Geometry  # noqa: E402
 from autoseg.data.model import LabelSet  # noqa: E402
 from autoseg.data.synthetic import CHANNELS, CLASSES, phantom  # noqa: E402
-from autoseg.images.volume import Volume  # noqa: E402
 from autoseg.inference.predictor import Predictor  # noqa: E402
 from autoseg.inference.restore import predict_case  # noqa: E402
 from autoseg.networks.kinds.unet import PlainUNet  # noqa: E402
@@ -144,10 +142,7 @@ class Bench:
 
 
 def _prepared(number: int) -> Case:
-    made = phantom(np.random.default_rng([1, number]))
-    z, y, x = made.labels.shape
-    volume = Volume(made.image, Geometry((z, y, x), made.spacing_mm))
-    prepared = prepare(volume, made.labels, PREPARATION)
+    prepared = prepare(*phantom(np.random.default_rng([1, number])), PREPARATION)
     labels = prepared.labels
     if labels is None:
         raise AssertionError("labels were given")

@@ -9,7 +9,7 @@ structure, and a decoy that looks like a structure but is none.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -37,29 +37,19 @@ _BIAS = 0.20  # largest exponent of the multiplicative bias field; assumption
 Field = NDArray[np.float64]
 
 
-@dataclass(frozen=True, slots=True)
-class Phantom:
-    """One synthetic case.
+def phantom(generator: np.random.Generator) -> tuple[Volume, NDArray[np.uint8]]:
+    """A random phantom; equal generators give equal phantoms.
 
-    Attributes:
-        image: float32 (c, z, y, x), two channels in arbitrary units, exactly 0 outside the body.
-        labels: uint8 (z, y, x), values of `CLASSES`.
-        spacing_mm: along z, y, x; about 3.3 x 1.2 x 1.2.
+    Returns:
+        The image, float32 (c, z, y, x), two channels in arbitrary units, exactly 0 outside the body, with a spacing of
+        about 3.3 x 1.2 x 1.2 mm; and its labels (z, y, x), values of `CLASSES`.
     """
-
-    image: NDArray[np.float32]
-    labels: NDArray[np.uint8]
-    spacing_mm: tuple[float, float, float]
-
-
-def phantom(generator: np.random.Generator) -> Phantom:
-    """A random phantom; equal generators give equal phantoms."""
     shape = (int(generator.integers(17, 22)), int(generator.integers(48, 61)), int(generator.integers(48, 61)))
     z_mm, in_plane_mm = generator.uniform(3.0, 3.6), generator.uniform(1.08, 1.28)
     spacing_mm = (round(z_mm, 3), round(in_plane_mm, 3), round(in_plane_mm, 3))
     tissue = _tissues(shape, spacing_mm, generator)
     labels = np.where(tissue <= _VESSEL, tissue, 0).astype(np.uint8)
-    return Phantom(_image(tissue, generator), labels, spacing_mm)
+    return Volume(_image(tissue, generator), Geometry(shape, spacing_mm)), labels
 
 
 def _tissues(
@@ -164,7 +154,7 @@ def write_synthetic_dataset(
         kind, number = ("Tr", index) if index < training_cases else ("Ts", index - training_cases)
         # the stream of a case depends on seed, kind and number alone
         generator = np.random.default_rng([seed, kind == "Ts", number])
-        _write_case(folder, kind, f"phantom_{kind.lower()}{number:03d}", phantom(generator), generator)
+        _write_case(folder, kind, f"phantom_{kind.lower()}{number:03d}", generator)
         progress(index + 1, total)
     write_atomic(marker, description)
     return folder
@@ -184,11 +174,11 @@ def _description(training_cases: int, test_cases: int, seed: int) -> str:
     return json.dumps(data, indent=1) + "\n"
 
 
-def _write_case(folder: Path, kind: str, identifier: str, made: Phantom, generator: np.random.Generator) -> None:
+def _write_case(folder: Path, kind: str, identifier: str, generator: np.random.Generator) -> None:
+    volume, labels = phantom(generator)
     x_mm, y_mm, z_mm = generator.uniform(-120, -60, 3).round(2)
-    z, y, x = made.labels.shape
-    geometry = Geometry((z, y, x), made.spacing_mm, (float(x_mm), float(y_mm), float(z_mm)))
-    for channel, array in enumerate(made.image):
+    geometry = replace(volume.geometry, origin_mm=(float(x_mm), float(y_mm), float(z_mm)))
+    for channel, array in enumerate(volume.array):
         path = folder / f"images{kind}" / f"{identifier}_{channel:04d}.nii.gz"
         write_image(path, Volume(array[None], geometry))
-    write_labels(folder / f"labels{kind}" / f"{identifier}.nii.gz", made.labels, geometry)
+    write_labels(folder / f"labels{kind}" / f"{identifier}.nii.gz", labels, geometry)

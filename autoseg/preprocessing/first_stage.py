@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.core.errors import AutoSegError, GeometryMismatch, IntegrityRefusal
+from autoseg.core.errors import AutoSegError, GeometryMismatch
 from autoseg.core.files import atomic_folder, remove_leftovers, write_atomic
 from autoseg.core.records import content_hash, load, to_json
 from autoseg.data.model import LabelSet
 from autoseg.images.crop import slices
 from autoseg.images.resample import resample_labels
 from autoseg.preprocessing.prepare import Placement, smallest_labels
-from autoseg.preprocessing.store import StoredCase, StoredFile, open_case, stored_file
+from autoseg.preprocessing.store import StoredCase, StoredFile, damaged, open_case, stored_file
 
 FIRST_STAGE_VERSION = 1
 """Changes whenever the same label maps give other arrays."""
@@ -30,6 +30,10 @@ FIRST_STAGE_VERSION = 1
 ARRAY, RECORD, RECIPE = "previous.npy", "source.json", "recipe.json"
 
 _NOT_WRITTEN = StoredFile(0, "")
+_WHAT, _DO = (
+    "stored first-stage label map of",
+    "delete this folder and run the same command again, which prepares it anew",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,16 +187,8 @@ def open_with_first_stage(store: Path, extra: Path | None, name: str) -> StoredC
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError) as error:
-        raise _damaged(extra / name, str(error)) from error
+        raise damaged(extra / name, str(error), _WHAT, _DO) from error
     if record.identifier != name or not record.file.has_size(path) or array.shape != stored.image.shape[1:]:
-        raise _damaged(extra / name, "its array is not what its record says, or of another case")
+        why = "its array is not what its record says, or of another case"
+        raise damaged(extra / name, why, _WHAT, _DO)
     return replace(stored, first_stage=array)
-
-
-def _damaged(folder: Path, why: str) -> IntegrityRefusal:
-    return IntegrityRefusal(
-        f"the first stage's label map of {folder.name} is damaged in the store",
-        where=str(folder),
-        why=why,
-        do="delete this folder and run the same command again, which prepares it anew",
-    )

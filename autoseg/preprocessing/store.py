@@ -145,14 +145,14 @@ def open_case(folder: Path) -> StoredCase:
     """
     record = load(CaseRecord, folder / RECORD)
     if not all(name in record.files and record.files[name].has_size(folder / name) for name in ARRAYS):
-        raise _damaged(folder, f"{', '.join(ARRAYS)} are not of the sizes that its record says")
+        raise damaged(folder, f"{', '.join(ARRAYS)} are not of the sizes that its record says")
     try:
         image, labels, rows = (np.load(folder / name, mmap_mode="r", allow_pickle=False) for name in ARRAYS)
     except (ValueError, OSError) as error:
-        raise _damaged(folder, str(error)) from error
+        raise damaged(folder, str(error)) from error
     shape, counts = record.placement.prepared_shape, list(record.locations.values())
     if image.shape[1:] != shape or labels.shape != shape or len(rows) != sum(counts):
-        raise _damaged(folder, "its arrays have other shapes than its record says")
+        raise damaged(folder, "its arrays have other shapes than its record says")
     parts = np.split(rows, np.cumsum(counts, dtype=int))  # views, of which nothing is read; the last one is empty
     locations = {int(key): part for key, part in zip(record.locations, parts, strict=False)}
     return StoredCase(record.identifier, image, labels, locations, record.placement)
@@ -198,10 +198,11 @@ def write_case(folder: Path, content: str, prepared: Prepared, locations: dict[i
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _damaged(folder: Path, why: str) -> IntegrityRefusal:
-    return IntegrityRefusal(
-        f"the stored case {folder.name} is damaged",
-        where=str(folder),
-        why=why,
-        do="run `autoseg preprocess` again, which prepares damaged cases anew",
-    )
+def damaged(
+    folder: Path,
+    why: str,
+    what: str = "stored case",
+    do: str = "run `autoseg preprocess` again, which prepares damaged cases anew",
+) -> IntegrityRefusal:
+    """The error that refuses the folder of a case in a store or in what belongs to it."""
+    return IntegrityRefusal(f"the {what} {folder.name} is damaged", where=str(folder), why=why, do=do)
