@@ -22,7 +22,7 @@ from autoseg.images.readers import read_image, read_labels
 from autoseg.planning.plan import Plan
 from autoseg.planning.planner import PlanOptions
 from autoseg.report.collect import write_report
-from autoseg.report.pictures import Scan, draw_overlay
+from autoseg.report.pictures import draw_overlay, scan_of
 from autoseg.runs.progress import QueueProgress
 from autoseg.runs.queue import TrainOptions
 from autoseg.runs.train import TrainListeners, train_queue
@@ -194,14 +194,7 @@ def _draw(plan: Plan, dataset: Path, predictions: Path, overlays: Path, scores: 
         )
         dice = " · ".join(f"{label} {_two_digits(own['dice'])}" for label, own in classes.items())
         drawn.append(overlays / f"{name}.png")
-        scan = Scan(
-            image=volume.array,
-            predicted=predicted,
-            reference=reference,
-            spacing_mm=volume.geometry.spacing_mm,
-            classes={label: plan.labels.classes[label] for label in plan.labels.foreground},
-            channels=plan.channels,
-        )
+        scan = scan_of(volume, predicted, reference, plan)
         draw_overlay(drawn[-1], scan, f"{name}: Dice {dice}")
     return tuple(drawn)
 

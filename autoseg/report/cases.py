@@ -29,16 +29,13 @@ from autoseg.images.formats.files import stem
 from autoseg.images.readers import read_image, read_labels
 from autoseg.images.volume import Volume
 from autoseg.planning.plan import Plan
-from autoseg.report.pictures import Scan, overlay
+from autoseg.report.pictures import overlay, scan_of
 
 PICTURES = 50
 """Cases that get pictures by default, the worst ones."""
 
 TOTAL_PICTURE_BYTES = 13_000_000
 """Of all pictures together: a report stays below 20 MB whatever the images are like."""
-
-COMMON_SCALE = "ct"
-"""Normalization of channels whose intensities mean the same in every case."""
 
 _MOST_PICTURE_BYTES = 400_000  # of one case; more is not to be seen on a page
 _FOLDERS = re.compile(r"(?<![\w.])(?:[A-Za-z]:)?[\\/](?:[^\s:;,()\\/]+[\\/])+")
@@ -183,7 +180,10 @@ def _examined(files: CaseFiles, plan: Plan) -> ReportedCase:
     image = _image(files, plan)
     found = _measured(files, predicted, reference, plan.labels, image.geometry)  # a label file's format may carry none
     if files.picture_bytes:
-        found = replace(found, picture=_picture(files, image, predicted, reference, plan))
+        found = replace(
+            found,
+            picture=overlay(scan_of(image, predicted, reference, plan), files.case.identifier, files.picture_bytes),
+        )
     if files.wants_properties:
         statistics, _ = case_statistics(files.case.identifier, image, predicted)
         found = replace(found, properties=properties(statistics, plan.channels, plan.labels))
@@ -232,25 +232,3 @@ def _image(files: CaseFiles, plan: Plan) -> Volume:
         if not path.is_file():
             raise MissingInput(f"{path.name} is missing")
     return read_image(paths, plan.four_d)
-
-
-def _picture(files: CaseFiles, image: Volume, predicted: Labels, reference: Labels | None, plan: Plan) -> Markup:
-    scan = Scan(
-        image=image.array,
-        predicted=predicted,
-        reference=reference,
-        spacing_mm=image.geometry.spacing_mm,
-        classes={name: plan.labels.classes[name] for name in plan.labels.foreground},
-        channels=plan.channels,
-        windows=_windows(plan),
-    )
-    return overlay(scan, files.case.identifier, files.picture_bytes)
-
-
-def _windows(plan: Plan) -> tuple[tuple[float, float] | None, ...]:
-    """Where intensities mean the same in every case, the range of the foreground; elsewhere each case has its own."""
-    schemes = next(iter(plan.configurations.values())).normalization
-    return tuple(
-        (own.percentile_00_5, own.percentile_99_5) if scheme == COMMON_SCALE else None
-        for scheme, own in zip(schemes, plan.intensities, strict=False)
-    )

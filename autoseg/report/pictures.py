@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 from autoseg.core.files import atomic_file
 from autoseg.data.model import CLASS_COLORS
 from autoseg.images.crop import Box
+from autoseg.images.volume import Volume
+from autoseg.planning.plan import Plan
 from autoseg.report.charts import PALETTE_SIZE, Drawing
 
 SHOWN_CHANNELS = 3
@@ -27,6 +29,9 @@ SHOWN_CHANNELS = 3
 
 PLANES = ("axial", "coronal", "sagittal")
 """Names of the planes perpendicular to z, y and x."""
+
+COMMON_SCALE = "ct"
+"""Normalization of channels whose intensities mean the same in every case."""
 
 LARGEST_EDGE = 360
 """Pixels of the longest edge of a case's planes, of which three fit side by side on a page."""
@@ -89,6 +94,30 @@ class Scan:
     def is_flat(self) -> bool:
         """Whether the image is a single slice."""
         return bool(self.image.shape[1] == 1)
+
+
+def scan_of(image: Volume, predicted: Labels, reference: Labels | None, plan: Plan) -> Scan:
+    """What is drawn of a case of a plan.
+
+    Args:
+        image: all channels.
+        predicted: training values (z, y, x).
+        reference: training values (z, y, x), or None.
+        plan: classes, channels, and the range of intensities where these mean the same in every case.
+    """
+    schemes = next(iter(plan.configurations.values())).normalization
+    return Scan(
+        image=image.array,
+        predicted=predicted,
+        reference=reference,
+        spacing_mm=image.geometry.spacing_mm,
+        classes={name: plan.labels.classes[name] for name in plan.labels.foreground},
+        channels=plan.channels,
+        windows=[
+            (own.percentile_00_5, own.percentile_99_5) if scheme == COMMON_SCALE else None
+            for scheme, own in zip(schemes, plan.intensities, strict=False)
+        ],
+    )
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -39,46 +39,37 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class PackedMap:
-    """A label map, compressed, as all cases are held in memory together."""
-
-    content: bytes
-    shape: tuple[int, ...]
-    kind: str
-
-    def open(self) -> LabelMap:
-        """The label map, read-only."""
-        return np.frombuffer(zlib.decompress(self.content), self.kind).reshape(self.shape)
-
-
-def pack(labels: LabelMap) -> PackedMap:
-    """The label map, compressed to about a hundredth."""
-    labels = np.ascontiguousarray(labels)
-    return PackedMap(zlib.compress(labels.data, 1), labels.shape, labels.dtype.str)
-
-
-@dataclass(frozen=True, slots=True)
 class PredictedCase:
-    """An out-of-fold prediction and its reference in training values, cut to the box that holds all foreground.
+    """An out-of-fold prediction and its reference, cut to the foreground and compressed: all cases are held at once.
 
     Attributes:
         identifier: of the case.
-        prediction: of the chosen ensemble, with the steps accepted so far.
-        reference: the label map of the dataset.
+        content: training values of prediction and reference (2, z, y, x), compressed to about a hundredth.
+        kind: type of the values.
         geometry: grid of the whole label maps.
         box: of the cut in it.
     """
 
     identifier: str
-    prediction: PackedMap
-    reference: PackedMap
+    content: bytes
+    kind: str
     geometry: Geometry
     box: Box
+
+    def open(self) -> tuple[LabelMap, LabelMap]:
+        """Prediction and reference (z, y, x) inside the box, read-only."""
+        shape = [behind - first for first, behind in self.box]
+        prediction, reference = np.frombuffer(zlib.decompress(self.content), self.kind).reshape(2, *shape)
+        return prediction, reference
+
+    def postprocessed(self, step: PostprocessingStep, labels: LabelSet) -> LabelMap:
+        """The prediction inside the box after one more step."""
+        return postprocess(self.open()[0], [step], labels, self.geometry.spacing_mm)
 
     @property
     def label_map(self) -> LabelMap:
         """The prediction (z, y, x) on the whole grid."""
-        inside = self.prediction.open()
+        inside = self.open()[0]
         whole = np.zeros(self.geometry.shape, inside.dtype)
         whole[slices(self.box)] = inside
         return whole
@@ -93,9 +84,14 @@ def predicted_case(identifier: str, prediction: LabelMap, reference: LabelMap, g
         reference: training values on the same grid, the ignore value included.
         geometry: the grid.
     """
-    box = nonzero_box(np.stack([prediction, reference]))
-    cut = slices(box)
-    return PredictedCase(identifier, pack(prediction[cut]), pack(reference[cut]), geometry, box)
+    both = np.stack([prediction, reference])
+    box = nonzero_box(both)
+    cut = both[:, *slices(box)]
+    return PredictedCase(identifier, _compressed(cut), both.dtype.str, geometry, box)
+
+
+def _compressed(labels: LabelMap) -> bytes:
+    return zlib.compress(np.ascontiguousarray(labels).data, 1)
 
 
 @dataclass(slots=True)
@@ -242,7 +238,7 @@ class PostprocessingSearch:
 
 def case_dice(case: PredictedCase, labels: LabelSet) -> list[float]:
     """Dice of each foreground class; NaN where undefined."""
-    return _dice(case.prediction.open(), case.reference.open(), labels)
+    return _dice(*case.open(), labels)
 
 
 def class_dice(case: PredictedCase, steps: Sequence[PostprocessingStep], labels: LabelSet) -> list[float]:
@@ -253,7 +249,7 @@ def class_dice(case: PredictedCase, steps: Sequence[PostprocessingStep], labels:
         steps: of one kind and the same classes.
         labels: classes of the plan.
     """
-    prediction, reference = case.prediction.open(), case.reference.open()
+    prediction, reference = case.open()
     mask, truth = (class_mask(array, steps[0].classes, labels) for array in (prediction, reference))
     voxel_mm3 = voxel_volume(prediction.shape, case.geometry.spacing_mm)
     kept_by = POSTPROCESSING[steps[0].kind].analyze(mask, voxel_mm3)
@@ -272,18 +268,17 @@ def _dice(prediction: LabelMap, reference: LabelMap, labels: LabelSet) -> list[f
 
 
 def _dice_after(case: PredictedCase, step: PostprocessingStep, labels: LabelSet) -> list[float]:
-    after = postprocess(case.prediction.open(), [step], labels, case.geometry.spacing_mm)
-    return _dice(after, case.reference.open(), labels)
+    return _dice(case.postprocessed(step, labels), case.open()[1], labels)
 
 
 def _with_step(case: PredictedCase, step: PostprocessingStep, labels: LabelSet) -> PredictedCase:
-    after = postprocess(case.prediction.open(), [step], labels, case.geometry.spacing_mm)
-    return replace(case, prediction=pack(after))
+    both = np.stack([case.postprocessed(step, labels), case.open()[1]])
+    return replace(case, content=_compressed(both))
 
 
 def _reference_volume(case: PredictedCase, classes: Sequence[str], labels: LabelSet) -> tuple[float, float]:
     """Volume of some classes in the reference, and of a voxel."""
-    reference = case.reference.open()
+    reference = case.open()[1]
     voxel = voxel_volume(reference.shape, case.geometry.spacing_mm)
     return np.count_nonzero(class_mask(reference, classes, labels)) * voxel, voxel
 
