@@ -11,10 +11,10 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import AfterValidator, AliasChoices, Field, ValidationError
 
 from autoseg.core import records
 from autoseg.core.errors import PlanFault, RecordFault
@@ -77,7 +77,15 @@ class _File:
     dataset_name: str = ""
     label_manager: str = "LabelManager"
     experiment_planner_used: str = "an unknown planner"
-    foreground_intensity_properties_per_channel: dict[str, IntensityStatistics] = field(default_factory=dict)
+    intensities: Annotated[
+        dict[str, IntensityStatistics] | None,
+        Field(
+            validation_alias=AliasChoices(
+                "foreground_intensity_properties_per_channel",
+                "foreground_intensity_properties_by_modality",  # in the first versions
+            )
+        ),
+    ] = None
 
 
 def _finite(statistics: IntensityStatistics) -> IntensityStatistics:
@@ -130,7 +138,7 @@ def read_nnunet_plans(
     Source: nnU-Net v2 utilities/plans_handling/plans_handler.py.
     """
     described = describe_nnunet(dataset, f"dataset.json beside {where}")
-    file = records.from_data(_File, _modern(plans), where)
+    file = records.from_data(_File, dict(plans), where)
     _refuse(_file_faults(file), file.plans_name, where)
     configurations = {
         name: _configuration(name, file, described.labels, where) for name in _with_first_stages(names, file, where)
@@ -191,37 +199,22 @@ def read_nnunet_fingerprint(data: Mapping[str, Any], where: str = "dataset_finge
     )
 
 
-def _modern(plans: Mapping[str, Any]) -> dict[str, Any]:
-    """The file with the names that nnU-Net uses today."""
-    data = dict(plans)
-    if "foreground_intensity_properties_by_modality" in data:
-        data.setdefault(
-            "foreground_intensity_properties_per_channel", data["foreground_intensity_properties_by_modality"]
-        )
-    if data.get("foreground_intensity_properties_per_channel") is None:
-        data.pop("foreground_intensity_properties_per_channel", None)
-    return data
-
-
 def _resolved(name: str, configurations: Mapping[str, Mapping[str, Any]], where: str) -> dict[str, Any]:
     """A configuration with the fields that it inherits."""
     chain: list[str] = []
-    current: str | None = name
+    current: object = name
     while current is not None:
-        if current not in configurations or current in chain:
-            wrong = "inherits from itself" if current in chain else f"names {current!r}, which is not there"
+        title = str(current)
+        if title not in configurations or title in chain:
+            wrong = "inherits from itself" if title in chain else f"names {title!r}, which is not there"
             raise RecordFault(
                 f"the configuration {name} {wrong}; there are {', '.join(configurations)}",
                 where=where,
                 do="copy the original plans.json again",
             )
-        chain.append(current)
-        ancestor = configurations[current].get("inherits_from")
-        current = None if ancestor is None else str(ancestor)
-    merged: dict[str, Any] = {}
-    for link in reversed(chain):
-        merged.update(configurations[link])
-    return merged
+        chain.append(title)
+        current = configurations[title].get("inherits_from")
+    return {key: value for link in reversed(chain) for key, value in configurations[link].items()}
 
 
 def _with_first_stages(names: tuple[str, ...], file: _File, where: str) -> tuple[str, ...]:
@@ -268,7 +261,7 @@ def _median_shape(entry: _Entry) -> tuple[float, ...]:
 
 def _intensities(file: _File, channel: int) -> IntensityStatistics | None:
     """Foreground statistics of a channel; None where there are none or no foreground was found."""
-    found = file.foreground_intensity_properties_per_channel.get(str(channel))
+    found = (file.intensities or {}).get(str(channel))
     return found if found is not None and _are_finite(found) else None
 
 
