@@ -5,18 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from autoseg.images.format import Format
-from autoseg.images.formats.headers import (
-    Layout,
-    beside,
-    check_place,
-    checked,
-    header_and_data,
-    integer,
-    integers,
-    numbers,
-    read_fields,
-    verify_data,
-)
+from autoseg.images.formats import headers
 from autoseg.images.formats.itk import read_itk, write_vectors
 from autoseg.images.image_errors import unreadable
 
@@ -31,35 +20,35 @@ _PLACES = ("offset", "position", "origin", "transformmatrix", "rotation", "orien
 """Fields with the origin and the axes, under all names that ITK knows for them."""
 
 
-def _layout(path: Path) -> Layout:
+def _layout(path: Path) -> headers.Layout:
     """The layout that the header promises.
 
     Raises:
         UnreadableFile: there is no such header, or what it says cannot be true.
     """
-    fields, end = read_fields(path, "=", rb"(?m)^ElementDataFile\s*=\s*([^\r\n]*?)\s*\r?\n")
+    fields, end = headers.read_fields(path, "=", rb"(?m)^ElementDataFile\s*=\s*([^\r\n]*?)\s*\r?\n")
     if end is None:
         raise unreadable(path, "is not a MetaImage file, or its header is cut short")
     voxel_bytes = _VOXEL_BYTES.get(fields.get("elementtype", "").removesuffix("_ARRAY"))
     if voxel_bytes is None:
         raise unreadable(path, f"has a MetaImage type {fields.get('elementtype')!r} that is not supported")
     for field in _PLACES:
-        check_place(numbers(fields.get(field, ""), path), path)
-    sizes = integers(fields.get("dimsize", ""), path)
-    channels = integer(fields.get("elementnumberofchannels", "1"), path)
+        headers.check_place(headers.numbers(fields.get(field, ""), path), path)
+    sizes = headers.integers(fields.get("dimsize", ""), path)
+    channels = headers.integer(fields.get("elementnumberofchannels", "1"), path)
     name = fields["elementdatafile"]
     is_local = name.upper() == "LOCAL"
-    header_size = integer(fields.get("headersize", "0"), path)  # -1: the voxels are the last bytes of the file
-    layout = Layout(
+    header_size = headers.integer(fields.get("headersize", "0"), path)  # -1: the voxels are the last bytes of the file
+    layout = headers.Layout(
         dims=(*sizes, channels) if sizes and channels != 1 else sizes,
         voxel_bytes=voxel_bytes,
-        spacing_mm=numbers(fields.get("elementspacing", fields.get("elementsize", "")), path),
+        spacing_mm=headers.numbers(fields.get("elementspacing", fields.get("elementsize", "")), path),
         offset=header_size or (end.end() if is_local else 0),
         encoding=_encoding(fields),
-        data=path if is_local else beside(path, name),
+        data=path if is_local else headers.beside(path, name),
         is_at_end=header_size == -1,
     )
-    return checked(layout, path)
+    return headers.checked(layout, path)
 
 
 def _encoding(fields: dict[str, str]) -> str:
@@ -68,10 +57,10 @@ def _encoding(fields: dict[str, str]) -> str:
     return "zlib" if fields.get("compresseddata", "").lower() == "true" else "raw"
 
 
-def _verify(path: Path) -> None:
-    verify_data(_layout(path), path)
-
-
 META = Format(
-    endings=(".mha", ".mhd"), verify=_verify, read=read_itk, write=write_vectors, files=header_and_data(_layout)
+    endings=(".mha", ".mhd"),
+    verify=lambda path: headers.verify_data(_layout(path), path),
+    read=read_itk,
+    write=write_vectors,
+    files=headers.header_and_data(_layout),
 )

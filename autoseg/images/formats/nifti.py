@@ -13,25 +13,7 @@ from numpy.typing import NDArray
 from autoseg.core.geometry import SLICE_SPACING_OF_2D, Geometry
 from autoseg.images.compare import compare_geometry
 from autoseg.images.format import Format
-from autoseg.images.formats.headers import (
-    Layout,
-    check_place,
-    checked,
-    inflated,
-    verify_data,
-    verify_deflated,
-)
-from autoseg.images.formats.itk import (
-    check_axes,
-    geometry_of,
-    itk_header,
-    itk_image,
-    itk_volume,
-    simpleitk,
-    spatial,
-    voxels,
-    write_itk,
-)
+from autoseg.images.formats import headers, itk
 from autoseg.images.image_errors import first_line, unreadable
 from autoseg.images.volume import Volume, is_plane
 
@@ -47,42 +29,33 @@ _UNITS = {1: 1e3, 2: 1.0, 3: 1e-3}
 _VOXEL_BYTES = {2: 1, 4: 2, 8: 4, 16: 4, 64: 8, 128: 3, 256: 1, 512: 2, 768: 4, 1024: 8, 1280: 8, 2304: 4}
 """Bytes of a voxel by the header's `datatype`; complex numbers, long doubles and single bits are not supported."""
 
-_NAMES = ["length", "kind", "dims", "steps", "offset", "place", "magic"]
+_NAMES = ("length", "kind", "dims", "steps", "offset", "place", "magic")
 """Fields sizeof_hdr, datatype, dim, pixdim, vox_offset, all from quatern_b to srow_z, and magic of the standards."""
 
-_NIFTI_1 = np.dtype(
-    {
-        "names": _NAMES,
-        "formats": ["i4", "i2", "8i2", "8f4", "f4", "18f4", "S4"],
-        "offsets": [0, 70, 40, 76, 108, 256, 344],
-        "itemsize": 348,
-    }
-)
-_NIFTI_2 = np.dtype(
-    {
-        "names": _NAMES,
-        "formats": ["i4", "i2", "8i8", "8f8", "i8", "18f8", "S4"],
-        "offsets": [0, 12, 16, 104, 168, 352, 4],
-        "itemsize": 540,
-    }
-)
-"""Where the fields lie, in bytes. Source: nifti1.h and nifti2.h of the NIfTI-1.1 and NIfTI-2 standards."""
+
+def _header(formats: str, offsets: tuple[int, ...], size: int) -> np.dtype[np.void]:
+    return np.dtype({"names": _NAMES, "formats": formats.split(), "offsets": offsets, "itemsize": size})
+
+
+_NIFTI_1 = _header("i4 i2 8i2 8f4 f4 18f4 S4", (0, 70, 40, 76, 108, 256, 344), 348)
+_NIFTI_2 = _header("i4 i2 8i8 8f8 i8 18f8 S4", (0, 12, 16, 104, 168, 352, 4), 540)
+"""Type and first byte of the fields, bytes of the header. Source: nifti1.h and nifti2.h of the standards."""
 
 
 def _verify(path: Path) -> None:
     if not path.name.lower().endswith(".gz"):
         with path.open("rb") as stream:
             layout = _layout(stream.read(_NIFTI_2.itemsize), path)
-        verify_data(layout, path)
+        headers.verify_data(layout, path)
         return
     with path.open("rb") as stream:
-        blocks = inflated(stream, "gzip", path)
+        blocks = headers.inflated(stream, "gzip", path)
         header = b""
         while len(header) < _NIFTI_2.itemsize and (block := next(blocks, b"")):
             header += block
         layout = _layout(header, path)
         promised = layout.offset + layout.promised_bytes
-        verify_deflated(chain((header,), blocks), promised, path.stat().st_size, path)
+        headers.verify_deflated(chain((header,), blocks), promised, path.stat().st_size, path)
 
 
 def _fields(header: bytes, path: Path) -> Any:
@@ -95,14 +68,14 @@ def _fields(header: bytes, path: Path) -> Any:
     raise unreadable(path, "is not a NIfTI file, or its header is damaged", why=hint)
 
 
-def _layout(header: bytes, path: Path) -> Layout:
+def _layout(header: bytes, path: Path) -> headers.Layout:
     """The layout that the first 540 bytes of a (decompressed) NIfTI file promise.
 
     Raises:
         UnreadableFile: these are not such bytes, or what they say cannot be true.
     """
     fields = _fields(header, path)
-    check_place(tuple(fields["place"].tolist()), path)
+    headers.check_place(tuple(fields["place"].tolist()), path)
     (count, *dims), (_, *steps) = fields["dims"].tolist(), fields["steps"].tolist()
     kind, offset = int(fields["kind"]), float(fields["offset"])
     if kind not in _VOXEL_BYTES:
@@ -118,16 +91,16 @@ def _layout(header: bytes, path: Path) -> Layout:
     sizes = tuple(dims[:count])
     # a single slice often carries a spacing of 0; there is no second slice for it to misplace
     spacing = tuple(1.0 if size == 1 and step == 0 else step for size, step in zip(sizes[:3], steps, strict=False))
-    return checked(Layout(sizes, _VOXEL_BYTES[kind], spacing, int(offset), "raw", path), path)
+    return headers.checked(headers.Layout(sizes, _VOXEL_BYTES[kind], spacing, int(offset), "raw", path), path)
 
 
 def _read(path: Path, four_d: bool) -> Volume:
     try:
-        reader = itk_header(path, four_d)
-        array = _load_nibabel(path)[1] if _is_misread(reader, path) else voxels(reader)
+        reader = itk.itk_header(path, four_d)
+        array = _load_nibabel(path)[1] if _is_misread(reader, path) else itk.voxels(reader)
     except RuntimeError:  # ITK refuses NIfTI-2 and sheared axes
         return _read_nibabel(path, four_d)
-    volume = itk_volume(reader, array)
+    volume = itk.itk_volume(reader, array)
     return replace(volume, notes=_orientation_notes(reader, volume.geometry))
 
 
@@ -136,7 +109,7 @@ def _is_misread(reader: Any, path: Path) -> bool:
 
     With `x.nii` beside `x.nii.gz`, it takes the header of the second and the voxels of the first.
     """
-    sitk = simpleitk()
+    sitk = itk.simpleitk()
     is_shadowed = path.name.endswith(".nii.gz") and path.with_name(path.name.removesuffix(".gz")).exists()
     return is_shadowed or reader.GetPixelID() in (sitk.sitkFloat32, sitk.sitkFloat64)
 
@@ -165,8 +138,8 @@ def _read_nibabel(path: Path, four_d: bool) -> Volume:
         UnreadableFile: nibabel refuses it too, it has more axes than it may, or its grid is sheared too much.
     """
     image, array = _load_nibabel(path)
-    check_axes(image.shape, four_d, 1, path)
-    shape = spatial(array.shape)
+    itk.check_axes(image.shape, four_d, 1, path)
+    shape = itk.spatial(array.shape)
     unit = _UNITS.get(int(image.header["xyzt_units"]) % 8, 1.0)
     geometry, shear = _from_affine(np.asarray(image.affine[:3]) * unit, shape, image.ndim == 2)
     if shear > LARGEST_SHEAR:
@@ -207,13 +180,15 @@ def _from_affine(affine: NDArray[np.float64], shape: tuple[int, int, int], is_2d
     spacing = steps.tolist()
     if is_2d:
         spacing[2] = SLICE_SPACING_OF_2D * max(spacing[:2])
-    return geometry_of(shape, spacing, to_lps @ affine[:, 3], columns), shear
+    return itk.geometry_of(shape, spacing, to_lps @ affine[:, 3], columns), shear
 
 
 def _write(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
     """Several channels become a fourth axis: few programs read NIfTI's vectors; it has no 2D images of several."""
     is_flat = is_plane(geometry) and len(array) == 1
-    write_itk(path, [itk_image(channel[0] if is_flat else channel, geometry) for channel in array], "JoinSeries")
+    itk.write_itk(
+        path, [itk.itk_image(channel[0] if is_flat else channel, geometry) for channel in array], "JoinSeries"
+    )
 
 
 NIFTI = Format(endings=(".nii.gz", ".nii"), verify=_verify, read=_read, write=_write, ending_is_compression=True)

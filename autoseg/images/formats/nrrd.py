@@ -6,18 +6,7 @@ import re
 from pathlib import Path
 
 from autoseg.images.format import Format
-from autoseg.images.formats.headers import (
-    Layout,
-    beside,
-    check_place,
-    checked,
-    header_and_data,
-    integer,
-    integers,
-    numbers,
-    read_fields,
-    verify_data,
-)
+from autoseg.images.formats import headers
 from autoseg.images.formats.itk import read_itk, write_vectors
 from autoseg.images.image_errors import unreadable
 
@@ -34,7 +23,7 @@ _VOXEL_BYTES = {
 _ENCODINGS = {"raw": "raw", "gzip": "gzip", "gz": "gzip", **dict.fromkeys(("txt", "text", "ascii"), "text")}
 
 
-def _layout(path: Path) -> Layout:
+def _layout(path: Path) -> headers.Layout:
     """The layout that the header promises.
 
     Raises:
@@ -45,7 +34,7 @@ def _layout(path: Path) -> Layout:
     with path.open("rb") as stream:
         if stream.read(7) != b"NRRD000":
             raise unreadable(path, "is not an NRRD file, or its header is damaged")
-    fields, end = read_fields(path, ":", rb"\r?\n\r?\n")
+    fields, end = headers.read_fields(path, ":", rb"\r?\n\r?\n")
     voxel_bytes = _VOXEL_BYTES.get(fields.get("type", "").lower())
     encoding = _ENCODINGS.get(fields.get("encoding", "raw").lower())
     if voxel_bytes is None or encoding is None:
@@ -54,30 +43,32 @@ def _layout(path: Path) -> Layout:
             f"has an NRRD type {fields.get('type')!r} or encoding {fields.get('encoding')!r} that is not supported",
             do="save it with a numeric type and raw or gzip encoding",
         )
-    skip = integer(fields.get("byte skip", "0"), path)  # -1: the voxels are the last bytes of the file
+    skip = headers.integer(fields.get("byte skip", "0"), path)  # -1: the voxels are the last bytes of the file
     name = fields.get("data file", fields.get("datafile"))
     if name is None and end is None:
         raise unreadable(path, "is cut short: its header does not end")
     offset = (end.end() if end and name is None else 0) + max(skip, 0)
-    dims = integers(fields.get("sizes", ""), path)
-    data = beside(path, name) if name else path
-    check_place(numbers(fields.get("space origin", "").strip("()"), path), path)
-    layout = Layout(dims, voxel_bytes, _spacing(fields, path), offset, encoding, data, is_at_end=skip == -1)
-    return checked(layout, path)
+    dims = headers.integers(fields.get("sizes", ""), path)
+    data = headers.beside(path, name) if name else path
+    headers.check_place(headers.numbers(fields.get("space origin", "").strip("()"), path), path)
+    layout = headers.Layout(dims, voxel_bytes, _spacing(fields, path), offset, encoding, data, is_at_end=skip == -1)
+    return headers.checked(layout, path)
 
 
 def _spacing(fields: dict[str, str], path: Path) -> tuple[float, ...]:
     """Lengths of the axes that have one; axes of channels say `none` or `nan` instead."""
     if "space directions" in fields:
         vectors = re.findall(r"\(([^)]*)\)", fields["space directions"])
-        return tuple(sum(part**2 for part in numbers(vector, path)) ** 0.5 for vector in vectors)
-    steps = numbers(fields.get("spacings", ""), path)
+        return tuple(sum(part**2 for part in headers.numbers(vector, path)) ** 0.5 for vector in vectors)
+    steps = headers.numbers(fields.get("spacings", ""), path)
     kinds = [*fields.get("kinds", "").split(), *["domain"] * len(steps)]
     return tuple(step for step, kind in zip(steps, kinds, strict=False) if kind in ("domain", "space", "???"))
 
 
-def _verify(path: Path) -> None:
-    verify_data(_layout(path), path)
-
-
-NRRD = Format(endings=(".nrrd",), verify=_verify, read=read_itk, write=write_vectors, files=header_and_data(_layout))
+NRRD = Format(
+    endings=(".nrrd",),
+    verify=lambda path: headers.verify_data(_layout(path), path),
+    read=read_itk,
+    write=write_vectors,
+    files=headers.header_and_data(_layout),
+)

@@ -46,7 +46,7 @@ def _opened(path: Path) -> Iterator[Any]:
     try:
         with path.open("rb") as stream, plugin(stream) as picture:
             if not picture.tile:
-                raise ValueError("it holds no pixels")
+                raise unreadable(path, "is damaged: it holds no pixels")
             yield picture
     except _DECODER_FAULTS as error:
         why = f"Pillow says: {first_line(error)}"
@@ -71,7 +71,7 @@ def _verify_png(path: Path) -> None:
         picture.verify()  # the checksum of every chunk up to the end mark
         stream.seek(-8, os.SEEK_CUR)  # Pillow has read the length and the name
         if stream.read(len(_PNG_END)) != _PNG_END:
-            raise ValueError("truncated end mark")
+            raise unreadable(path, "is cut short: its end mark is not complete")
     if promised > LARGEST_RATIO * path.stat().st_size:
         raise unreadable(path, f"promises {promised} bytes of pixels, which its compressed data cannot hold")
 
@@ -84,7 +84,8 @@ def _verify_bmp(path: Path) -> None:
     with _opened(path) as picture:
         codec, _, offset, args = picture.tile[0]
         if codec != "raw" or min(picture.size) < 1:
-            raise ValueError(f"{picture.width} x {picture.height} pixels, codec {codec}")
+            what = f"has a header that is damaged or not supported: {picture.width} x {picture.height} pixels, {codec}"
+            raise unreadable(path, what, do="export it again as PNG")
         _, bytes_per_row, _ = args
         end = offset + bytes_per_row * picture.height
     if max(announced, end) > size:

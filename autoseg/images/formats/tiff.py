@@ -89,32 +89,37 @@ def _verify(path: Path) -> None:
     log = _ErrorLog()
     logging.getLogger("tifffile").addHandler(log)
     try:
-        _verify_pages(path)
+        with _opened(path, "is cut short or damaged") as file:
+            _verify_pages(file, path)
     finally:
         logging.getLogger("tifffile").removeHandler(log)
     if log.messages:
         raise unreadable(path, "is cut short or damaged", why=f"tifffile says: {log.messages[0][:200]}")
 
 
-def _verify_pages(path: Path) -> None:
-    with _opened(path, "is cut short or damaged") as file:
-        found = count = 0
-        seen = set()
-        for page in file.pages:
-            if page.offset in seen:  # a long chain that leads back is endless to tifffile
-                raise ValueError(f"the chain of pages leads back from page {count}")
-            seen.add(page.offset)
-            _verify_page(page, count, path)
-            found, count = found + page.size, count + 1
-        _verify_end(file)
-        first = file.pages.first
-        announced = _announced_samples(first)
-        if announced > found and not (count == 1 and _holds_contiguous(first, announced, path.stat().st_size)):
-            pages = announced // first.size
-            raise unreadable(path, f"is cut short: its description announces {pages} pages, {count} are there")
+def _verify_pages(file: Any, path: Path) -> None:
+    size, found = path.stat().st_size, 0
+    seen: set[int] = set()
+    for page in file.pages:
+        if page.offset in seen:  # tifffile notices only some of these chains and follows the others without end
+            raise unreadable(path, f"is damaged: its chain of pages leads back from page {len(seen)}")
+        _verify_page(page, len(seen), size, path)
+        seen.add(page.offset)
+        found += page.size
+    # The chain must end with a zero. Where it points beyond the end, tifffile takes the pages so far for all of them.
+    file.filehandle.seek(file.pages.next_page_offset)
+    if file.filehandle.read(file.tiff.offsetsize) != bytes(file.tiff.offsetsize):
+        raise unreadable(path, f"is cut short: page {len(seen)} lies beyond the end of the file")
+    first = file.pages.first
+    announced = _announced_samples(first)
+    # ImageJ stores stacks beyond 4 GiB in one piece, with one directory for all pages.
+    is_one_piece = len(seen) == 1 and first.compression == _UNCOMPRESSED
+    if announced > found and not (is_one_piece and min(first.dataoffsets) + _bytes(announced, first) <= size):
+        pages = announced // first.size
+        raise unreadable(path, f"is cut short: its description announces {pages} pages, {len(seen)} are there")
 
 
-def _verify_page(page: Any, number: int, path: Path) -> None:
+def _verify_page(page: Any, number: int, size: int, path: Path) -> None:
     if page.compression in _LOSSY:
         raise unreadable(
             path,
@@ -123,29 +128,16 @@ def _verify_page(page: Any, number: int, path: Path) -> None:
             do="go back to the original and store it as PNG, or as TIFF without lossy compression",
         )
     if not page.shape or not page.size or not page.dataoffsets:
-        raise ValueError(f"page {number} has no size or no data")
-    size = path.stat().st_size
+        raise unreadable(path, f"is damaged: page {number} has no size or no data")
     if any(offset + length > size for offset, length in zip(page.dataoffsets, page.databytecounts, strict=True)):
-        raise ValueError(f"data of page {number} ends beyond the end of the file")
-    stored = sum(page.databytecounts)
-    promised = page.size * int(np.min(page.bitspersample)) // 8
+        raise unreadable(path, f"is cut short: data of page {number} ends beyond the end of the file")
+    stored, promised = sum(page.databytecounts), _bytes(page.size, page)
     if stored * (1 if page.compression == _UNCOMPRESSED else _LARGEST_RATIO) < promised:
-        raise ValueError(f"page {number} holds {stored} of {promised} bytes")
+        raise unreadable(path, f"is cut short: page {number} holds {stored} of {promised} bytes")
 
 
-def _verify_end(file: Any) -> None:
-    """Checks that the chain of pages ends with the zero that ends it, and not where the file was cut."""
-    file.filehandle.seek(file.pages.next_page_offset)
-    (following,) = struct.unpack(file.tiff.offsetformat, file.filehandle.read(file.tiff.offsetsize))
-    if following:
-        raise ValueError("a page lies beyond the end of the file")
-
-
-def _holds_contiguous(page: Any, announced: int, size: int) -> bool:
-    """Whether one directory stands for a whole stack stored in one piece, as ImageJ does beyond 4 GiB."""
-    if page.compression != _UNCOMPRESSED:
-        return False
-    return bool(min(page.dataoffsets) + announced * int(np.min(page.bitspersample)) // 8 <= size)
+def _bytes(samples: int, page: Any) -> int:
+    return samples * int(np.min(page.bitspersample)) // 8
 
 
 def _announced_samples(page: Any) -> int:
@@ -175,9 +167,8 @@ def _read(path: Path, four_d: bool) -> Volume:
     """
     with _opened(path, "cannot be decoded") as file:
         if len(file.series) != 1:
-            raise unreadable(
-                path, f"holds {len(file.series)} images of different size or kind", do="store each in its own file"
-            )
+            what = f"holds {len(file.series)} images of different size or kind"
+            raise unreadable(path, what, do="store each in its own file")
         series = file.series[0]
         volume = _ordered(_decode(series, path), series.axes, four_d, path)
         has_alpha = len(volume) == 2 and _has_gray_alpha(file.pages.first)

@@ -1,4 +1,4 @@
-"""Medical formats through SimpleITK and nibabel: axes, units, shear, and ITK's own traps."""
+"""NIfTI through SimpleITK and nibabel: axes, units, shear, ITK's own traps; and what ITK reads of other formats."""
 
 import gzip
 
