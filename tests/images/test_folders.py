@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from autoseg.inference.resume import hash_of_images
 
 from autoseg.core.errors import UnreadableFile, UsageError
 from autoseg.core.geometry import Geometry
@@ -19,7 +18,8 @@ from autoseg.images.image_errors import unreadable
 from autoseg.images.readers import read_image, read_labels
 from autoseg.images.volume import Volume
 from autoseg.images.writers import write_image, write_labels
-from autoseg.inference.manifest import output_name
+from autoseg.inference.manifest import hash_of_images
+from autoseg.inference.stream import output_name
 from tests.images.examples import label_array
 
 GRID = Geometry((4, 5, 6), (3.0, 1.0, 1.0))
