@@ -1,4 +1,4 @@
-"""The bricks of every U-Net: convolution, instance normalization, leaky ReLU, and the residual block made of them."""
+"""The building blocks of every U-Net: convolution, instance normalization, leaky ReLU, and the residual block."""
 
 from __future__ import annotations
 
@@ -69,10 +69,7 @@ class StackedConvs(nn.Module):
         self, count: int, dimensions: int, channels: tuple[int, int], kernel: tuple[int, ...], stride: tuple[int, ...]
     ) -> None:
         super().__init__()
-        still = (1,) * dimensions
-        first = ConvBlock(dimensions, channels, kernel, stride)
-        rest = [ConvBlock(dimensions, (channels[1], channels[1]), kernel, still) for _ in range(count - 1)]
-        self.convs = nn.Sequential(first, *rest)
+        self.convs = _in_a_row(ConvBlock, count, dimensions, channels, kernel, stride)
 
     def forward(self, features: Tensor) -> Tensor:
         """Features (b, out channels, *shape / stride)."""
@@ -113,11 +110,21 @@ class StackedResidualBlocks(nn.Module):
         self, count: int, dimensions: int, channels: tuple[int, int], kernel: tuple[int, ...], stride: tuple[int, ...]
     ) -> None:
         super().__init__()
-        still = (1,) * dimensions
-        first = ResidualBlock(dimensions, channels, kernel, stride)
-        rest = [ResidualBlock(dimensions, (channels[1], channels[1]), kernel, still) for _ in range(count - 1)]
-        self.blocks = nn.Sequential(first, *rest)
+        self.blocks = _in_a_row(ResidualBlock, count, dimensions, channels, kernel, stride)
 
     def forward(self, features: Tensor) -> Tensor:
         """Features (b, out channels, *shape / stride)."""
         return cast(Tensor, self.blocks(features))
+
+
+def _in_a_row(
+    block: type[ConvBlock] | type[ResidualBlock],
+    count: int,
+    dimensions: int,
+    channels: tuple[int, int],
+    kernel: tuple[int, ...],
+    stride: tuple[int, ...],
+) -> nn.Sequential:
+    first = block(dimensions, channels, kernel, stride)
+    rest = [block(dimensions, (channels[1], channels[1]), kernel, (1,) * dimensions) for _ in range(count - 1)]
+    return nn.Sequential(first, *rest)

@@ -1,12 +1,12 @@
-"""The same mathematics in the form that runs fastest where the features are.
+"""Operators that are faster than PyTorch's for channels-last tensors on a CPU, with equal results.
 
-On CUDA and for contiguous tensors PyTorch's own operators are used. For channels-last tensors on a CPU three of them
-are slow or copy between layouts (CPU time of a training step of the planned hippocampus network, batch 2, bfloat16
-with AVX512-BF16, steps of both kinds in turn: 0.96 s with PyTorch's operators, 0.78 s with these; four fifths of that
-are convolutions):
+On CUDA and for contiguous tensors PyTorch's own are used. Three of them are slow for channels-last tensors on a CPU,
+or copy between memory formats (CPU time of a training step of the planned hippocampus network, batch 2, bfloat16
+with AVX512-BF16, both kinds in turn: 0.96 s with PyTorch's operators, 0.78 s with these, four fifths of it in
+convolutions):
 
 * instance normalization converts to contiguous and back; batch normalization of one sample is the same and does not;
-* an image of one channel counts as contiguous, so that the whole first stage loses the layout;
+* an image of one channel counts as contiguous, so that the whole first stage loses the memory format;
 * the weight gradient of a transposed convolution without overlap takes four times as long as the matrix product it is.
 """
 
@@ -42,7 +42,7 @@ def with_explicit_channels_last(image: Tensor) -> Tensor:
 
 
 def instance_norm(features: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
-    """Every channel of every sample normalized over its voxels, scaled and shifted; layout and dtype are kept."""
+    """Every channel of every sample normalized over its voxels, scaled, shifted; memory format and dtype stay."""
     if is_channels_last_on_cpu(features):
         normalized: Tensor = _SampleWiseNorm.apply(features, weight, bias, epsilon)  # type: ignore[no-untyped-call]
         return normalized
@@ -71,6 +71,7 @@ class _SampleWiseNorm(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         features, weight, *statistics = ctx.saved_tensors
         means, inverse_deviations = statistics[: len(features)], statistics[len(features) :]
+        # a gradient may come in another memory format, from a loss for example; the operator would copy each sample
         gradient = gradient.contiguous(memory_format=CHANNELS_LAST[gradient.dim()])
         differentiate = torch.ops.aten.native_batch_norm_backward
         parts = [
@@ -93,8 +94,10 @@ def upsample(transposed: Transposed, features: Tensor) -> Tensor:
     width = transposed.out_channels
     weight = transposed.weight.movedim(1, -1).flatten(1)
     bias = torch.zeros_like(weight[0, :width]) if transposed.bias is None else transposed.bias
+    # without overlap every input voxel makes its own block of output voxels: one matrix product, a row per voxel
     rows = torch.addmm(bias.repeat(math.prod(factors)), features.movedim(1, -1).flatten(0, -2), weight)
     n = len(shape)
+    # bring each axis of the blocks beside the axis of the image that it refines, so that a reshape joins the two
     order = [0, *(axis for i in range(n) for axis in (1 + i, 1 + n + i)), 2 * n + 1]
     blocks = rows.view(batch, *shape, *factors, width).permute(order)
     larger = [size * factor for size, factor in zip(shape, factors, strict=True)]

@@ -6,6 +6,7 @@ second copy of the encoder that its decoder lists, so that weights can be exchan
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -24,23 +25,15 @@ from autoseg.networks.channels_last_ops import Transposed, upsample, with_explic
 if TYPE_CHECKING:
     from autoseg.networks.kinds.unet import UNetSpec
 
+_Stage = tuple[int, int, tuple[int, int], tuple[int, ...], tuple[int, ...]]
+
 
 class PlainEncoder(nn.Module):
     """Stages of plain convolutions; the first convolution of a stage carries its stride."""
 
     def __init__(self, spec: UNetSpec, in_channels: int) -> None:
         super().__init__()
-        features = spec.features_per_stage
-        self.stages = nn.ModuleList(
-            nn.Sequential(StackedConvs(count, spec.dimensions, channels, kernel, stride))
-            for count, channels, kernel, stride in zip(
-                spec.blocks_per_stage,
-                zip((in_channels, *features[:-1]), features, strict=True),
-                spec.kernel_sizes,
-                spec.strides,
-                strict=True,
-            )
-        )
+        self.stages = nn.ModuleList(nn.Sequential(StackedConvs(*stage)) for stage in _stages(spec, in_channels))
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """Features of every stage, finest first."""
@@ -52,19 +45,9 @@ class ResidualEncoder(nn.Module):
 
     def __init__(self, spec: UNetSpec, in_channels: int) -> None:
         super().__init__()
-        features = spec.features_per_stage
-        still = (1,) * spec.dimensions
-        self.stem = StackedConvs(1, spec.dimensions, (in_channels, features[0]), spec.kernel_sizes[0], still)
-        self.stages = nn.ModuleList(
-            StackedResidualBlocks(count, spec.dimensions, channels, kernel, stride)
-            for count, channels, kernel, stride in zip(
-                spec.blocks_per_stage,
-                zip((features[0], *features[:-1]), features, strict=True),
-                spec.kernel_sizes,
-                spec.strides,
-                strict=True,
-            )
-        )
+        width, still = spec.features_per_stage[0], (1,) * spec.dimensions
+        self.stem = StackedConvs(1, spec.dimensions, (in_channels, width), spec.kernel_sizes[0], still)
+        self.stages = nn.ModuleList(StackedResidualBlocks(*stage) for stage in _stages(spec, width))
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """Features of every stage, finest first."""
@@ -130,10 +113,20 @@ class UNet(nn.Module):
             image: (b, c, *shape), each axis of shape a multiple of the network's total stride.
             deep_supervision: whether to return the logits of every decoder level, finest first, as a list.
         """
+        # weights in channels-last order say that the features shall be so too, also after an image of one channel,
+        # whose strides would not show it
         if any(not parameter.is_contiguous() for parameter in self.parameters()):
             image = with_explicit_channels_last(image)
         logits: list[Tensor] = self.decoder(self.encoder(image), deep_supervision)
         return logits if deep_supervision else logits[0]
+
+
+def _stages(spec: UNetSpec, in_channels: int) -> Iterator[_Stage]:
+    """Blocks, dimensions, channels in and out, kernel and stride of every stage of an encoder, finest first."""
+    features = spec.features_per_stage
+    channels = zip((in_channels, *features[:-1]), features, strict=True)
+    stages = zip(spec.blocks_per_stage, channels, spec.kernel_sizes, spec.strides, strict=True)
+    yield from ((count, spec.dimensions, pair, kernel, stride) for count, pair, kernel, stride in stages)
 
 
 def _through(stages: nn.ModuleList, current: Tensor) -> list[Tensor]:
