@@ -24,6 +24,8 @@ _SHOWN_FAULTS = 20
 _LONGEST_SHOWN = 60
 _PLAIN_WORDS = {"missing": "missing", "missing_argument": "missing", "unexpected_keyword_argument": "unknown entry"}
 
+_RESTORE = "restore the file, or delete it and run the command that wrote it again"
+
 _adapters: dict[Any, Any] = {}
 
 
@@ -63,15 +65,16 @@ def to_json(record: object) -> str:
 
 
 def from_data(kind: type[T], data: object, where: str) -> T:
-    """The record that `data` (plain JSON values) describes.
+    """The record that `data` (plain values, of a user's YAML file for example) describes.
 
     Raises:
         RecordFault: with the path and the reason of every fault, not only the first.
     """
-    return from_json(kind, json.dumps(data), where)
+    # YAML reads 2026-11-27 as a date; as text it is refused where it does not belong
+    return from_json(kind, json.dumps(data, default=str), where, do="correct what is named")
 
 
-def from_json(kind: type[T], text: str | bytes, where: str) -> T:
+def from_json(kind: type[T], text: str | bytes, where: str, do: str = _RESTORE) -> T:
     """The record that a JSON text describes; `where` names its source in the error.
 
     Raises:
@@ -85,7 +88,7 @@ def from_json(kind: type[T], text: str | bytes, where: str) -> T:
         raise RecordFault(
             f"not a valid {kind.__name__}: {described_faults(error)}",
             where=where,
-            do="restore the file, or delete it and run the command that wrote it again",
+            do=do,
         ) from error
     return record
 

@@ -51,6 +51,7 @@ def test_a_file_changes_only_what_it_names(tmp_path: Path) -> None:
         ("lr: fast", RecordFault),
         ("lr: -1", RecordFault),
         ("epochs: 0", RecordFault),
+        ("epochs: 2026-11-27", RecordFault),
         ("ema_decay: 1.5", RecordFault),
         ("optimizer: adam", UsageError),
         ("schedule: linear", UsageError),
