@@ -12,8 +12,10 @@ from autoseg.core.errors import DataRefused, MissingInput, RecordFault, UsageErr
 from autoseg.core.geometry import Geometry
 from autoseg.core.records import from_json, to_json
 from autoseg.data.check import check_case
+from autoseg.data.layouts.description import Description
 from autoseg.data.layouts.detect import LAYOUTS, UnknownLayout, detect_dataset
-from autoseg.data.model import Dataset
+from autoseg.data.layouts.layout import Found, Layout
+from autoseg.data.model import Case, Dataset
 from autoseg.data.survey import check_across
 from autoseg.images.volume import Volume
 from autoseg.images.writers import write_image, write_labels
@@ -379,6 +381,24 @@ def test_listed_paths_are_kept_as_they_are_and_variables_are_not_replaced(tmp_pa
     problems = check_case(dataset, dataset.cases[0]).problems
     assert [problem.code for problem in problems] == ["E0203"]
     assert "not replaced" in problems[0].what
+
+
+def test_a_layout_is_one_entry_and_its_dataset_is_completed_and_checked(tmp_path, monkeypatch):
+    def detect(root: Path) -> Found | None:
+        folders = sorted(file.parent.name for file in root.glob("*/scan.nii.gz"))
+        cases = tuple(Case(name, (f"{name}/scan.nii.gz",), f"{name}/truth.nrrd") for name in folders)
+        return Found(cases, "one folder per case", Description()) if cases else None
+
+    for name in NAMES:
+        write_image(tmp_path / name / "scan.nii.gz", Volume(image_of(name), GRID))
+        write_labels(tmp_path / name / "truth.nrrd", labels_of(name), GRID)
+    monkeypatch.setitem(LAYOUTS, "folders", Layout(detect, "case/scan.nii.gz and case/truth.nrrd"))
+    dataset = detect_dataset(tmp_path)
+    assert (dataset.layout, dataset.channels, dataset.file_ending) == ("folders", ("image",), ".nrrd")
+    assert dataset.labels.foreground == ("class_1", "class_2")
+    assert dataset.layout_reason.startswith("one folder per case; the label files hold the values 1, 2")
+    assert [check_case(dataset, case).problems for case in dataset.cases] == [()] * 3
+    assert check_across(dataset, {}) == ()
 
 
 IMAGE = "imagesTr/case_a_0000.nii.gz"
