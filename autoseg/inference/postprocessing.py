@@ -14,18 +14,19 @@ from typing import Annotated, Any
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import AfterValidator, Field
+from scipy import ndimage
 
 from autoseg.core.geometry import Shape, Spacing, is_picture
 from autoseg.core.records import record
 from autoseg.data.model import LabelSet
 from autoseg.evaluation.scores import value_mask
-from autoseg.images.components import Mask, components, keep_components
 
 LARGEST_MINIMUM_SHARE = 0.1
 """Largest minimum volume that is tried, as a share of a class's median volume in the references (assumption: what is
 smaller than a tenth of the usual object is an invention or does not matter)."""
 
 LabelMap = NDArray[np.integer[Any]]
+Mask = NDArray[np.bool_]
 
 
 def _known(kind: str) -> str:
@@ -119,6 +120,50 @@ def voxel_volume(shape: Shape, spacing_mm: Spacing) -> float:
 def class_mask(labels: LabelMap, classes: Sequence[str], label_set: LabelSet) -> Mask:
     """Where a label map holds any value of the classes."""
     return value_mask(labels, sorted({value for name in classes for value in label_set.classes[name]}))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Components:
+    """The connected pieces of a mask; voxels that touch by a face, an edge or a corner belong together.
+
+    Attributes:
+        numbers: 1 to n inside the bounding box of the mask, 0 outside the mask.
+        box: of the mask in the whole array.
+        sizes: voxels of each piece, in the order of the numbers.
+    """
+
+    numbers: NDArray[np.int32]
+    box: tuple[slice, ...]
+    sizes: NDArray[np.int64]
+
+
+def components(mask: Mask) -> Components:
+    """The pieces of a mask of any number of axes.
+
+    Source: nnU-Net v2 postprocessing/remove_connected_components.py (neighbors by faces, edges and corners).
+    """
+    box = next(iter(ndimage.find_objects(mask.astype(np.uint8))), None)
+    if box is None:
+        nothing = (slice(0, 0),) * mask.ndim
+        return Components(np.zeros((0,) * mask.ndim, np.int32), nothing, np.zeros(0, np.int64))
+    numbers, count = ndimage.label(mask[box], np.ones((3,) * mask.ndim), output=np.int32)
+    sizes = np.bincount(numbers.reshape(-1), minlength=count + 1)[1:]
+    return Components(numbers, box, sizes.astype(np.int64))
+
+
+def keep_components(mask: Mask, found: Components, is_kept: NDArray[np.bool_]) -> Mask:
+    """The mask with only some of its pieces.
+
+    Args:
+        mask: that the pieces were found in.
+        found: its pieces.
+        is_kept: (pieces,), in the order of their numbers.
+    """
+    if is_kept.all():
+        return mask
+    kept = np.zeros_like(mask)
+    kept[found.box] = np.concatenate([[False], is_kept])[found.numbers]
+    return kept
 
 
 def _largest_component(mask: Mask, _voxel_mm3: float) -> Callable[[PostprocessingStep], Mask]:

@@ -9,7 +9,13 @@ from hypothesis.extra import numpy as hnp
 from autoseg.core.errors import RecordFault
 from autoseg.core.records import from_data
 from autoseg.data.model import LabelSet
-from autoseg.inference.postprocessing import PostprocessingStep, postprocess, voxel_volume
+from autoseg.inference.postprocessing import (
+    PostprocessingStep,
+    components,
+    keep_components,
+    postprocess,
+    voxel_volume,
+)
 
 TWO = LabelSet({"background": (0,), "one": (1,), "two": (2,)})
 REGIONS = LabelSet({"background": (0,), "whole": (1, 2), "core": (2,)}, regions_class_order=(1, 2))
@@ -26,6 +32,7 @@ STEPS = st.lists(
     ),
     max_size=3,
 )
+MASKS = hnp.arrays(bool, st.tuples(st.integers(1, 5), st.integers(1, 6), st.integers(1, 6)))
 
 
 @given(MAPS, STEPS)
@@ -97,3 +104,38 @@ def test_largest_components_are_those_of_nnunet(labels, classes, theirs) -> None
         noise = np.random.default_rng(seed).choice([0, 0, 0, 0, 1, 2], (5, 9, 8)).astype(np.uint8)
         ours = postprocess(noise, [PostprocessingStep("largest_component", classes)], labels, (1.0, 1.0, 1.0))
         assert (ours == nnunet.remove_all_but_largest_component_from_segmentation(noise, theirs, 0)).all()
+
+
+@given(MASKS)
+@settings(max_examples=60, deadline=None)
+def test_components_partition_the_mask(mask) -> None:
+    found = components(mask)
+    assert found.sizes.sum() == mask.sum()
+    whole = np.zeros(mask.shape, np.int32)
+    whole[found.box] = found.numbers
+    assert ((whole > 0) == mask).all()
+
+
+@given(MASKS, st.integers(0, 12))
+@settings(max_examples=60, deadline=None)
+def test_filters_only_remove_whole_components(mask, least) -> None:
+    found = components(mask)
+    kept = keep_components(mask, found, found.sizes >= least)
+    assert not (kept & ~mask).any()
+    assert kept.sum() == found.sizes[found.sizes >= least].sum()
+
+
+def test_voxels_that_touch_by_a_corner_belong_together() -> None:
+    mask = np.zeros((3, 3, 3), bool)
+    mask[0, 0, 0] = mask[1, 1, 1] = True
+    assert len(components(mask).sizes) == 1
+    mask[2, 2, 2] = True
+    mask[1, 1, 1] = False
+    assert len(components(mask).sizes) == 2
+
+
+def test_an_empty_mask_stays_empty() -> None:
+    mask = np.zeros((2, 3, 4), bool)
+    found = components(mask)
+    assert found.sizes.size == 0
+    assert not keep_components(mask, found, found.sizes > 0).any()
