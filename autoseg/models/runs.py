@@ -17,17 +17,15 @@ from autoseg.data.model import Dataset
 from autoseg.data.outliers import TrainingRange, properties, training_ranges
 from autoseg.inference.postprocessing import PostprocessingStep
 from autoseg.models.record import Member, ModelFiles, ModelRecord, Provenance, Scores
-from autoseg.networks.weights import generations, newest_weights, weights_hash
+from autoseg.networks.weights import newest_weights
 from autoseg.planning.plan import Plan
-from autoseg.runs.run import RunRecord, RunStatus
+from autoseg.runs.run import Run, RunRecord, Runs, trained_runs
 from autoseg.selection.record import SelectedMember, Selection, plan_hash
 
 _log = logging.getLogger(__name__)
 
 PREFERRED_CONFIGURATION = "3d_fullres"
 """Used unless another one is asked for: nnU-Net's usual best single configuration (Isensee et al. 2021)."""
-
-Runs = dict[str, dict[int, RunFolder]]  # configuration -> fold -> run
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +72,7 @@ def find_run_model(path: Path, configuration: str | None = None, folds: Sequence
         PlanFault: the runs were trained with plans that do not fit together.
     """
     workspace = workspace_of_model(path)
-    trained = _trained_runs(workspace)
+    trained = trained_runs(workspace)
     if RunFolder(path).checkpoint.is_dir():
         return _assemble(workspace, *_single_run(path, trained, configuration, folds))
     if not trained:
@@ -100,21 +98,13 @@ def _single_run(path: Path, trained: Runs, configuration: str | None, folds: Seq
     name, fold = record.configuration, record.fold
     if configuration not in (None, name) or (folds and set(folds) != {fold}):
         raise UsageError(f"this run is {name} fold {fold}, nothing else", where=str(path), do="name the work folder")
-    runs: Runs = {name: {fold: RunFolder(path)}}
-    stage = load(Plan, RunFolder(path).plan).configurations[name].cascade_from
+    run = Run(name, fold, RunFolder(path))
+    runs: Runs = {name: {fold: run}}
+    stage = run.plan().configurations[name].cascade_from
     if stage is not None:
         own = trained.get(stage, {})
         runs[stage] = {fold: own[fold]} if fold in own else own
     return runs, _Choice((SelectedMember(name, 1),), _folds_of(runs, (name,), ()), f"{name}, the run that was named")
-
-
-def _trained_runs(workspace: Workspace) -> Runs:
-    """All runs of a work folder that have a checkpoint."""
-    trained: Runs = {}
-    for name, fold, run in workspace.run_folders():
-        if generations(run.checkpoint):
-            trained.setdefault(name, {})[fold] = run
-    return trained
 
 
 def _choose_configuration(trained: Runs, wanted: str | None) -> tuple[str, str]:
@@ -135,14 +125,10 @@ def _choose_configuration(trained: Runs, wanted: str | None) -> tuple[str, str]:
     return best, f"{best}, the best by Dice ({measured})"
 
 
-def _mean_dice(runs: Mapping[int, RunFolder]) -> float:
+def _mean_dice(runs: Mapping[int, Run]) -> float:
     """Mean over the folds of the Dice of whole validation cases, or of patches where that is not known yet."""
-    values = []
-    for run in runs.values():
-        status = load(RunStatus, run.state)
-        value = status.foreground_dice if status.foreground_dice is not None else status.ema_dice
-        values.append(value or 0.0)
-    return sum(values) / len(values)
+    states = [run.status for run in runs.values()]
+    return sum((state.dice if state else None) or 0.0 for state in states) / len(states)
 
 
 def _folds_of(trained: Runs, names: Iterable[str], wanted: Sequence[int]) -> dict[str, tuple[int, ...]]:
@@ -190,7 +176,7 @@ def _check_selected(selection: Selection, trained: Runs, name: str, folds: Seque
     """Raises UsageError if a run of the selection is gone or was trained again."""
     for fold in folds:
         run = trained.get(name, {}).get(fold)
-        if run is not None and weights_hash(run.checkpoint) == selection.runs.get(f"{name}/fold_{fold}"):
+        if run is not None and run.weights_hash == selection.runs.get(run.key):
             continue
         found = "is not there any more" if run is None else "was trained again since"
         raise UsageError(
@@ -206,7 +192,7 @@ def _with_stages(trained: Runs, names: Iterable[str]) -> list[str]:
     found = list(dict.fromkeys(names))
     for name in found:
         runs = trained.get(name, {})
-        own = load(Plan, next(iter(runs.values())).plan).configurations.get(name) if runs else None
+        own = next(iter(runs.values())).plan().configurations.get(name) if runs else None
         if own is not None and own.cascade_from is not None and own.cascade_from not in found:
             found.append(own.cascade_from)
     return found
@@ -231,7 +217,7 @@ def _assemble(workspace: Workspace, trained: Runs, choice: _Choice) -> ModelFile
     )
 
     def read(configuration: str, fold: int) -> dict[str, Tensor]:
-        return newest_weights(runs[configuration][fold].checkpoint)
+        return newest_weights(runs[configuration][fold].folder.checkpoint)
 
     return ModelFiles(record, read, report=workspace.report if workspace.report.exists() else None)
 
@@ -240,7 +226,7 @@ def _name(plan: Plan, runs: Runs, choice: _Choice) -> str:
     """Dataset, configurations, folds, and a hash of all that predictions depend on."""
     identity = content_hash(
         plan_hash(plan, runs),
-        {name: [weights_hash(run.checkpoint) for run in own.values()] for name, own in runs.items()},
+        {name: [run.weights_hash for run in own.values()] for name, own in runs.items()},
         [[name, share] for name, share in choice.shares.items()],
         [to_data(step) for step in choice.postprocessing],
     )
@@ -253,9 +239,9 @@ def _count_cases(workspace: Workspace) -> int | None:
     return len(load(Dataset, workspace.dataset).cases) if workspace.dataset.exists() else None
 
 
-def _member(plan: Plan, name: str, runs: Mapping[int, RunFolder], share: float) -> Member:
+def _member(plan: Plan, name: str, runs: Mapping[int, Run], share: float) -> Member:
     """A configuration with the precision of its first run, as training measured it."""
-    run = load(RunRecord, next(iter(runs.values())).recipe)
+    run = next(iter(runs.values())).record()
     return Member(
         plan=replace(plan, configurations={name: plan.configurations[name]}),
         folds=tuple(runs),
@@ -272,7 +258,7 @@ def _common_plan(runs: Runs) -> Plan:
     Raises:
         PlanFault: two runs do not agree on what they segment and how images are prepared.
     """
-    plans = {(name, fold): load(Plan, run.plan) for name, own in runs.items() for fold, run in own.items()}
+    plans = {(name, fold): run.plan() for name, own in runs.items() for fold, run in own.items()}
     (first_name, first_fold), first = next(iter(plans.items()))
     configurations = dict(first.configurations)
     for (name, fold), plan in plans.items():
@@ -294,9 +280,8 @@ def _shared(plan: Plan) -> Plan:
     return replace(plan, preset="", memory_gib=0.0, file_ending="", configurations={}, decisions=(), fingerprint="")
 
 
-def _warn_of_unfinished(name: str, runs: Mapping[int, RunFolder]) -> None:
-    states = {fold: load(RunStatus, run.state).state for fold, run in runs.items() if run.state.exists()}
-    unfinished = [fold for fold, state in states.items() if state == "training"]
+def _warn_of_unfinished(name: str, runs: Mapping[int, Run]) -> None:
+    unfinished = [fold for fold, run in runs.items() if run.status is not None and run.status.state == "training"]
     if unfinished:
         _log.warning("%s fold %s is still in training; its latest checkpoint is used", name, _listed(unfinished))
 
