@@ -90,7 +90,7 @@ def trained_matrix(
             do="run autoseg train DATASET first",
         )
     if missing and not allow_missing:
-        raise _half_trained(workspace, missing, runs, len(folds))
+        raise _incomplete(workspace, missing, runs, len(folds))
     stages = _runs_of_first_stages(workspace, plan, runs, folds)
     return TrainedMatrix(plan, dataset, fingerprint, tuple(runs), {**runs, **stages}, missing)
 
@@ -101,6 +101,8 @@ def common_cases(matrix: TrainedMatrix) -> tuple[list[OutOfFoldFiles], tuple[str
     Raises:
         MissingInput: there is no such case.
     """
+    # a case counts where all configurations kept it back in the same fold: only then did their networks see the same
+    # training cases, and the nested score can leave the whole fold out
     run_of = {name: _predicted_cases(matrix.runs[name]) for name in matrix.compared}
     predicted = sorted(set().union(*run_of.values()))
     common = [case for case in predicted if _is_common(case, run_of)]
@@ -205,14 +207,14 @@ def _checked_scores(run: Run, plan: Plan) -> FoldScores | None:
     return scores
 
 
-def _half_trained(
+def _incomplete(
     workspace: Workspace, missing: Sequence[str], runs: Mapping[str, FinishedRuns], folds: int
 ) -> UsageError:
     complete = [name for name, own in runs.items() if len(own) == folds]
     more = f" and {len(missing) - _SHOWN_RUNS} more" if len(missing) > _SHOWN_RUNS else ""
     only = f", --configuration {complete[0]} to compare what is complete" if complete else ""
     return UsageError(
-        f"the matrix is half trained, missing: {', '.join(missing[:_SHOWN_RUNS])}{more}",
+        f"not every run is trained, missing: {', '.join(missing[:_SHOWN_RUNS])}{more}",
         where=str(workspace.root),
         why="a comparison on different cases would favor the configuration with the easier ones",
         do=f"autoseg train DATASET to finish{only}, or --allow-missing to go on with the cases that all have in common",
