@@ -104,7 +104,8 @@ def _described(fault: Mapping[str, Any]) -> str:
     """Where a fault is, what was expected, and what was found if that is short enough to print."""
     expected = _PLAIN_WORDS.get(fault["type"], fault["msg"].removeprefix("Value error, "))
     shown = json.dumps(fault["input"], default=str)
-    is_shown = fault["type"] not in _PLAIN_WORDS and fault["loc"] and len(shown) <= _LONGEST_SHOWN
+    is_said = fault["type"] in _PLAIN_WORDS or (isinstance(fault["input"], str) and fault["input"] in expected)
+    is_shown = fault["loc"] and not is_said and len(shown) <= _LONGEST_SHOWN
     found = f", found {shown}" if is_shown else ""
     return f"{'.'.join(map(str, fault['loc'])) or '(whole file)'}: {expected}{found}"
 

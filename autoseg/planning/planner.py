@@ -96,9 +96,9 @@ def make_plan(
     lateral = _lateral(fingerprint, dataset.labels, order, log)
     common = _Common(preset, memory_gib, dataset.labels, schemes, masks, lateral, log)
     count = len(fingerprint.cases) if training_cases is None else training_cases
-    voxels = float(np.prod(median, dtype=np.float64) * count)
-    configurations = _configurations_2d(common, spacing, median, voxels)
-    configurations |= _configurations_3d(common, spacing, median, count)
+    slices = _Target("2d", spacing[1:], median[1:], float(np.prod(median, dtype=np.float64) * count))
+    because = "2D batches are large, so Dice is pooled over them: a class missing from one slice then does no harm"
+    planned = {"2d": _plan_configuration(common, slices, Chosen(True, because))}
     plan = Plan(
         version=PLAN_VERSION,
         dataset=dataset.name,
@@ -110,7 +110,7 @@ def make_plan(
         file_ending=dataset.file_ending,
         four_d=dataset.four_d,
         intensities=fingerprint.intensities,
-        configurations=configurations,
+        configurations=planned | _configurations_3d(common, spacing, median, count),
         decisions=tuple(log.decisions),
         fingerprint=fingerprint_hash(fingerprint),
         lateral_axis=lateral.axis,
@@ -189,14 +189,6 @@ def _check_channel_count(
             f"{channels}, but the fingerprint is of {len(fingerprint.intensities)}",
             do="use the fingerprint and the description of one dataset",
         )
-
-
-def _configurations_2d(
-    common: _Common, spacing: tuple[float, ...], median: tuple[float, ...], voxels: float
-) -> dict[str, Configuration]:
-    target = _Target("2d", spacing[1:], median[1:], voxels)
-    because = "2D batches are large, so Dice is pooled over them: a class missing from one slice then does no harm"
-    return {"2d": _plan_configuration(common, target, Chosen(True, because))}
 
 
 def _configurations_3d(

@@ -58,7 +58,9 @@ def flat_names(content):
 def test_a_fault_says_what_was_expected_and_found():
     with pytest.raises(PlanFault, match=r"2d\.patch_size\.1: .*greater than 0, found -8"):
         parse_pins({"2d": {"patch_size": [8, -8]}}, "pins.yaml")
-    with pytest.raises(PlanFault, match=r"normalization\.0: .*did you mean zscore"):
+    with pytest.raises(
+        PlanFault, match=r"normalization\.0: unknown normalization .zcore.; did you mean zscore\?.*rgb_0_1, zscore \("
+    ):
         parse_pins({"normalization": ["zcore"]}, "pins.yaml")
 
 
