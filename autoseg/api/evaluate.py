@@ -85,10 +85,7 @@ def evaluate(
         MissingInput: a folder does not exist.
         DataRefused: there is no reference, or no prediction of any of them.
     """
-    predictions, references = Path(predictions), Path(references)
-    for folder in (predictions, references):
-        if not folder.is_dir():
-            raise MissingInput(f"there is no folder {folder.name}", where=str(folder), do="check the path")
+    predictions, references = _folder(predictions), _folder(references)
     predicted = {stem(path): path for path in image_files(predictions)}
     expected = _references(references, predicted)
     pairs = {case: (predicted[case], path) for case, path in sorted(expected.items()) if case in predicted}
@@ -106,8 +103,14 @@ def evaluate(
         _log.info("%s has no reference and is left out", case)
     mean, foreground_mean = mean_scores(cases, METRICS)
     definitions = {name: metric.definition.format(tolerance_mm=tolerance_mm) for name, metric in METRICS.items()}
-    failures = dict(sorted(failures.items()))
-    return Evaluation(mean, foreground_mean, cases, failures, tolerance_mm, source, definitions)
+    return Evaluation(mean, foreground_mean, cases, dict(sorted(failures.items())), tolerance_mm, source, definitions)
+
+
+def _folder(path: str | Path) -> Path:
+    folder = Path(path)
+    if not folder.is_dir():
+        raise MissingInput(f"there is no folder {folder.name}", where=str(folder), do="check the path")
+    return folder
 
 
 def _find_labels(
