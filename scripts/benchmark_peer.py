@@ -296,12 +296,12 @@ def own_step(bench: Bench) -> float:
     plan = load(Plan, bench.work(bench.first) / "plan.json")
     configuration, recipe = plan.configurations[CONFIGURATION], load_recipe("default")
     network = plan.build_network(configuration.name)
-    chosen = choose_compute(network, configuration, len(plan.channels), torch.device("cpu"), ("auto", "auto"))
-    state = start_state(network, recipe, chosen.compute, configuration.dimensions)
+    compute, _ = choose_compute(network, configuration, len(plan.channels), torch.device("cpu"), ("auto", "auto"))
+    state = start_state(network, recipe, compute, configuration.dimensions)
     image, labels = random_batch(configuration.patch_size, len(plan.channels), plan.labels.head_count)
-    image, labels = chosen.compute.place_image(image), labels[:, 0]
+    image, labels = compute.place_image(image), labels[:, 0]
     loss = make_objective(recipe.loss, plan.labels, configuration.batch_dice)
-    return timed_steps(lambda: train_step(state, image, labels, loss, recipe, chosen.compute), bench.steps)
+    return timed_steps(lambda: train_step(state, image, labels, loss, recipe, compute), bench.steps)
 
 
 def peer_weights(bench: Bench) -> float:

@@ -13,7 +13,6 @@ from autoseg.api.evaluate import Evaluation, evaluate, write_evaluation
 from autoseg.api.plan import plan_dataset
 from autoseg.api.predict import predict
 from autoseg.core.errors import AutoSegError, TrainingStopped
-from autoseg.core.progress import Progress, silent
 from autoseg.core.records import load
 from autoseg.core.workspace import WORK_FOLDER_NAME, Workspace
 from autoseg.data.labels import to_training_values
@@ -23,7 +22,6 @@ from autoseg.planning.plan import Plan
 from autoseg.planning.planner import PlanOptions
 from autoseg.report.collect import write_report
 from autoseg.report.pictures import draw_overlay, scan_of
-from autoseg.runs.progress import QueueProgress
 from autoseg.runs.queue import TrainOptions
 from autoseg.runs.train import TrainListeners, train_queue
 from autoseg.selection.record import Selection
@@ -38,44 +36,6 @@ BUDGET_SECONDS = 270.0
 _INLINE = 0  # worker processes: four small cases are scored before one has started
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class DemoOptions:
-    """How large the demo is.
-
-    Attributes:
-        training_cases: phantoms to learn from.
-        test_cases: phantoms held out.
-        budget_seconds: wall time of the training, its validation included.
-        epochs: instead of what fits into the budget.
-        steps: per epoch, likewise.
-        jobs: worker processes.
-        seed: of the phantoms and the training.
-        device: as `--device` takes it.
-    """
-
-    training_cases: int = 16
-    test_cases: int = 4
-    budget_seconds: float | None = BUDGET_SECONDS
-    epochs: int | None = None
-    steps: int | None = None
-    jobs: int = 1
-    seed: int = 0
-    device: str = "auto"
-
-
-@dataclass(frozen=True, slots=True)
-class DemoListeners:
-    """Who is told how far the demo is.
-
-    Attributes:
-        preparing: told about prepared cases.
-        training: told now and then where every run stands, or None.
-    """
-
-    preparing: Progress = silent
-    training: Callable[[QueueProgress], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,9 +63,11 @@ class DemoResult:
 
 def run_demo(
     folder: Path,
-    options: DemoOptions,
+    options: TrainOptions,
     check_stop: Callable[[], None],
-    listeners: DemoListeners | None = None,
+    listeners: TrainListeners | None = None,
+    training_cases: int = 16,
+    test_cases: int = 4,
 ) -> DemoResult:
     """Draws phantoms, plans, trains two configurations with three folds each, chooses, segments, scores, reports.
 
@@ -113,9 +75,11 @@ def run_demo(
 
     Args:
         folder: everything goes there.
-        options: how large.
+        options: of the training; its seed, device and jobs hold for all stages.
         check_stop: raises Interrupted when the user wants to stop.
-        listeners: told how far it is.
+        listeners: called with the progress of the training.
+        training_cases: phantoms to learn from.
+        test_cases: phantoms held out.
 
     Raises:
         AutoSegError: what stopped the training, the choice or the prediction.
@@ -124,19 +88,26 @@ def run_demo(
     workspace = Workspace(dataset / WORK_FOLDER_NAME)
     seconds: dict[str, float] = {}
     with _stage("synthetic dataset", seconds):
-        write_synthetic_dataset(dataset, options.training_cases, options.test_cases, options.seed)
+        write_synthetic_dataset(dataset, training_cases, test_cases, options.seed)
     check_stop()
     with _stage("plan", seconds):
         planned = plan_dataset(dataset, workspace, PlanOptions("cpu", configurations=CONFIGURATIONS), jobs=options.jobs)
         names = [case.identifier for case in planned.survey.fingerprint.cases]
         save_folds(make_folds(names, FOLDS), dataset / USER_FILES[0])
     with _stage("train", seconds):
-        _train(workspace, options, check_stop, listeners or DemoListeners())
+        trained = train_queue(workspace, options, check_stop, listeners or TrainListeners())
+        if trained.stop is not None:
+            raise trained.stop
+        if trained.exit_code:
+            raise TrainingStopped("the training of the demo failed", where=str(workspace.logs), do="read the log")
     with _stage("select", seconds):
         selection = select_model(workspace, SelectionOptions(seed=options.seed), jobs=options.jobs)
     check_stop()
     with _stage("predict", seconds):
-        _predict(workspace, dataset / "imagesTs", predictions, options)
+        manifest = predict(workspace.root, dataset / "imagesTs", predictions, device=options.device)
+        if manifest.failures:
+            name, why = next(iter(manifest.failures.items()))
+            raise AutoSegError(f"{len(manifest.failures)} of {len(manifest.cases)} cases failed", where=name, why=why)
     with _stage("evaluate", seconds):
         scores = evaluate(predictions, dataset / "labelsTs", jobs=_INLINE)
         write_evaluation(scores, predictions)
@@ -152,32 +123,6 @@ def _stage(name: str, seconds: dict[str, float]) -> Iterator[None]:
     begin = time.monotonic()
     yield
     seconds[name] = round(time.monotonic() - begin, 1)
-
-
-def _train(
-    workspace: Workspace, options: DemoOptions, check_stop: Callable[[], None], listeners: DemoListeners
-) -> None:
-    chosen = TrainOptions(
-        epochs=options.epochs,
-        steps=options.steps,
-        budget_seconds=options.budget_seconds if options.epochs is None else None,
-        seed=options.seed,
-        device=options.device,
-        jobs=options.jobs,
-    )
-    training = TrainListeners(on_cases=listeners.preparing, on_progress=listeners.training)
-    report = train_queue(workspace, chosen, check_stop, training)
-    if report.stop is not None:
-        raise report.stop
-    if report.exit_code:
-        raise TrainingStopped("the training of the demo failed", where=str(workspace.logs), do="read the log")
-
-
-def _predict(workspace: Workspace, images: Path, predictions: Path, options: DemoOptions) -> None:
-    manifest = predict(workspace.root, images, predictions, device=options.device)
-    if manifest.failures:
-        name, why = next(iter(manifest.failures.items()))
-        raise AutoSegError(f"{len(manifest.failures)} of {len(manifest.cases)} cases failed", where=name, why=why)
 
 
 def _draw(plan: Plan, dataset: Path, predictions: Path, overlays: Path, scores: Evaluation) -> tuple[Path, ...]:

@@ -95,9 +95,7 @@ def predict(
     _log.info("model: %s", files.record.because)
     use_cores()
     cases, failures = _cases(inputs, files.record.plan)
-    _refuse_replacing(cases, output, files.record.plan)
-    output.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(output)
+    _prepare_output(output, cases, files.record.plan)
     ensemble = make_ensemble(files, device, overlap, mirroring, scratch=output)
     manifest = PredictionManifest(
         version=MANIFEST_VERSION,
@@ -111,18 +109,9 @@ def predict(
     )
     manifest.cases.update(done_before(output, manifest, cases, has_probabilities=probabilities))
     waiting = [case for case in cases if case.identifier not in manifest.cases]
-    tile_progress, case_progress = (progress, silent) if len(waiting) == 1 else (silent, progress)
+    tile_progress = progress if len(waiting) == 1 else silent
     stream = PredictionStream(files.record.plan, ensemble, output, probabilities, max_ram_gib, tile_progress)
-    with stoppable() as check:
-        try:
-            for done, (name, outcome) in enumerate(stream.outcomes(waiting, check), start=1):
-                manifest.cases[name] = outcome
-                save(manifest, output / MANIFEST_NAME)
-                case_progress(done, len(waiting))
-        except Interrupted as stop:
-            raise _explained(stop, manifest) from stop
-    manifest = replace(manifest, device=stream.device, cases=dict(sorted(manifest.cases.items())))
-    save(manifest, output / MANIFEST_NAME)
+    manifest = _predict_all(stream, waiting, manifest, output, progress if len(waiting) > 1 else silent)
     if report:
         _report(output, manifest, files, cases)
     return manifest
@@ -151,6 +140,23 @@ def forecast(
         except AutoSegError as error:
             forecasts[case.identifier] = str(error)
     return files, dict(sorted(forecasts.items()))
+
+
+def _predict_all(
+    stream: PredictionStream, cases: Sequence[Case], manifest: PredictionManifest, output: Path, progress: Progress
+) -> PredictionManifest:
+    """Predicts cases; saves the manifest after each of them, so that a stop loses no more than the cases in work."""
+    with stoppable() as check:
+        try:
+            for done, (name, outcome) in enumerate(stream.outcomes(cases, check), start=1):
+                manifest.cases[name] = outcome
+                save(manifest, output / MANIFEST_NAME)
+                progress(done, len(cases))
+        except Interrupted as stop:
+            raise _explained(stop, manifest) from stop
+    manifest = replace(manifest, device=stream.device, cases=dict(sorted(manifest.cases.items())))
+    save(manifest, output / MANIFEST_NAME)
+    return manifest
 
 
 def _report(output: Path, manifest: PredictionManifest, files: ModelFiles, cases: Sequence[Case]) -> None:
@@ -182,14 +188,16 @@ def _cases(
     return cases, failures
 
 
-def _refuse_replacing(cases: Sequence[Case], output: Path, plan: Plan) -> None:
-    """Refuses an output folder in which a label map would replace an image."""
+def _prepare_output(output: Path, cases: Sequence[Case], plan: Plan) -> None:
+    """Makes the output folder; refuses one in which a label map would replace an image."""
     images = {Path(image).resolve() for case in cases for image in case.images}
     for case in cases:
         if (output / output_name(case, plan.file_ending)).resolve() in images:
             raise UsageError(
                 f"the label map of {case.identifier} would replace its image", where=str(output), do="choose another -o"
             )
+    output.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(output)
 
 
 def _explained(stop: Interrupted, manifest: PredictionManifest) -> Interrupted:

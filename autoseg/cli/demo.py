@@ -34,14 +34,16 @@ def demo(out: Path, budget: float, seed: int, device: str, jobs: int, output: Ou
 
     Two configurations are trained with three folds each. The same command again goes on where it was stopped.
     """
-    from autoseg.api.demo import DemoListeners, DemoOptions, run_demo
+    from autoseg.api.demo import run_demo
     from autoseg.core.records import to_data
     from autoseg.launch.interrupts import stoppable
+    from autoseg.runs.queue import TrainOptions
+    from autoseg.runs.train import TrainListeners
 
     output.log_to(out / "logs", "demo")
-    options = DemoOptions(budget_seconds=budget, jobs=jobs, seed=seed, device=device)
-    with stoppable() as check_stop, training_board(output) as (of_cases, tell):
-        result = run_demo(out, options, check_stop, DemoListeners(of_cases, tell))
+    options = TrainOptions(budget_seconds=budget, jobs=jobs, seed=seed, device=device)
+    with stoppable() as check_stop, training_board(output) as (on_cases, on_progress):
+        result = run_demo(out, options, check_stop, TrainListeners(on_cases, on_progress=on_progress))
     _show(result, out, output)
     output.emit(
         {

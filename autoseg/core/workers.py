@@ -128,7 +128,7 @@ class Worker:
         start_without_script(self.process)
         theirs.close()
         # a caller that is interrupted may never close its workers; multiprocessing would then only ask them to end, and
-        # wait for those that do not hear
+        # wait for those that do not react
         atexit.register(self.process.kill)
         self.is_busy = False
         self._timeout_s = self._deadline = self._killed_at = float("inf")

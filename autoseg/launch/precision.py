@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from autoseg.planning.plan import Configuration
 from autoseg.training.step import Compute
 
 PROBE_SECONDS = 1.0
-"""Time that a race may take (assumption: nobody minds one or two seconds at the start of a training)."""
+"""Time that a race may take (assumption: one or two seconds do not matter at the start of a training)."""
 
 SMALLEST_GAIN = 0.03
 """A format or layout that gains less than this share of the time is within the noise of the measurement."""
@@ -24,23 +24,10 @@ SMALLEST_GAIN = 0.03
 _TIMED_STEPS = 2
 
 
-@dataclass(frozen=True, slots=True)
-class ComputeChoice:
-    """What was chosen and why.
-
-    Attributes:
-        compute: device, precision, memory format.
-        because: a sentence with the measured times.
-    """
-
-    compute: Compute
-    because: str
-
-
 def choose_compute(
     network: nn.Module, configuration: Configuration, channels: int, device: torch.device, wanted: tuple[str, str]
-) -> ComputeChoice:
-    """The fastest precision and memory format for training this network on this device.
+) -> tuple[Compute, str]:
+    """The fastest precision and memory format for training this network on this device, and why, with the times.
 
     Forward and backward are timed on a patch small enough for about a second in all; the network's weights stay as they
     are.
@@ -62,7 +49,7 @@ def choose_compute(
     best, second = _race(network, configuration, channels, by_layout)
     words = f"{best.precision}, {best.memory_format.replace('_', ' ')}"
     measured = "; ".join(f"fastest of {text}" for text in (first, second) if text)
-    return ComputeChoice(best, f"{words}: {measured or f'the only choice on {device} with this recipe'}")
+    return best, f"{words}: {measured or f'the only choice on {device} with this recipe'}"
 
 
 def native_types(device: torch.device) -> tuple[str, ...]:

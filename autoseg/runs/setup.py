@@ -178,8 +178,7 @@ def _fresh_network(task: RunTask) -> nn.Module:
 
 def _choice(task: RunTask, network: nn.Module, recipe: Recipe, device: torch.device) -> tuple[Compute, str]:
     wanted = (recipe.precision, recipe.memory_format)
-    choice = choose_compute(network, task.configuration, task.input_channels, device, wanted)
-    return choice.compute, choice.because
+    return choose_compute(network, task.configuration, task.input_channels, device, wanted)
 
 
 def _decide(task: RunTask, network: nn.Module, device: torch.device) -> RunRecord:

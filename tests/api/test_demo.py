@@ -6,11 +6,13 @@ import pytest
 from click.testing import CliRunner
 
 from autoseg.api import demo as walk
-from autoseg.api.demo import DemoOptions, run_demo
+from autoseg.api.demo import run_demo
 from autoseg.cli.demo import demo
 from autoseg.core.errors import Interrupted
+from autoseg.runs.queue import TrainOptions
 
-TINY = DemoOptions(training_cases=3, test_cases=1, epochs=1, steps=1, device="cpu")
+TINY = TrainOptions(epochs=1, steps=1, device="cpu")
+CASES = {"training_cases": 3, "test_cases": 1}
 
 
 def _never():
@@ -24,7 +26,7 @@ def _curves(folder):
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
-    return folder, run_demo(folder, TINY, _never)
+    return folder, run_demo(folder, TINY, _never, **CASES)
 
 
 def test_the_walk_leaves_dataset_plan_runs_selection_predictions_pictures_and_report(made):
@@ -48,7 +50,7 @@ def test_the_same_demo_again_trains_nothing(made):
     folder, _ = made
     checkpoint = folder / "synthetic/autoseg/runs/3d_fullres/fold_0/checkpoint"
     before = {path: path.stat().st_mtime_ns for path in checkpoint.rglob("*")}
-    again = run_demo(folder, TINY, _never)
+    again = run_demo(folder, TINY, _never, **CASES)
     assert before == {path: path.stat().st_mtime_ns for path in checkpoint.rglob("*")}
     assert again.scores.cases.keys() == {"phantom_ts000"}
 
@@ -58,7 +60,7 @@ def test_a_demo_that_is_stopped_leaves_a_dataset_to_go_on_with(tmp_path):
         raise Interrupted("stopped by SIGINT")
 
     with pytest.raises(Interrupted):
-        run_demo(tmp_path, TINY, stop)
+        run_demo(tmp_path, TINY, stop, **CASES)
     assert (tmp_path / "synthetic/dataset.json").exists()
 
 
