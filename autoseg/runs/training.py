@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -59,23 +58,17 @@ def train_and_validate(
         _log.info("%s: resumes at step %d of %d (%s)", task.run.title, state.step, state.segment.end, generation.name)
     # The history may be ahead of the checkpoint: epochs after it will be trained, and written, once more.
     truncate_history(folder.history, state.history_lines)
-    clock = _RunClock(begin, state.seconds)
+    before = state.seconds  # wall time of the run, interruptions left out
+
+    def seconds() -> float:
+        return before + time.monotonic() - begin
+
     if not state.is_finished:
-        _train(active, clock)
-    return _validate(active, clock)
+        _train(active, seconds)
+    return _validate(active, seconds)
 
 
-@dataclass(frozen=True, slots=True)
-class _RunClock:
-    begin: float
-    seconds_before: float
-
-    def seconds(self) -> float:
-        """Wall time of the run, interruptions left out."""
-        return self.seconds_before + time.monotonic() - self.begin
-
-
-def _train(active: ActiveRun, clock: _RunClock) -> None:
+def _train(active: ActiveRun, seconds: Callable[[], float]) -> None:
     task, state, recipe, compute = active.task, active.state, active.record.recipe, active.compute
     run = task.run
     objective = make_objective(recipe.loss, task.plan.labels, task.configuration.batch_dice)
@@ -92,8 +85,8 @@ def _train(active: ActiveRun, clock: _RunClock) -> None:
         title=run.title,
         folder=run.folder,
         classes=task.plan.labels.foreground,
-        seconds=clock.seconds,
-        save_status=lambda: save(_status(active, "training", clock), run.folder.state),
+        seconds=seconds,
+        save_status=lambda: save(_status(active, "training", seconds), run.folder.state),
     )
     callbacks = [*make_callbacks(recipe.callbacks, context), *_time_budget(active), _StepReport(active)]
     try:
@@ -153,14 +146,18 @@ def _validation_batches(active: ActiveRun, source: BatchSource) -> Iterator[tupl
 
 
 def _status(
-    active: ActiveRun, state: str, clock: _RunClock, scores: FoldScores | None = None, notes: Sequence[str] = ()
+    active: ActiveRun,
+    state: str,
+    seconds: Callable[[], float],
+    scores: FoldScores | None = None,
+    notes: Sequence[str] = (),
 ) -> RunStatus:
     now = active.state
     return RunStatus(
         state=state,
         epochs=now.epoch,
         epochs_planned=now.epochs,
-        seconds=round(clock.seconds(), 1),
+        seconds=round(seconds(), 1),
         ema_dice=now.ema_dice,
         validation={name: mean["dice"] for name, mean in scores.mean.items()} if scores else None,
         foreground_dice=scores.foreground_mean["dice"] if scores else None,
@@ -169,20 +166,20 @@ def _status(
     )
 
 
-def _validate(active: ActiveRun, clock: _RunClock) -> RunStatus:
+def _validate(active: ActiveRun, seconds: Callable[[], float]) -> RunStatus:
     task, compute = active.task, active.compute
     title, folder = task.run.title, task.run.folder
     if not task.cases.val:
-        status = _status(active, "done", clock, notes=["no case was kept back, so no validation is possible"])
+        status = _status(active, "done", seconds, notes=["no case was kept back, so no validation is possible"])
     else:
-        save(_status(active, "validating", clock), folder.state)
+        save(_status(active, "validating", seconds), folder.state)
         network = active.state.final_network
         predictor = make_predictor(network, task.plan, task.configuration, compute.device, compute.precision)
         planned = _plan_validation(active, predictor)
         scores = validate_fold(predictor, task, active.open_case, planned, _CaseClock(active, planned))
         late = len(scores.left_out) - len(planned.left_out)
         more = [f"{late} more cases were not validated, for lack of time"] if late else []
-        status = _status(active, "done", clock, scores, [*planned.notes, *more])
+        status = _status(active, "done", seconds, scores, [*planned.notes, *more])
     save(status, folder.state)
     for note in status.notes:
         _log.warning("%s: %s", title, note)
