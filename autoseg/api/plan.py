@@ -20,7 +20,7 @@ from autoseg.data.model import Dataset, Problem
 from autoseg.data.survey import Survey, survey
 from autoseg.nnunet.plans import read_nnunet_fingerprint
 from autoseg.planning.plan import Plan
-from autoseg.planning.planner import PlanOptions, make_plan
+from autoseg.planning.planner import PlanOptions, make_plan, read_options
 
 _log = logging.getLogger(__name__)
 
@@ -103,6 +103,7 @@ def plan_dataset(
         CasesRefused: no usable case is left, or `strict` and any case is refused. What was found is written all the
             same, so that the table of problems can be read.
     """
+    read_options(options)  # a wrong name is reported before the images are examined, which may take long
     dataset = detect_dataset(folder.resolve(), layout)
     _log.info("%s: %s", folder, dataset.layout_reason)
     found = _survey(dataset, workspace, jobs, progress, dry_run)

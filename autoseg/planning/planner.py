@@ -18,7 +18,7 @@ from autoseg.data.model import Dataset, LabelSet
 from autoseg.networks.spec import NetworkSpec
 from autoseg.planning import rules
 from autoseg.planning.lateral import value_swap, without_counterpart
-from autoseg.planning.pins import DecisionLog, read_pins
+from autoseg.planning.pins import DecisionLog, Pins, read_pins
 from autoseg.planning.plan import CONFIGURATION_NAMES, PLAN_VERSION, Configuration, Plan, edges
 from autoseg.planning.presets import Preset, load_preset
 from autoseg.planning.rules import Chosen, Lateral
@@ -80,12 +80,9 @@ def make_plan(
     Raises:
         PlanFault: the fingerprint has no cases or impossible spacings, or a pin does not fit the dataset.
     """
-    for name in options.configurations:
-        choose(name, dict.fromkeys(CONFIGURATION_NAMES), "configuration")
-    preset = load_preset(options.preset)
-    memory_gib = _memory_target(preset, options)
+    preset, memory_gib, pins = read_options(options)
     spacings, shapes = _arrays(fingerprint)
-    log = DecisionLog(read_pins(options.pins))
+    log = DecisionLog(pins)
     target = log.decide("spacing_mm", rules.target_spacing(spacings, shapes))
     order = log.decide("axis_order", rules.axis_order(target))
     median = rules.median_shape(spacings, shapes, target, order)
@@ -98,7 +95,8 @@ def make_plan(
     count = len(fingerprint.cases) if training_cases is None else training_cases
     slices = _Target("2d", spacing[1:], median[1:], float(np.prod(median, dtype=np.float64) * count))
     because = "2D batches are large, so Dice is pooled over them: a class missing from one slice then does no harm"
-    planned = {"2d": _plan_configuration(common, slices, Chosen(True, because))}
+    configurations = {"2d": _plan_configuration(common, slices, Chosen(True, because))}
+    configurations |= _configurations_3d(common, spacing, median, count)
     plan = Plan(
         version=PLAN_VERSION,
         dataset=dataset.name,
@@ -110,7 +108,7 @@ def make_plan(
         file_ending=dataset.file_ending,
         four_d=dataset.four_d,
         intensities=fingerprint.intensities,
-        configurations=planned | _configurations_3d(common, spacing, median, count),
+        configurations=configurations,
         decisions=tuple(log.decisions),
         fingerprint=fingerprint_hash(fingerprint),
         lateral_axis=lateral.axis,
@@ -119,11 +117,21 @@ def make_plan(
     return _narrowed(plan, options.configurations)
 
 
-def _memory_target(preset: Preset, options: PlanOptions) -> float:
+def read_options(options: PlanOptions) -> tuple[Preset, float, Pins]:
+    """Preset, memory target in GiB and pins that the options name, every name and value checked.
+
+    Raises:
+        UsageError: there is no such preset, configuration or decision.
+        RecordFault: the preset is faulty.
+        PlanFault: the memory target or a pinned value is impossible.
+    """
+    for name in options.configurations:
+        choose(name, dict.fromkeys(CONFIGURATION_NAMES), "configuration")
+    preset = load_preset(options.preset)
     memory_gib = preset.default_memory_gib if options.memory_gib is None else options.memory_gib
     if not (math.isfinite(memory_gib) and memory_gib > 0):
         raise PlanFault(f"a memory target of {memory_gib} GiB makes no sense", do="choose --memory greater than 0")
-    return memory_gib
+    return preset, memory_gib, read_pins(options.pins)
 
 
 def _narrowed(plan: Plan, names: tuple[str, ...]) -> Plan:

@@ -15,7 +15,7 @@ from torch import nn
 
 from autoseg.api.model import load_model
 from autoseg.api.plan import plan_dataset
-from autoseg.core.errors import RecordFault
+from autoseg.core.errors import RecordFault, UsageError
 from autoseg.core.records import from_data, from_json, load, record, to_data, to_json
 from autoseg.core.workspace import Workspace
 from autoseg.networks.kinds import NETWORKS
@@ -151,6 +151,14 @@ def test_what_is_wrong_in_a_preset_is_named_before_anything_is_planned(preset, t
     (tmp_path / "wrong.yaml").write_text(PRESET + wrong)
     with pytest.raises(RecordFault, match=message):
         plan_of(fingerprint_of([(1, 1, 1)], [(20, 20, 20)]), str(tmp_path / "wrong.yaml"))
+
+
+def test_what_is_wrong_in_a_preset_is_named_before_images_are_examined(tmp_path):
+    write_tiny_dataset(tmp_path / "data")
+    workspace = Workspace(tmp_path / "work")
+    with pytest.raises(UsageError, match="unknown preset"):
+        plan_dataset(tmp_path / "data", workspace, PlanOptions("refrence"), jobs=1)
+    assert not workspace.check.exists()
 
 
 @pytest.mark.parametrize(
