@@ -125,7 +125,7 @@ class Worker:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, threads), name=name, daemon=True)
-        start_without_script(self.process)
+        _start_without_script(self.process)
         theirs.close()
         # a caller that is interrupted may never close its workers; multiprocessing would then only ask them to end, and
         # wait for those that do not react
@@ -281,7 +281,7 @@ class _Pool:
             worker.close()
 
 
-def start_without_script(process: multiprocessing.process.BaseProcess) -> None:
+def _start_without_script(process: multiprocessing.process.BaseProcess) -> None:
     """Starts a spawned process that does not run the caller's script again.
 
     Otherwise a script that plans or trains without `if __name__ == "__main__":` would start itself once more in every

@@ -18,7 +18,6 @@ ANISOTROPY_THRESHOLD = 3.0
 """Largest / smallest spacing above which the coarsest axis is resampled apart. Source: nnU-Net v2 configuration.py."""
 
 IMAGE_ORDER = 3
-PROBABILITY_ORDER = 1
 COARSE_ORDER = 0
 """Spline orders; across the slices of a coarse axis the nearest slice is taken. Source: nnU-Net v2 default planner."""
 
@@ -91,25 +90,6 @@ def _cubic_matrix(n_in: int, n_out: int) -> NDArray[np.float64]:
     for offset, weight in enumerate(weights):
         matrix += weight[:, None] * coefficients[first + offset]
     return matrix
-
-
-def resample_axis_weights(
-    shape: Sequence[int],
-    new_shape: Sequence[int],
-    spacing_mm: Sequence[float],
-    target_mm: Sequence[float],
-    order: int = PROBABILITY_ORDER,
-) -> tuple[NDArray[np.float64], ...]:
-    """For each axis the matrix (new voxels, voxels) of `resample_image`; nearest along a coarse axis.
-
-    For callers that resample slab by slab or on another device. Clipping to the range of the input, without effect for
-    order 1, is left to them.
-    """
-    coarse = coarse_axis(spacing_mm, target_mm)
-    return tuple(
-        axis_matrix(n_in, n_out, COARSE_ORDER if axis == coarse else order)
-        for axis, (n_in, n_out) in enumerate(zip(shape, new_shape, strict=True))
-    )
 
 
 def resample_image(

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from autoseg.core.errors import IntegrityRefusal, NotEnoughResources, RecordFault, UsageError
+from autoseg.core.machine import BYTES_PER_GIB
 from autoseg.core.records import LARGEST_JSON_BYTES, from_data, read_table
 from autoseg.models.runs import PREFERRED_CONFIGURATION
 
@@ -183,7 +184,7 @@ def _unpack(opened: zipfile.ZipFile, archive: Path, folder: Path) -> None:
     needed, free = sum(member.file_size for member in wanted), shutil.disk_usage(folder).free
     if needed > free:
         raise NotEnoughResources(
-            f"unpacking takes {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free",
+            f"unpacking takes {needed / BYTES_PER_GIB:.1f} GiB, {free / BYTES_PER_GIB:.1f} GiB are free",
             where=str(folder),
             do="free some space, or unpack the zip elsewhere and give the folder",
         )

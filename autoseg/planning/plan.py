@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from autoseg.core.errors import MissingInput, PlanFault
+from autoseg.core.machine import BYTES_PER_GIB
 from autoseg.core.records import load, record, to_data
 from autoseg.core.registry import one_of
 from autoseg.core.workspace import Workspace
@@ -28,7 +29,7 @@ PLAN_VERSION: Final = 1
 CONFIGURATION_NAMES = ("2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres")
 """Of the configurations that are planned; imported plans may have others."""
 
-BYTES_PER_ELEMENT = 8 * 2**30 / (2 * 560e6)
+BYTES_PER_ELEMENT = 8 * BYTES_PER_GIB / (2 * 560e6)
 """Training memory per feature-map element: nnU-Net's default planner sizes two patches of 560e6 elements for 8 GiB."""
 
 LARGEST_PATCH = 1 << 28
@@ -112,7 +113,7 @@ class Configuration:
     @property
     def memory_gib(self) -> float:
         """Memory of one training step, in proportion to the feature maps of a batch; an estimate."""
-        return self.estimated_feature_map_elements * self.batch_size * BYTES_PER_ELEMENT / 2**30
+        return self.estimated_feature_map_elements * self.batch_size * BYTES_PER_ELEMENT / BYTES_PER_GIB
 
 
 @record
@@ -209,7 +210,7 @@ class Plan:
             shape = [case.shape_after_crop[axis] for axis in self.axis_order]
             target = [*spacing[: 3 - configuration.dimensions], *configuration.spacing_mm]
             voxels += math.prod(resampled_shape(tuple(shape), tuple(spacing), tuple(target)))
-        return voxels * (4 * len(self.channels) + 1) / 2**30
+        return voxels * (4 * len(self.channels) + 1) / BYTES_PER_GIB
 
     def document(self) -> dict[str, Any]:
         """The plan as `autoseg plan --json` prints it."""

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from autoseg.core.errors import NotEnoughResources
 from autoseg.core.files import remove_leftovers, write_atomic
+from autoseg.core.machine import BYTES_PER_GIB
 from autoseg.core.progress import Progress, silent
 from autoseg.core.records import to_json
 from autoseg.core.workers import map_supervised
@@ -183,9 +184,8 @@ def _refuse_full_disk(folder: Path, recipe: StoreRecipe, fingerprint: Fingerprin
     needed = int(DISK_MARGIN * sum(size for _, size in sizes))
     free = shutil.disk_usage(folder).free
     if needed > free:
-        raise _full_disk(
-            folder, f"{len(tasks)} cases need about {needed / 2**30:.2f} GiB and {free / 2**30:.2f} GiB are free"
-        )
+        needed_gib, free_gib = needed / BYTES_PER_GIB, free / BYTES_PER_GIB
+        raise _full_disk(folder, f"{len(tasks)} cases need about {needed_gib:.2f} GiB and {free_gib:.2f} GiB are free")
     return sum(voxels for voxels, _ in sizes)
 
 
