@@ -40,6 +40,8 @@ class Output:
     def start_logging(self) -> None:
         """Sends log lines to stderr; everything is also kept for the log file of the work folder."""
         logger = logging.getLogger("autoseg")
+        for handler in [own for own in logger.handlers if own is not _early_records]:
+            handler.close()  # the log file of an earlier command in this process
         logger.handlers.clear()
         logger.setLevel(logging.DEBUG)
         logger.propagate = False
