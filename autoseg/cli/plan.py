@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,7 +17,7 @@ from autoseg.cli.options import (
 )
 from autoseg.cli.output import Output
 from autoseg.core.errors import UsageError
-from autoseg.core.workspace import workspace_of
+from autoseg.core.workspace import Workspace, workspace_of
 
 if TYPE_CHECKING:
     from autoseg.api.plan import Planned
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from autoseg.planning.plan import Plan
     from autoseg.planning.planner import PlanOptions
 
-CONFIGURATION_NAMES = ("2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres")
-_PRESETS = ("reference", "resenc-m", "resenc-l", "resenc-xl", "cpu")
 _SHOWN_PROBLEMS = 40
 
 file_option = click.Path(path_type=Path, dir_okay=False)
@@ -35,9 +33,14 @@ file_option = click.Path(path_type=Path, dir_okay=False)
 @click.command()
 @click.argument("dataset", required=False, type=click.Path(path_type=Path))
 @work_option
-@click.option("--preset", default=None, help=f"{', '.join(_PRESETS)}, or a YAML file.  [default: reference]")
+@click.option(
+    "--preset",
+    default="reference",
+    show_default=True,
+    help="reference, resenc-m, resenc-l, resenc-xl, cpu, or a YAML file.",
+)
 @click.option("--memory", "memory_gib", type=click.FloatRange(min=0, min_open=True), help="Memory target in GiB.")
-@click.option("--configuration", "configurations", multiple=True, type=click.Choice(CONFIGURATION_NAMES))
+@click.option("--configuration", "configurations", multiple=True, help="2d, 3d_fullres, ...  [default: all]")
 @click.option("--pin", "pins", type=file_option, help="YAML file of decisions that you take instead of the rules.")
 @click.option("--format", "layout", help="Layout of the dataset, if it is not recognized by itself.")
 @click.option("--strict", is_flag=True, help="Refuse the whole dataset when any case is refused.")
@@ -48,32 +51,27 @@ file_option = click.Path(path_type=Path, dir_okay=False)
 @jobs_option
 @dry_run_option
 @output_options
-def plan(
-    dataset: Path | None,
-    work: Path | None,
-    preset: str | None,
-    memory_gib: float | None,
-    configurations: tuple[str, ...],
-    pins: Path | None,
-    output: Output,
-    **options: object,
-) -> int:
+def plan(dataset: Path | None, work: Path | None, output: Output, **options: Any) -> int:
     """Check the data, fingerprint it, apply the rules, print the plan and its reasons."""
     from autoseg.planning.planner import PlanOptions
 
-    chosen = PlanOptions(preset or "reference", memory_gib, configurations, pins)
-    if options["fingerprint"] or options["dataset_json"]:
-        return _plan_without_images(dataset, chosen, output, options)
+    fields = ("preset", "memory_gib", "configurations", "pins")
+    chosen = PlanOptions(**{name: options.pop(name) for name in fields})
+    files = (options.pop("fingerprint"), options.pop("dataset_json"))
+    if any(files):
+        return _plan_without_images(dataset, files, chosen, output)
     if dataset is None:
         raise UsageError("which dataset?", do="autoseg plan DATASET")
-    return _plan_images(dataset, work, chosen, output, options)
+    return _plan_images(dataset, workspace_of(dataset, work), chosen, output, options)
 
 
-def _plan_without_images(dataset: Path | None, chosen: PlanOptions, output: Output, options: dict[str, object]) -> int:
+def _plan_without_images(
+    dataset: Path | None, files: tuple[Path | None, Path | None], chosen: PlanOptions, output: Output
+) -> int:
     from autoseg.api.plan import plan_from_fingerprint
 
-    fingerprint, dataset_json = options["fingerprint"], options["dataset_json"]
-    if dataset is not None or not isinstance(fingerprint, Path) or not isinstance(dataset_json, Path):
+    fingerprint, dataset_json = files
+    if dataset is not None or fingerprint is None or dataset_json is None:
         raise UsageError(
             "planning without images takes two files and no DATASET",
             do="autoseg plan --from-fingerprint FINGERPRINT.json --dataset-json DATASET.json",
@@ -85,33 +83,23 @@ def _plan_without_images(dataset: Path | None, chosen: PlanOptions, output: Outp
 
 
 def _plan_images(
-    dataset: Path, work: Path | None, chosen: PlanOptions, output: Output, options: dict[str, object]
+    dataset: Path, workspace: Workspace, chosen: PlanOptions, output: Output, options: dict[str, Any]
 ) -> int:
     from autoseg.api.plan import CasesRefused, plan_dataset
     from autoseg.core.records import to_data
 
-    workspace = workspace_of(dataset, work)
-    dry_run = bool(options["dry_run"])
+    no_probe, device, dry_run = options.pop("no_probe"), options.pop("device"), options["dry_run"]
     if not dry_run:
         output.log_to(workspace.logs, "plan")
     try:
         with output.progress("Checking") as progress:
-            planned = plan_dataset(
-                dataset,
-                workspace,
-                chosen,
-                layout=_text(options["layout"]),
-                strict=bool(options["strict"]),
-                jobs=int(str(options["jobs"])),
-                progress=progress,
-                dry_run=dry_run,
-            )
+            planned = plan_dataset(dataset, workspace, chosen, **options, progress=progress)
     except CasesRefused as refusal:
         show_problems(refusal.problems, output)
         raise
     show_problems(planned.survey.problems, output)
     _show_dataset(planned, output)
-    seconds = {} if options["no_probe"] else _probe(planned, str(options["device"]))
+    seconds = {} if no_probe else _probe(planned, device)
     made = planned.plan
     disk = {name: made.store_gib(own, planned.survey.fingerprint) for name, own in made.configurations.items()}
     show_plan(made, output, seconds, disk)
@@ -121,10 +109,6 @@ def _plan_images(
     document = {**made.document(), "layout": planned.dataset.layout, "cases": len(planned.survey.fingerprint.cases)}
     output.emit({**document, "problems": problems, "seconds_per_epoch": seconds})
     return 0
-
-
-def _text(value: object) -> str | None:
-    return None if value is None else str(value)
 
 
 def _probe(planned: Planned, device: str) -> dict[str, float]:
