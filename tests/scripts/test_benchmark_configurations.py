@@ -54,7 +54,7 @@ def test_every_contender_is_scored_on_every_case_with_every_seed(made):
     kept = [name for fold in json.loads((out / "splits.json").read_text())[:2] for name in fold["val"]]
     assert document["comparison"]["cases"] == sorted(kept)
     assert all(set(own) == {"0", "1"} for own in document["seeds"].values())
-    rows = list(csv.DictReader((out / "scores.csv").open()))
+    rows = list(csv.DictReader((out / "scores.csv").read_text().splitlines()))
     expected = {(name, seed, case) for name in CONTENDERS for seed in "01" for case in kept}
     assert {(row["contender"], row["seed"], row["case"]) for row in rows} == expected
 
