@@ -39,8 +39,8 @@ MOST_FILE_LINES = 400
 SMALLEST_MODULE = 120
 """A module shorter than this, in lines, that only one other imports, belongs into that one."""
 
-REGISTRY_FOLDERS = ("api", "cli", "formats", "layouts", "transforms", "callbacks", "executors")
-"""Verbs and registry entries stand alone however short they are."""
+REGISTRY_FOLDERS = ("api", "cli", "formats", "layouts", "transforms", "callbacks", "executors", "kinds", "networks")
+"""Verbs, entries of tables, and the torch modules that a kind of network needs, stand alone however short they are."""
 
 NEVER_SAID = {
     "crew": "executor, workers",
@@ -183,11 +183,15 @@ def folder_breaches(modules: Iterable[Module]) -> Iterator[str]:
 
 def lonely_breaches(modules: list[Module]) -> Iterator[str]:
     """Short modules that a single other one imports."""
-    importers = Counter(name for module in modules for name in _imported(module))
+    importers: dict[str, list[str]] = {}
+    for module in modules:
+        for name in _imported(module):
+            importers.setdefault(name, []).append(module.name)
     for module in modules:
         is_entry = module.path.parent.name in REGISTRY_FOLDERS or module.path.stem.startswith("__")
-        if not is_entry and importers[module.name] == 1 and (lines := module.text.count("\n")) < SMALLEST_MODULE:
-            yield f"{module.path}: {lines} lines and one importer; it belongs there"
+        own = importers.get(module.name, [])
+        if not is_entry and len(own) == 1 and (lines := module.text.count("\n")) < SMALLEST_MODULE:
+            yield f"{module.path}: {lines} lines, imported by {own[0]} alone; it belongs there"
 
 
 def _imported(module: Module) -> set[str]:

@@ -14,6 +14,7 @@ from autoseg.core.workspace import Workspace, workspace_of
 from autoseg.launch.interrupts import stoppable
 from autoseg.planning.plan import load_planned
 from autoseg.report.collect import write_report
+from autoseg.runs.executors.executor import check_executor
 from autoseg.runs.forecast import QueueForecast, forecast_queue
 from autoseg.runs.queue import Queue, TrainOptions, make_queue
 from autoseg.runs.train import TrainListeners, TrainReport, train_queue
@@ -99,6 +100,7 @@ def finish(workspace: Workspace, report: TrainReport, options: TrainOptions, pro
 
 def forecast_training(workspace: Workspace, options: TrainOptions) -> tuple[Queue, QueueForecast]:
     """The runs that `train` would do, with their hours and disk (`--dry-run`); writes nothing."""
+    check_executor(options.executor)
     queue = make_queue(workspace, options)
     return queue, forecast_queue(workspace, queue, options)
 

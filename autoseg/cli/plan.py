@@ -17,7 +17,7 @@ from autoseg.cli.options import (
 )
 from autoseg.cli.output import Output
 from autoseg.core.errors import UsageError
-from autoseg.core.workspace import Workspace, workspace_of
+from autoseg.core.workspace import workspace_of
 
 if TYPE_CHECKING:
     from autoseg.api.plan import Planned
@@ -62,7 +62,7 @@ def plan(dataset: Path | None, work: Path | None, output: Output, **options: Any
         return _plan_without_images(dataset, files, chosen, output)
     if dataset is None:
         raise UsageError("which dataset?", do="autoseg plan DATASET")
-    return _plan_images(dataset, workspace_of(dataset, work), chosen, output, options)
+    return _plan_images(dataset, work, chosen, output, options)
 
 
 def _plan_without_images(
@@ -82,12 +82,11 @@ def _plan_without_images(
     return 0
 
 
-def _plan_images(
-    dataset: Path, workspace: Workspace, chosen: PlanOptions, output: Output, options: dict[str, Any]
-) -> int:
+def _plan_images(dataset: Path, work: Path | None, chosen: PlanOptions, output: Output, options: dict[str, Any]) -> int:
     from autoseg.api.plan import CasesRefused, plan_dataset
     from autoseg.core.records import to_data
 
+    workspace = workspace_of(dataset, work)
     no_probe, device, dry_run = options.pop("no_probe"), options.pop("device"), options["dry_run"]
     if not dry_run:
         output.log_to(workspace.logs, "plan")
@@ -104,7 +103,8 @@ def _plan_images(
     disk = {name: made.store_gib(own, planned.survey.fingerprint) for name, own in made.configurations.items()}
     show_plan(made, output, seconds, disk)
     output.say("nothing was written (--dry-run)" if dry_run else f"wrote {workspace.plan}")
-    output.say(f"next: autoseg train {dataset}    why: autoseg explain {dataset}")
+    where = str(dataset) if work is None else f"{dataset} --work {work}"
+    output.say(f"next: autoseg train {where}    why: autoseg explain {where}")
     problems = [to_data(problem) for problem in planned.survey.problems]
     document = {**made.document(), "layout": planned.dataset.layout, "cases": len(planned.survey.fingerprint.cases)}
     output.emit({**document, "problems": problems, "seconds_per_epoch": seconds})

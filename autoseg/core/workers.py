@@ -6,12 +6,11 @@ tried once more when nothing else takes memory, and after that it is a failure w
 
 `Worker` is one such process. An executor of training runs keeps one for each device:
 
-    worker = Worker(partial(train, queue, options, device), name="autoseg cuda:1")   # train(run, send) of a module
-    worker.call(run)                                    # returns at once
-    for worker, answer in answers(workers, timeout_s=0.2):
-        if isinstance(answer, Message): ...             # what `train` sent meanwhile: steps done, log records
-        elif isinstance(answer, Failure): ...           # an exception of `train`, or how the process died
-        else: ...                                       # Returned: what `train` returned; the worker is free again
+    worker = Worker(partial(train, device), name="autoseg cuda:1")   # train(device, task, send) of a module
+    worker.call(task)                                   # returns at once
+    while isinstance(answer := worker.answer(), Message): ...   # what `train` sent meanwhile: steps done, log records
+    if isinstance(answer, Failure): ...                 # an exception of `train`, or how the process died
+    else: ...                                           # Returned: what `train` returned; the worker is free again
     worker.process.terminate()                          # SIGTERM, as a request: launch.interrupts.stoppable
     worker.close(grace_s=60)                            # a worker at work has a minute to end, then it is killed
 

@@ -123,8 +123,10 @@ class _Check:
         """The label map as its file has it; None where it is missing or cannot be read."""
         file = self.case.labels
         if file is None:
-            expected = LAYOUTS[self.dataset.layout].label_folder / f"{self.case.identifier}{self.dataset.file_ending}"
-            self.note("E0204", None, f"there is no label file ({expected.as_posix()})")
+            # Named only where the layout fixes the folder: elsewhere the same name might be that of the image.
+            folder = LAYOUTS[self.dataset.layout].label_folder
+            expected = folder / f"{self.case.identifier}{self.dataset.file_ending}"
+            self.note("E0204", None, "there is no label file" + (f" ({expected.as_posix()})" if folder.parts else ""))
             return None
         if not self._is_there(file, "E0204"):
             return None

@@ -1,4 +1,7 @@
-"""The scores of a predicted class: every entry of `METRICS` appears in files, tables and reports without another edit.
+"""The scores of a predicted class: an entry of `COUNT_METRICS` or `MASK_METRICS` needs no other edit to be shown.
+
+Both are in what evaluate writes and prints; scores that counts of voxels are enough for are in `scores.json` of every
+validation and in the reports as well.
 
 What is undefined is None, never 0, and is left out of means.
 

@@ -21,7 +21,7 @@ from autoseg.preprocessing.store import store_recipe
 from autoseg.runs.budget import budget_deadline, heartbeat, run_deadline
 from autoseg.runs.cascade import fill_first_stage
 from autoseg.runs.execute import Busy, result_of_done
-from autoseg.runs.executors.executor import Executor, make_executor
+from autoseg.runs.executors.executor import Executor, check_executor, make_executor
 from autoseg.runs.progress import ProgressReporter, QueueProgress
 from autoseg.runs.queue import Queue, RunTask, TrainOptions, make_queue
 from autoseg.runs.run import Run, RunResult
@@ -101,6 +101,7 @@ def train_queue(
         PlanFault: the plan was made from another fingerprint.
         UsageError: no such configuration, fold, recipe, executor or device; or the budget was used up before.
     """
+    check_executor(options.executor)
     queue = make_queue(workspace, options)
     save_folds(queue.folds, workspace.splits)
     threads = use_cores()

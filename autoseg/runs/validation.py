@@ -205,8 +205,12 @@ class _Fold:
         remove_leftovers(self.task.run.folder.validation)
         before = self.task.run.scores
         if before is not None and before.mirror_axes == self.planned.mirror_axes:
-            self.cases = {name: own for name, own in before.cases.items() if self._label_file(name).exists()}
+            self.cases = {name: own for name, own in before.cases.items() if self._is_complete(name, own)}
             self.seconds = {name: spent for name, spent in before.seconds.items() if name in self.cases}
+
+    def _is_complete(self, name: str, scores: CaseScores) -> bool:
+        """Whether the label map is there, and every score that this version computes."""
+        return self._label_file(name).exists() and all(COUNT_METRICS.keys() <= own.keys() for own in scores.values())
 
     def _label_file(self, name: str) -> Path:
         return self.task.run.folder.validation / f"{name}{self.task.plan.file_ending}"

@@ -168,13 +168,14 @@ def _kept_or_new(
             why="what a network was trained on says nothing about how good it is",
             do="remove all but one, or keep them on one side: train with --group-by '.+'",
         )
+    level = logging.DEBUG if work_file.exists() else logging.INFO  # said once, when they are made
     if not folds[0].val:
         what = "one group" if len(usable) > 1 else "one case"
         _log.warning("folds: there is %s; it is trained on, and no validation is possible", what)
     elif facts.are_chosen:
-        _log.info("folds: %d cases in %d folds, rare classes spread, groups together", len(usable), len(folds))
+        _log.log(level, "folds: %d cases in %d folds, rare classes spread, groups together", len(usable), len(folds))
     else:
-        _log.info("folds: %d cases in %d folds, shuffled with nnU-Net's seed", len(usable), len(folds))
+        _log.log(level, "folds: %d cases in %d folds, shuffled with nnU-Net's seed", len(usable), len(folds))
         _warn_of_rare_classes(folds, facts)
     return folds
 

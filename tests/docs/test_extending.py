@@ -31,7 +31,7 @@ from autoseg.runs.train import train_queue
 from autoseg.training.callbacks.base import RunContext
 from autoseg.training.callbacks.history import read_history
 from autoseg.training.callbacks.kinds import CALLBACKS, make_callbacks
-from autoseg.training.losses import LOSSES, make_objective
+from autoseg.training.losses import LOSSES, make_objective, region_masks
 from autoseg.training.recipe import Recipe
 from tests.docs.markdown import blocks
 from tests.preprocessing.tiny_dataset import write_tiny_dataset, write_volume
@@ -123,6 +123,12 @@ def test_the_loss_falls_where_voxels_are_right_and_leaves_unlabeled_ones_out(exa
     classes = LabelSet({"background": (0,), "cell": (1,)}, ignore=2)
     objective = make_objective("focal", classes, False)
     assert objective(right, labels) < 0.01 < objective(-right, labels)
+    regions = LabelSet({"background": (0,), "whole": (1, 2), "core": (2,)}, ignore=3, regions_class_order=(1, 2))
+    nested = torch.randint(0, 3, (2, 6, 6), generator=torch.Generator().manual_seed(1))
+    sure = 8 * region_masks(nested, regions).float() - 4
+    objective_of_regions = make_objective("focal", regions, False)
+    assert objective_of_regions(sure, nested) < 0.01 < objective_of_regions(-sure, nested)
+    assert torch.isfinite(objective_of_regions(sure, torch.full_like(nested, 3)))
     unlabeled = labels.clone()
     unlabeled[0] = 2
     expected = objective(right[1:], labels[1:])

@@ -104,31 +104,43 @@ def test_the_loss_is_float32_with_finite_gradients_for_bfloat16_logits(loss, lab
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
 @pytest.mark.parametrize("label_set", [PLAIN, REGIONS], ids=["labels", "regions"])
 @pytest.mark.parametrize("batch_dice", [False, True])
-def test_a_certain_and_right_answer_is_near_the_minimum(loss, label_set: LabelSet, batch_dice: bool) -> None:  # type: ignore[no-untyped-def]
+def test_a_certain_and_right_answer_is_better_than_a_wrong_or_an_unsure_one(
+    loss, label_set: LabelSet, batch_dice: bool
+) -> None:  # type: ignore[no-untyped-def]
     labels = torch.randint(0, 3, (2, 4, 6, 6))
     masks = region_masks(labels, label_set)
     if not label_set.has_regions:
         masks = torch.cat((labels[:, None] == 0, masks), 1)
-    right, wrong = 40 * masks.float() - 20, 20 - 40 * masks.float()
-    assert float(loss(right, labels, label_set, batch_dice)) == pytest.approx(-1, abs=1e-3)
-    assert float(loss(wrong, labels, label_set, batch_dice)) > 1
+    right = 40 * masks.float() - 20
+    best, unsure, worst = (float(loss(own, labels, label_set, batch_dice)) for own in (right, 0 * right, -right))
+    assert best < unsure < worst
+    assert worst - best > 0.5
 
 
+def test_dice_and_cross_entropy_lies_between_minus_one_and_infinity() -> None:
+    labels = torch.randint(0, 3, (2, 4, 6, 6))
+    right = 40 * F.one_hot(labels, 3).movedim(-1, 1).float() - 20
+    assert float(dice_ce(right, labels, PLAIN, False)) == pytest.approx(-1, abs=1e-3)
+    assert float(dice_ce(-right, labels, PLAIN, False)) > 1
+
+
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
 @pytest.mark.parametrize("label_set", [LabelSet(PLAIN.classes, ignore=3), REGIONS], ids=["labels", "regions"])
-def test_voxels_that_are_not_annotated_have_no_gradient(label_set: LabelSet) -> None:
+def test_voxels_that_are_not_annotated_have_no_gradient(loss, label_set: LabelSet) -> None:  # type: ignore[no-untyped-def]
     labels = torch.randint(0, 4, (2, 5, 6, 6))
     logits = torch.randn(2, label_set.head_count, 5, 6, 6, requires_grad=True)
-    dice_ce(logits, labels, label_set, False).backward()
+    loss(logits, labels, label_set, False).backward()
     assert logits.grad is not None
     ignored = (labels == 3)[:, None].expand_as(logits)
     assert not logits.grad[ignored].any()
     assert bool(logits.grad[~ignored].all())
 
 
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
 @pytest.mark.parametrize("label_set", [LabelSet(PLAIN.classes, ignore=3), REGIONS], ids=["labels", "regions"])
-def test_a_batch_without_any_annotation_gives_a_finite_loss(label_set: LabelSet) -> None:
+def test_a_batch_without_any_annotation_gives_a_finite_loss(loss, label_set: LabelSet) -> None:  # type: ignore[no-untyped-def]
     logits = torch.randn(1, label_set.head_count, 3, 3, 3, requires_grad=True)
-    value = dice_ce(logits, torch.full((1, 3, 3, 3), 3), label_set, False)
+    value = loss(logits, torch.full((1, 3, 3, 3), 3), label_set, False)
     value.backward()
     assert bool(torch.isfinite(value))
 

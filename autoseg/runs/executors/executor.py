@@ -44,13 +44,23 @@ EXECUTORS: dict[str, Callable[[Sequence[torch.device], Callable[[], None], OnSte
 """Name -> made of the devices, a function that raises Interrupted when the user wants to stop, and `OnStep`."""
 
 
+AUTO = "auto"
+"""In this process on one device, else in a process per device."""
+
+
+def check_executor(name: str) -> None:
+    """Raises UsageError if `--executor` names none; asked before any work is done."""
+    choose(name, {AUTO: None, **EXECUTORS}, "executor")
+
+
 def make_executor(
     name: str, devices: Sequence[torch.device], check_stop: Callable[[], None], on_step: OnStep
 ) -> Executor:
-    """The executor that `--executor` names; "auto" trains in this process on one device, else in a process per device.
+    """The executor that `--executor` names, or the usual one for so many devices.
 
     Raises:
         UsageError: no executor of that name.
     """
+    check_executor(name)
     usual = "inline" if len(devices) == 1 else "processes"
-    return choose(usual if name == "auto" else name, EXECUTORS, "executor")(devices, check_stop, on_step)
+    return EXECUTORS[usual if name == AUTO else name](devices, check_stop, on_step)
