@@ -41,7 +41,7 @@ def record(kind: type[T]) -> type[T]:
     from pydantic import ConfigDict
     from pydantic.dataclasses import dataclass as checked_dataclass
 
-    checked: Any = checked_dataclass(frozen=True, slots=True, config=ConfigDict(extra="forbid"))
+    checked: Any = checked_dataclass(frozen=True, slots=True, config=ConfigDict(extra="forbid", populate_by_name=True))
     made: type[T] = checked(kind)
     return made
 

@@ -115,7 +115,7 @@ class Predictor:
         if self._device_type != "cpu":
             return 0
         logits = 2 * self.heads * math.prod(self.patch_size)
-        features = self.configuration.network.prediction_elements(self.patch_size)
+        features = self.configuration.network.prediction_elements(self.configuration.patch_size)
         return _BYTES_PER_FLOAT * (features + logits) * self.tiles_at_once
 
     def working_bytes(self, shape: Shape) -> int:

@@ -25,7 +25,7 @@ from autoseg.data.outliers import Outlier, properties
 from autoseg.evaluation.confusion import Counts, confusion, overlaps_of
 from autoseg.evaluation.scores import ClassScores, count_scores, voxel_ml
 from autoseg.evaluation.statistics import mean_of
-from autoseg.images.formats.files import stem
+from autoseg.images.formats.files import is_image, stem
 from autoseg.images.readers import read_image, read_labels
 from autoseg.images.volume import Volume
 from autoseg.planning.plan import Plan
@@ -212,7 +212,7 @@ def _measured(
 
 
 def _label_volume(path: Path) -> Volume:
-    if not path.is_file():
+    if not is_image(path):
         raise MissingInput(f"{path.name} is missing")
     return read_labels(path)
 
@@ -229,6 +229,6 @@ def _reference(files: CaseFiles, plan: Plan, shape: tuple[int, ...]) -> Labels |
 def _image(files: CaseFiles, plan: Plan) -> Volume:
     paths = [Path(files.root) / image for image in files.case.images]
     for path in paths:
-        if not path.is_file():
+        if not is_image(path):
             raise MissingInput(f"{path.name} is missing")
     return read_image(paths, plan.four_d)

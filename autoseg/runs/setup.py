@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -35,6 +36,8 @@ OPEN_CASES = 200
 """Cases kept open; each holds three file handles, in a cascade four, of which a process has 1024."""
 
 _WEIGHTS_STREAM = 3
+
+_drawing_weights = threading.Lock()
 
 _log = logging.getLogger(__name__)
 
@@ -172,8 +175,9 @@ def _first_stage_name(task: RunTask) -> str | None:
 
 def _fresh_network(task: RunTask) -> nn.Module:
     seed = np.random.SeedSequence([task.options.seed, task.run.fold, _WEIGHTS_STREAM]).generate_state(1)[0]
-    torch.manual_seed(int(seed))
-    return task.plan.build_network(task.configuration.name)
+    with _drawing_weights:  # torch's layers draw from one generator of the whole process
+        torch.manual_seed(int(seed))
+        return task.plan.build_network(task.configuration.name)
 
 
 def _choice(task: RunTask, network: nn.Module, recipe: Recipe, device: torch.device) -> tuple[Compute, str]:

@@ -85,7 +85,9 @@ def predicted_case(identifier: str, prediction: LabelMap, reference: LabelMap, g
         geometry: the grid.
     """
     both = np.stack([prediction, reference])
-    box = nonzero_box(both)
+    # One voxel of margin: what touches the edge of the box is then what touches the border of the image.
+    around = zip(nonzero_box(both), prediction.shape, strict=True)
+    box = tuple((max(0, first - 1), min(length, behind + 1)) for (first, behind), length in around)
     cut = both[:, *slices(box)]
     return PredictedCase(identifier, _compressed(cut), both.dtype.str, geometry, box)
 

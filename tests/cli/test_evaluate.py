@@ -43,7 +43,7 @@ def test_scores_per_case_and_class_with_means(autoseg, folders):
     document = ran.document
     assert set(document) >= {"mean", "foreground_mean", "cases"}
     assert list(document["cases"]) == ["a", "b"]
-    assert document["cases"]["a"]["1"] == {
+    expected = {
         "dice": 1.0,
         "iou": 1.0,
         "nsd": 1.0,
@@ -52,6 +52,7 @@ def test_scores_per_case_and_class_with_means(autoseg, folders):
         "volume_ml": 0.1,
         "reference_volume_ml": 0.1,
     }
+    assert expected.items() <= document["cases"]["a"]["1"].items()
     shifted = document["cases"]["b"]["1"]
     assert shifted["dice"] == pytest.approx(0.8)
     assert (shifted["hd95_mm"], shifted["nsd"]) == (0.5, 1.0)

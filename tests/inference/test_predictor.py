@@ -205,3 +205,11 @@ def test_mirroring_from_left_to_right_exchanges_heads_and_channels_of_lateral_cl
     assert np.abs(whole(plain, image) - logits).max() > 1e-2  # it does matter
     only_first = replace(predictor, mirror_axes=tuple(range(dimensions - 1)))
     assert (whole(only_first, image) == whole(replace(only_first, swap=None), image)).all()
+
+
+def test_a_network_is_asked_for_its_memory_with_as_many_axes_as_it_has(monkeypatch):
+    asked = []
+    flat = configuration((16, 16))
+    monkeypatch.setattr(type(flat.network), "prediction_elements", lambda _self, patch: asked.append(patch) or 1)
+    assert Predictor((), flat, 2).network_bytes > 0
+    assert asked == [(16, 16)]

@@ -224,3 +224,15 @@ def test_what_is_accepted_never_lowers_the_mean_and_is_what_the_steps_do(pairs, 
         scores = overlaps(expected, reference, labels)
         own = search.dice[search.cases.index(case)]
         assert np.allclose(own, [np.nan if s.dice is None else s.dice for s in scores.values()], equal_nan=True)
+
+
+@pytest.mark.parametrize("corner", [(1, 2, 3), (0, 2, 3)])
+def test_the_edge_of_what_is_looked_at_is_that_of_the_image_or_empty(corner) -> None:
+    labels = np.zeros((6, 9, 9), np.uint8)
+    labels[tuple(slice(first, first + 3) for first in corner)] = 1
+    case = predicted_case("a", labels, labels, Geometry(labels.shape, (1.0, 1.0, 1.0)))
+    inside, _ = case.open()
+    assert inside[0].any() == (corner[0] == 0)  # a step that removes what touches the border decides as on the whole
+    assert not inside[-1].any()
+    assert not inside[:, 0].any()
+    assert np.array_equal(case.label_map, labels)

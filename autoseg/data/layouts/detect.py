@@ -20,7 +20,7 @@ from autoseg.data.layouts.manifest import MANIFEST
 from autoseg.data.layouts.nnunet import NNUNET
 from autoseg.data.layouts.paired import PAIRED
 from autoseg.data.model import Case, Dataset, LabelSet
-from autoseg.images.formats.files import file_ending
+from autoseg.images.formats.files import file_ending, is_image
 
 LAYOUTS: dict[str, Layout] = {
     "nnunet": NNUNET,
@@ -149,6 +149,6 @@ def _seen(folder: Path) -> str:
 
 
 def _endings(folder: Path) -> str:
-    files = [entry for entry in folder.iterdir() if entry.is_file()]
+    files = [entry for entry in folder.iterdir() if entry.is_file() or is_image(entry)]
     counts = Counter(file_ending(file) or file.suffix or "no ending" for file in files)
     return ", ".join(f"{count} x {ending}" for ending, count in counts.most_common(3)) or "no files"
