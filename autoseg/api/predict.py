@@ -196,7 +196,12 @@ def _prepare_output(output: Path, cases: Sequence[Case], plan: Plan) -> None:
             raise UsageError(
                 f"the label map of {case.identifier} would replace its image", where=str(output), do="choose another -o"
             )
-    output.mkdir(parents=True, exist_ok=True)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            "the output folder cannot be made", where=str(output), why=error.strerror, do="choose another -o"
+        ) from error
     remove_leftovers(output)
 
 

@@ -9,7 +9,7 @@ from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, dataclass_transform
 
-from autoseg.core.errors import MissingInput, RecordFault
+from autoseg.core.errors import AutoSegError, MissingInput, RecordFault
 from autoseg.core.files import write_atomic
 
 if TYPE_CHECKING:
@@ -90,6 +90,9 @@ def from_json(kind: type[T], text: str | bytes, where: str, do: str = _RESTORE) 
             where=where,
             do=do,
         ) from error
+    except AutoSegError as error:  # a validator's own: an unknown name, with the nearest one
+        error.where = error.where or where
+        raise
     return record
 
 

@@ -174,6 +174,12 @@ class Plan:
     lateral_pairs: tuple[tuple[str, str], ...] = ()
 
     @model_validator(mode="after")
+    def _names_agree(self) -> Self:
+        if wrong := [f"{key} is called {own.name}" for key, own in self.configurations.items() if key != own.name]:
+            raise ValueError(f"configurations: {', '.join(wrong)}")
+        return self
+
+    @model_validator(mode="after")
     def _has_every_channel(self) -> Self:
         counts = {"intensities": len(self.intensities)}
         for name, own in self.configurations.items():

@@ -22,7 +22,7 @@ from autoseg.data.model import LabelSet
 from autoseg.images.crop import slices
 from autoseg.images.resample import resample_labels
 from autoseg.preprocessing.prepare import Placement, smallest_labels
-from autoseg.preprocessing.store import StoredCase, StoredFile, damaged, open_case, stored_file
+from autoseg.preprocessing.store import StoredCase, StoredFile, damaged, map_array, open_case, stored_file
 
 FIRST_STAGE_VERSION = 1
 """Changes whenever the same label maps give other arrays."""
@@ -185,7 +185,7 @@ def open_with_first_stage(store: Path, extra: Path | None, name: str) -> StoredC
     record = load(FirstStageRecord, extra / name / RECORD)
     path = extra / name / ARRAY
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        array = map_array(path)
     except (ValueError, OSError) as error:
         raise damaged(extra / name, str(error), _WHAT, _DO) from error
     if record.identifier != name or not record.file.has_size(path) or array.shape != stored.image.shape[1:]:

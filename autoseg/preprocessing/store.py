@@ -7,6 +7,7 @@ changed plan gets another. In it every case has a folder `image.npy labels.npy l
 from __future__ import annotations
 
 import shutil
+import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,9 @@ STORE_VERSION = 1
 
 ARRAYS = IMAGE, LABELS, LOCATIONS = "image.npy", "labels.npy", "locations.npy"
 RECORD = "case.json"
+
+
+_mapping = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +140,20 @@ def stored_file(path: Path) -> StoredFile:
     return StoredFile(path.stat().st_size, sha256_of_file(path))
 
 
+def map_array(path: Path) -> NDArray[Any]:
+    """The array in an .npy file, mapped into memory read-only.
+
+    Raises:
+        ValueError: the file is damaged.
+        OSError: it cannot be read.
+    """
+    # One thread at a time: numpy reads the header with Python's parser, which Python 3.11 has been seen to abort with
+    # "AST constructor recursion depth mismatch" where threads parse at once (python/cpython issue 106905).
+    with _mapping:
+        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+        return array
+
+
 def open_case(folder: Path) -> StoredCase:
     """A stored case, nothing of it read yet but its record.
 
@@ -147,7 +165,7 @@ def open_case(folder: Path) -> StoredCase:
     if not all(name in record.files and record.files[name].has_size(folder / name) for name in ARRAYS):
         raise damaged(folder, f"{', '.join(ARRAYS)} are not of the sizes that its record says")
     try:
-        image, labels, rows = (np.load(folder / name, mmap_mode="r", allow_pickle=False) for name in ARRAYS)
+        image, labels, rows = (map_array(folder / name) for name in ARRAYS)
     except (ValueError, OSError) as error:
         raise damaged(folder, str(error)) from error
     shape, counts = record.placement.prepared_shape, list(record.locations.values())

@@ -350,3 +350,10 @@ def test_a_dry_run_counts_everything_that_predicts(autoseg, tmp_path):
     assert together["windows"] == alone[1]["windows"] > alone[0]["windows"]
     assert together["prepared_shape"] == alone[1]["prepared_shape"]
     assert together["memory_gib"] > alone[1]["memory_gib"] > alone[0]["memory_gib"]
+
+
+def test_an_output_folder_that_cannot_be_made_is_one_box(autoseg, work, tmp_path):
+    images = write_cases(tmp_path / "images", 1)
+    (tmp_path / "file").touch()
+    ran = autoseg("predict", work, "-i", images, "-o", tmp_path / "file" / "out", "--device", "cpu")
+    assert (ran.code, "cannot be made" in ran.stderr) == (2, True)

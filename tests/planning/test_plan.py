@@ -3,6 +3,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from pydantic import ValidationError
 
 from autoseg.data.model import LabelSet
 from tests.planning.builders import fingerprint_of, plan_of
@@ -25,3 +26,9 @@ def test_every_preset_plans_cascades_whose_second_stage_sees_the_first(preset):
     assert plan.configurations["3d_cascade_fullres"].cascade_from == "3d_lowres"
     assert plan.input_channels("3d_lowres") == len(plan.channels)
     assert plan.input_channels("3d_cascade_fullres") == len(plan.channels) + 1
+
+
+def test_a_configuration_under_another_name_is_refused():
+    plan = tiny_plan()
+    with pytest.raises(ValidationError, match="2d is called 3d_fullres"):
+        replace(plan, configurations={"2d": plan.configurations["3d_fullres"]})
