@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 Box = tuple[tuple[int, int], ...]
 """For each axis the first voxel inside and the first one behind."""
@@ -91,6 +90,8 @@ def _fill_holes(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """
     if min(mask.shape) <= 2 or mask.all():  # nothing can be enclosed
         return mask
+    from scipy import ndimage  # 0.15 s of imports that planning does not need
+
     regions, _ = ndimage.label(np.pad(~mask, 1, constant_values=True))
     filled: NDArray[np.bool_] = (regions != regions[0, 0, 0])[1:-1, 1:-1, 1:-1]
     return filled

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 ANISOTROPY_THRESHOLD = 3.0
 """Largest / smallest spacing above which the coarsest axis is resampled apart. Source: nnU-Net v2 configuration.py."""
@@ -73,6 +72,8 @@ def axis_matrix(n_in: int, n_out: int, order: int) -> NDArray[np.float64]:
     elif order == IMAGE_ORDER:
         matrix = _cubic_matrix(n_in, n_out)
     else:
+        from scipy import ndimage  # 0.15 s of imports that planning does not need
+
         matrix = ndimage.zoom(np.eye(n_in), (n_out / n_in, 1), order=order, mode="nearest", grid_mode=True)
     matrix.setflags(write=False)
     return matrix
@@ -80,6 +81,8 @@ def axis_matrix(n_in: int, n_out: int, order: int) -> NDArray[np.float64]:
 
 def _cubic_matrix(n_in: int, n_out: int) -> NDArray[np.float64]:
     """Cubic B-spline interpolation of unit lines: scipy's prefilter, then the four basis weights of each position."""
+    from scipy import ndimage
+
     edge = 12  # voxels by which scipy repeats both ends before it filters
     coefficients = ndimage.spline_filter1d(np.pad(np.eye(n_in), ((edge, edge), (0, 0)), mode="edge"), 3, axis=0)
     positions = (np.arange(n_out) + 0.5) * (n_in / n_out) - 0.5 + edge

@@ -14,7 +14,6 @@ from typing import Annotated, Any
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import AfterValidator, Field
-from scipy import ndimage
 
 from autoseg.core.geometry import Shape, Spacing, is_picture
 from autoseg.core.records import record
@@ -142,6 +141,8 @@ def components(mask: Mask) -> Components:
 
     Source: nnU-Net v2 postprocessing/remove_connected_components.py (neighbors by faces, edges and corners).
     """
+    from scipy import ndimage  # 0.2 s of imports that not every prediction needs
+
     box = next(iter(ndimage.find_objects(mask.astype(np.uint8))), None)
     if box is None:
         nothing = (slice(0, 0),) * mask.ndim

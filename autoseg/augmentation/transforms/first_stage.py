@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import Field
-from scipy import ndimage
 
 from autoseg.augmentation.draws import Probability, happens, uniform
 from autoseg.augmentation.pipeline import Sample, Transform
@@ -98,6 +97,8 @@ def apply_changes(channels: Mask, changes: Sequence[Change]) -> Mask:
 
 def without_component(mask: Mask, fraction: float) -> Mask:
     """The mask without one of its small components (neighbors across corners count): the one at a fraction of them."""
+    from scipy import ndimage  # 0.2 s of imports that not every prediction needs
+
     components, _ = ndimage.label(mask, np.ones((3,) * mask.ndim))
     sizes = np.bincount(components.reshape(-1))[1:]
     small = np.flatnonzero(sizes < LARGEST_REMOVED_SHARE * mask.size)
@@ -106,6 +107,8 @@ def without_component(mask: Mask, fraction: float) -> Mask:
 
 def dilate(mask: Mask, radius: float) -> Mask:
     """Every voxel within `radius` voxels of the mask (distance between centers)."""
+    from scipy import ndimage
+
     result = mask.copy()
     box = _box(mask, int(radius))
     if box is not None:
@@ -115,6 +118,8 @@ def dilate(mask: Mask, radius: float) -> Mask:
 
 def erode(mask: Mask, radius: float) -> Mask:
     """Voxels of the mask with no voxel of the patch outside it within `radius`; beyond the patch nothing counts."""
+    from scipy import ndimage
+
     result = mask.copy()
     box = _box(mask, 1)  # the voxels around the mask are nearer than any behind them
     if box is not None and not mask[box].all():
@@ -136,5 +141,7 @@ OPERATIONS: dict[str, Operation] = {"dilate": dilate, "erode": erode, "close": _
 
 def _box(mask: Mask, margin: int) -> tuple[slice, ...] | None:
     """The bounding box of a mask, wider by the margin where the patch allows it; None if the mask is empty."""
+    from scipy import ndimage
+
     found = ndimage.find_objects(mask.astype(np.uint8))
     return tuple(slice(max(0, s.start - margin), s.stop + margin) for s in found[0]) if found else None
