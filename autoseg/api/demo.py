@@ -30,8 +30,6 @@ from autoseg.training.splits import USER_FILES, make_folds, save_folds
 
 CONFIGURATIONS = ("2d", "3d_fullres")
 FOLDS = 3
-BUDGET_SECONDS = 270.0
-"""Of the training of all configurations and folds: 45 s for each of the six runs."""
 
 _INLINE = 0  # worker processes: four small cases are scored before one has started
 
