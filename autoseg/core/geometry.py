@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,8 @@ class Geometry:
         spacing_mm: distance of neighboring voxels along z, y, x.
         origin_mm: world position (x, y, z in LPS, as ITK has it) of voxel (0, 0, 0).
         direction: nine numbers, three rows: the world unit vectors (x, y, z in LPS) of the array axes z, y and x.
+        has_orientation: whether the file states which way its axes run in the body; if not, origin and direction are
+            placeholders (NIfTI without qform and sform, NRRD without space, TIFF, PNG, BMP).
     """
 
     shape: tuple[int, int, int]
@@ -41,6 +43,7 @@ class Geometry:
         *(0.0, 1.0, 0.0),
         *(1.0, 0.0, 0.0),
     )
+    has_orientation: bool = field(default=True, compare=False)
 
     @property
     def axes(self) -> NDArray[np.float64]:

@@ -35,7 +35,7 @@ def plane_geometry(shape: tuple[int, int]) -> Geometry:
 
     Source: nnU-Net v2 imageio/natural_image_reader_writer.py.
     """
-    return Geometry(shape=(1, *shape), spacing_mm=(SLICE_SPACING_OF_2D, 1.0, 1.0))
+    return Geometry(shape=(1, *shape), spacing_mm=(SLICE_SPACING_OF_2D, 1.0, 1.0), has_orientation=False)
 
 
 def is_plane(geometry: Geometry) -> bool:
