@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from autoseg.images.format import Format
 from autoseg.images.formats.headers import Layout, checked, verify_data
 from autoseg.images.formats.itk import read_itk, write_vectors
 from autoseg.images.image_errors import unreadable
+from autoseg.images.volume import Volume
 
 _HEADER_BYTES = 256
 _MAGIC = (0xEFFFE9B0, 0x2AE389B8)
@@ -41,4 +43,10 @@ def _limit(array: NDArray[Any], geometry: Geometry) -> str | None:
     return None if np.dtype(array.dtype).name in _TYPES else f"values of type {array.dtype.name}"
 
 
-GIPL = Format(endings=(".gipl",), verify=_verify, read=read_itk, write=write_vectors, limit=_limit)
+def _read(path: Path, four_d: bool) -> Volume:
+    """The voxels; the format has no place for the axes, so their orientation is unknown."""
+    volume = read_itk(path, four_d)
+    return replace(volume, geometry=replace(volume.geometry, has_orientation=False))
+
+
+GIPL = Format(endings=(".gipl",), verify=_verify, read=_read, write=write_vectors, limit=_limit)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from autoseg.images.format import Format
 from autoseg.images.formats import headers
 from autoseg.images.formats.itk import read_itk, write_vectors
 from autoseg.images.image_errors import unreadable
+from autoseg.images.volume import Volume
 
 _VOXEL_BYTES = {
     **dict.fromkeys(("MET_CHAR", "MET_UCHAR"), 1),
@@ -16,8 +18,11 @@ _VOXEL_BYTES = {
     **dict.fromkeys(("MET_LONG_LONG", "MET_ULONG_LONG", "MET_DOUBLE"), 8),
 }
 
-_PLACES = ("offset", "position", "origin", "transformmatrix", "rotation", "orientation")
+_AXES = ("transformmatrix", "rotation", "orientation")
+_PLACES = ("offset", "position", "origin", *_AXES)
 """Fields with the origin and the axes, under all names that ITK knows for them."""
+
+_END = rb"(?m)^ElementDataFile\s*=\s*([^\r\n]*?)\s*\r?\n"
 
 
 def _layout(path: Path) -> headers.Layout:
@@ -26,7 +31,7 @@ def _layout(path: Path) -> headers.Layout:
     Raises:
         UnreadableFile: there is no such header, or what it says cannot be true.
     """
-    fields, end = headers.read_fields(path, "=", rb"(?m)^ElementDataFile\s*=\s*([^\r\n]*?)\s*\r?\n")
+    fields, end = headers.read_fields(path, "=", _END)
     if end is None:
         raise unreadable(path, "is not a MetaImage file, or its header is cut short")
     voxel_bytes = _VOXEL_BYTES.get(fields.get("elementtype", "").removesuffix("_ARRAY"))
@@ -57,10 +62,17 @@ def _encoding(fields: dict[str, str]) -> str:
     return "zlib" if fields.get("compresseddata", "").lower() == "true" else "raw"
 
 
+def _read(path: Path, four_d: bool) -> Volume:
+    """The voxels; a file states its orientation with a matrix. `AnatomicalOrientation` only describes that matrix."""
+    volume = read_itk(path, four_d)
+    fields, _ = headers.read_fields(path, "=", _END)
+    return replace(volume, geometry=replace(volume.geometry, has_orientation=not fields.keys().isdisjoint(_AXES)))
+
+
 META = Format(
     endings=(".mha", ".mhd"),
     verify=lambda path: headers.verify_data(_layout(path), path),
-    read=read_itk,
+    read=_read,
     write=write_vectors,
     files=headers.header_and_data(_layout),
 )

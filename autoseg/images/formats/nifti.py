@@ -101,7 +101,9 @@ def _read(path: Path, four_d: bool) -> Volume:
     except RuntimeError:  # ITK refuses NIfTI-2 and sheared axes
         return _read_nibabel(path, four_d)
     volume = itk.itk_volume(reader, array)
-    return replace(volume, notes=_orientation_notes(reader, volume.geometry))
+    codes = {reader.GetMetaData(key) for key in ("qform_code", "sform_code") if reader.HasMetaDataKey(key)}
+    geometry = replace(volume.geometry, has_orientation=bool(codes - {"0"}))
+    return replace(volume, geometry=geometry, notes=_orientation_notes(reader, geometry))
 
 
 def _is_misread(reader: Any, path: Path) -> bool:
@@ -148,6 +150,8 @@ def _read_nibabel(path: Path, four_d: bool) -> Volume:
             f"has sheared axes: the cosine between two of them is {shear:.3g}, at most {LARGEST_SHEAR} is straightened",
             do="resample it onto a grid with right angles (and its labels with it), or remove the case",
         )
+    has_orientation = bool(image.header["qform_code"] or image.header["sform_code"])
+    geometry = replace(geometry, has_orientation=has_orientation)
     note = f"axes are sheared by {shear:.2g} and were straightened"
     return Volume(array.reshape(-1, *shape), geometry, (note,) if shear > _EXACT_SHEAR else ())
 

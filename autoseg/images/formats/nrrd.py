@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from autoseg.images.format import Format
 from autoseg.images.formats import headers
 from autoseg.images.formats.itk import read_itk, write_vectors
 from autoseg.images.image_errors import unreadable
+from autoseg.images.volume import Volume
 
 _VOXEL_BYTES = {
     **dict.fromkeys(("signed char", "int8", "int8_t", "uchar", "unsigned char", "uint8", "uint8_t"), 1),
@@ -21,6 +23,13 @@ _VOXEL_BYTES = {
     "float": 4,
 }
 _ENCODINGS = {"raw": "raw", "gzip": "gzip", "gz": "gzip", **dict.fromkeys(("txt", "text", "ascii"), "text")}
+
+_ANATOMICAL = (
+    *("right-anterior-superior", "ras", "right-anterior-superior-time", "rast"),
+    *("left-anterior-superior", "las", "left-anterior-superior-time", "last"),
+    *("left-posterior-superior", "lps", "left-posterior-superior-time", "lpst"),
+)
+"""The spaces whose axes are those of a body; others (scanner-xyz, 3D-right-handed) say nothing about left and right."""
 
 
 def _layout(path: Path) -> headers.Layout:
@@ -65,10 +74,18 @@ def _spacing(fields: dict[str, str], path: Path) -> tuple[float, ...]:
     return tuple(step for step, kind in zip(steps, kinds, strict=False) if kind in ("domain", "space", "???"))
 
 
+def _read(path: Path, four_d: bool) -> Volume:
+    """The voxels; a file states its orientation if its `space` is one of the body's and says how the axes lie in it."""
+    volume = read_itk(path, four_d)
+    fields, _ = headers.read_fields(path, ":", rb"\r?\n\r?\n")
+    is_stated = fields.get("space", "").lower() in _ANATOMICAL and "space directions" in fields
+    return replace(volume, geometry=replace(volume.geometry, has_orientation=is_stated))
+
+
 NRRD = Format(
     endings=(".nrrd",),
     verify=lambda path: headers.verify_data(_layout(path), path),
-    read=read_itk,
+    read=_read,
     write=write_vectors,
     files=headers.header_and_data(_layout),
 )
