@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import permutations, product
 from typing import Literal
 
@@ -59,7 +60,8 @@ def reoriented(geometry: Geometry, order: tuple[int, ...], flips: tuple[bool, ..
     z, y, x = order
     (x0, y0, z0) = geometry.world(first[None])[0].tolist()
     a, b, c, d, e, f, g, h, i = (rows * signs[:, None]).ravel().tolist()
-    return Geometry(
+    return replace(
+        geometry,
         shape=(geometry.shape[z], geometry.shape[y], geometry.shape[x]),
         spacing_mm=(geometry.spacing_mm[z], geometry.spacing_mm[y], geometry.spacing_mm[x]),
         origin_mm=(x0, y0, z0),

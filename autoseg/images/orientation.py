@@ -1,0 +1,114 @@
+"""Which way the axes of a volume run in the body, and turning volumes without loss: axes exchanged and reversed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autoseg.core.geometry import Geometry
+from autoseg.images.compare import compare_geometry, reoriented
+from autoseg.images.volume import Volume
+
+_SIDES = ("LR", "PA", "SI")
+"""Letters of the two directions along the world axes x, y, z (in LPS): left and right, back and front, up and down."""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """Another way to store the same voxels.
+
+    Attributes:
+        order: old axis (0 = z) that becomes each new axis.
+        flips: for each new axis, whether it runs against the old one.
+    """
+
+    order: tuple[int, int, int] = (0, 1, 2)
+    flips: tuple[bool, bool, bool] = (False, False, False)
+
+    def view(self, array: NDArray[Any]) -> NDArray[Any]:
+        """An array (..., z, y, x) along the new axes; a view, so that what is written into it reaches the array."""
+        first = array.ndim - 3
+        moved = array.transpose(*range(first), *(first + axis for axis in self.order))
+        z, y, x = (slice(None, None, -1 if is_flipped else 1) for is_flipped in self.flips)
+        return moved[..., z, y, x]
+
+    def apply(self, volume: Volume) -> Volume:
+        """An image or label map along the new axes, at the same places of the world."""
+        if self == AS_STORED:
+            return volume
+        array = np.ascontiguousarray(self.view(volume.array))
+        return replace(volume, array=array, geometry=reoriented(volume.geometry, self.order, self.flips))
+
+
+AS_STORED = Turn()
+
+
+def orientation_of(geometry: Geometry) -> str | None:
+    """Where the axes x, y, z of a file run to: "LPS" for left, back (posterior) and up (superior).
+
+    Of an oblique grid the nearest direction counts, strongest axis first, as nibabel's `aff2axcodes` has it; of the
+    six letters L, R, P, A, S, I one of each pair occurs. None where the file states no orientation.
+    """
+    if not geometry.has_orientation:
+        return None
+    along = np.array(geometry.direction).reshape(3, 3)[::-1]  # file axes x, y, z
+    weight = np.square(along)
+    letters = [""] * 3
+    for axis in np.argsort(-weight.max(axis=1), kind="stable").tolist():
+        world = int(weight[axis].argmax())
+        letters[axis] = _SIDES[world][int(along[axis, world] < 0)]
+        weight[:, world] = -1  # every direction of the world is taken once
+    return "".join(letters)
+
+
+def is_orientation(codes: str) -> bool:
+    """Whether these are three letters as `orientation_of` gives them."""
+    return len(codes) == 3 and all(sum(letter in pair for letter in codes) == 1 for pair in _SIDES)
+
+
+def turn_to(geometry: Geometry, codes: str | None) -> Turn:
+    """How a volume on a grid is turned until its axes run as `codes` say; not at all where an orientation is unknown.
+
+    Args:
+        geometry: of the volume.
+        codes: as `orientation_of` gives them; None to leave everything as it is stored.
+    """
+    own = orientation_of(geometry)
+    if own is None or codes is None:
+        return AS_STORED
+    stored = own[::-1]  # axes z, y, x, as those of arrays
+    a, b, c = (
+        next(axis for axis, letter in enumerate(stored) if _pair_of(letter) == _pair_of(wanted))
+        for wanted in reversed(codes)
+    )
+    flip_a, flip_b, flip_c = (stored[axis] != wanted for axis, wanted in zip((a, b, c), reversed(codes), strict=True))
+    return Turn((a, b, c), (flip_a, flip_b, flip_c))
+
+
+def turn_onto(grid: Geometry, stored: Geometry) -> Turn | None:
+    """How a volume stored on one grid is turned until it lies on another; None if they are not of the same voxels.
+
+    Grids of which one has no orientation cannot be told to be turned.
+    """
+    overlap = np.array(grid.direction).reshape(3, 3) @ np.array(stored.direction).reshape(3, 3).T
+    a, b, c = np.abs(overlap).argmax(axis=1).tolist()
+    if {a, b, c} != {0, 1, 2}:
+        return None
+    flip_a, flip_b, flip_c = (overlap[[0, 1, 2], [a, b, c]] < 0).tolist()
+    turn = Turn((a, b, c), (flip_a, flip_b, flip_c))
+    if turn != AS_STORED and not (grid.has_orientation and stored.has_orientation):
+        return None
+    is_same = compare_geometry(grid, reoriented(stored, turn.order, turn.flips)) in ("identical", "rounding")
+    return turn if is_same else None
+
+
+def spelled(codes: str) -> str:
+    """An orientation for people: "L-P-S"."""
+    return "-".join(codes)
+
+
+def _pair_of(letter: str) -> str:
+    return next(pair for pair in _SIDES if letter in pair)
