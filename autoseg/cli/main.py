@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
+from collections.abc import Sequence
 
 import click
 
 from autoseg import __version__
-from autoseg.core.errors import AutoSegError, UsageError
+from autoseg.core.errors import AutoSegError, InterruptedEarly, UsageError, error_for
 
 VERBS = {
     "doctor": "What this machine can do, and what it cannot.",
@@ -71,33 +73,41 @@ def cli() -> None:
     """  # noqa: D301 - click knows a paragraph to be left as it is by a backspace
 
 
-def _show_usage(error: click.ClickException) -> None:
-    """A wrong option as the same box that every other error gets."""
-    from autoseg.cli.output import show_error
-
-    context = getattr(error, "ctx", None)
-    verb = context.command_path if context else "autoseg"
-    show_error(UsageError(error.format_message(), do=f"{verb} --help"))
-
-
 def main() -> None:
-    """Entry point of the `autoseg` command: every error meant for users becomes one box and an exit code."""
-    try:
-        status = cli.main(prog_name="autoseg", standalone_mode=False)
-    except click.exceptions.Exit as stop:
-        sys.exit(stop.exit_code)
-    except click.ClickException as error:
-        _show_usage(error)
-        sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted before anything was worth keeping", err=True)
-        sys.exit(130)
-    except AutoSegError as error:
-        from autoseg.cli.output import show_error
+    """Entry point of the `autoseg` command."""
+    sys.exit(run(sys.argv[1:]))
 
-        show_error(error)
-        sys.exit(error.exit_code)
-    except MemoryError:
-        click.echo("error E0701: not enough memory; close other programs or lower --jobs / --max-ram", err=True)
-        sys.exit(5)
-    sys.exit(status if isinstance(status, int) else 0)
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs a command; whatever goes wrong becomes one box and an exit code, never a traceback.
+
+    Args:
+        arguments: words behind `autoseg`.
+    """
+    from autoseg.cli import output
+
+    output.prepare_streams()
+    as_json = "--json" in arguments or bool(os.environ.get("AUTOSEG_JSON"))
+    try:
+        status = cli.main(args=list(arguments), prog_name="autoseg", standalone_mode=False)
+        code = status if isinstance(status, int) else 0
+    except click.exceptions.Exit as stop:
+        code = stop.exit_code
+    except (Exception, KeyboardInterrupt) as error:
+        code = output.show_last_error(_meaning(error), as_json=as_json)
+    if (fault := output.output_fault()) is not None:
+        output.show_error(fault)
+        code = code or fault.exit_code
+    return code
+
+
+def _meaning(error: Exception | KeyboardInterrupt) -> AutoSegError:
+    """What an exception means to a user."""
+    if isinstance(error, click.ClickException):
+        context = getattr(error, "ctx", None)
+        usage = UsageError(error.format_message(), do=f"{context.command_path if context else 'autoseg'} --help")
+        usage.exit_code = error.exit_code  # type: ignore[misc]  # click's own, of errors in reading a file
+        return usage
+    if isinstance(error, click.Abort | KeyboardInterrupt):
+        return InterruptedEarly("interrupted before anything was worth keeping", do="run the same command again")
+    return error_for(error)

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import ClassVar
 
 
@@ -108,6 +114,19 @@ class NotEnoughResources(AutoSegError):
     exit_code = 5
 
 
+class OutputFault(AutoSegError):
+    """The work is done, but what it has to say could not be printed: its output was closed, or the disk is full."""
+
+    code = "E0702"
+
+
+class SystemFault(AutoSegError):
+    """The system refused a file for a reason of its own: a damaged disk, a lost network drive, a loop of links."""
+
+    code = "E0703"
+    exit_code = 5
+
+
 class IntegrityRefusal(AutoSegError):
     """A stored file does not match its hash, or a model file is not what it claims to be."""
 
@@ -127,3 +146,138 @@ class InterruptedEarly(Interrupted):
 
     code = "E0902"
     exit_code = 130
+
+
+class Busy(Interrupted):
+    """Another process is at the same work; the same command goes on once it has ended."""
+
+    code = "E0903"
+
+
+class ProgramFault(AutoSegError):
+    """AutoSeg itself is at fault: something happened that it does not expect. The log file says where."""
+
+    code = "E0999"
+    exit_code = 1
+
+
+_FREE_SPACE = "free some space there, and run the same command again: what is done stays"
+_RIGHTS = "change its rights or owner (ls -l), or choose another folder, and run the same command again"
+_CHECK_PATH = "check the path; if it was moved or deleted meanwhile, run the same command again"
+_REPAIR = "check the disk or network drive, and run the same command again"
+
+_SYSTEM_ERRORS: dict[int, tuple[type[AutoSegError], str, str]] = {
+    errno.ENOSPC: (NotEnoughResources, "the disk is full", _FREE_SPACE),
+    errno.EDQUOT: (NotEnoughResources, "the disk quota is used up", _FREE_SPACE),
+    errno.EFBIG: (NotEnoughResources, "the file would exceed the largest size allowed (ulimit -f)", _FREE_SPACE),
+    errno.ENOMEM: (NotEnoughResources, "memory ran out", "close other programs, or lower --jobs or --max-ram"),
+    errno.EMFILE: (
+        NotEnoughResources,
+        "this process may not open any more files",
+        "raise the limit (ulimit -n 1024) or lower --jobs, and run the same command again; no file is damaged",
+    ),
+    errno.ENFILE: (
+        NotEnoughResources,
+        "the system may not open any more files",
+        "close other programs, and run the same command again; no file is damaged",
+    ),
+    errno.EACCES: (UsageError, "the right to read, write or enter it is missing", _RIGHTS),
+    errno.EPERM: (UsageError, "the system does not permit this", _RIGHTS),
+    errno.EROFS: (UsageError, "the disk is read-only", "choose a folder on another disk (--work, -o)"),
+    errno.ENOENT: (MissingInput, "a file or folder is not there, or not any more", _CHECK_PATH),
+    errno.ENOTDIR: (UsageError, "a file is where a folder should be", _CHECK_PATH),
+    errno.EISDIR: (UsageError, "a folder is where a file should be", _CHECK_PATH),
+    errno.EEXIST: (UsageError, "something is there already under this name", "move it away, or choose another name"),
+    errno.ENAMETOOLONG: (UsageError, "the name is longer than the file system allows", "choose a shorter one"),
+    errno.ELOOP: (UsageError, "its symbolic links lead in a circle", "remove the link"),
+    errno.EPIPE: (OutputFault, "nothing reads the output any more", "run the same command again"),
+    errno.EBADF: (OutputFault, "the output is closed", "run the same command again with an open output"),
+    errno.EIO: (SystemFault, "the disk could not read or write it", _REPAIR),
+    errno.ESTALE: (SystemFault, "the network drive does not know it any more", _REPAIR),
+}
+"""What the system's refusals mean: kind of error, why, and what to do."""
+
+_RUST_ERROR = re.compile(r"\(os error (\d+)\)")
+_OUT_OF_MEMORY = ("OutOfMemoryError: ", "can't allocate memory", "can't start new thread", "bad_alloc")
+_UNFINISHED = re.compile(r"\.partial-[0-9a-f]{8}-[0-9]+-[0-9a-f]{12}-")
+
+
+def error_for(error: BaseException) -> AutoSegError:
+    """What any exception means to a user; an error of AutoSeg is its own answer.
+
+    The one place that knows the kinds of OSError, and that memory, encodings and AutoSeg itself may be at fault.
+    """
+    if isinstance(error, AutoSegError):
+        return error
+    meant = _machine_error(error) or _error_of_text(error)
+    if meant is None:
+        what = f"AutoSeg is at fault: {type(error).__name__}: {error}"
+        meant = ProgramFault(what, do="please report it with the traceback: it is in the log file, and -v shows it")
+    meant.__cause__ = error
+    return meant
+
+
+def is_machine_fault(error: BaseException | None) -> bool:
+    """Whether no memory, disk or file handle is left: no file is at fault then, and whatever comes next fails too."""
+    return error is not None and isinstance(_machine_error(error), NotEnoughResources)
+
+
+def _machine_error(error: BaseException) -> AutoSegError | None:
+    if isinstance(error, OSError):
+        return _system_error(error)
+    text = str(error)
+    if number := _RUST_ERROR.search(text):  # safetensors and tokenizers pass the system's number on as text
+        return _system_error(OSError(int(number[1]), os.strerror(int(number[1]))))
+    if isinstance(error, MemoryError) or any(mark in f"{type(error).__name__}: {text}" for mark in _OUT_OF_MEMORY):
+        why = text.splitlines()[0] if text else None
+        return NotEnoughResources("memory ran out", why=why, do="close other programs, or lower --jobs or --max-ram")
+    return None
+
+
+def _error_of_text(error: BaseException) -> AutoSegError | None:
+    if isinstance(error, UnicodeError):
+        what, do = "a name or a text is not UTF-8", "rename the file, or save the text as UTF-8"
+        return UsageError(what, why=str(error), do=do)
+    if isinstance(error, ImportError) and error.name and not error.name.startswith("autoseg"):
+        return UsageError(f"the Python package {error.name} is missing or damaged", why=str(error), do="autoseg doctor")
+    return None
+
+
+def _system_error(error: OSError) -> AutoSegError:
+    found = (name for name in (error.filename, error.filename2) if isinstance(name, str | bytes | os.PathLike))
+    names = [_UNFINISHED.sub("", os.fsdecode(name)) for name in found]
+    reason = error.strerror or str(error) or type(error).__name__
+    unknown = (SystemFault, reason, _REPAIR) if error.errno else (UnreadableFile, reason, "get the file again")
+    kind, why, do = _SYSTEM_ERRORS.get(error.errno or 0, unknown)
+    what = f"{names[0].rsplit(os.sep, 1)[-1]}: {reason}" if names else reason
+    return kind(what, where=" -> ".join(names) or None, why=_with_free_space(why, error, names), do=do)
+
+
+def _with_free_space(why: str, error: OSError, names: list[str]) -> str:
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or not names:
+        return why
+    folder = os.path.dirname(os.path.abspath(names[0]))  # noqa: PTH100, PTH120 - the name may be no path
+    try:
+        free = shutil.disk_usage(folder).free
+    except OSError:
+        return why
+    return f"{why}; {free / 2**20:.0f} MiB are free in {folder}"
+
+
+@contextmanager
+def for_users() -> Iterator[None]:
+    """Turns what the machine refuses into the error that says so; decorates the functions of `autoseg.api`."""
+    try:
+        yield
+    except Exception as error:
+        meant = error_for(error)
+        if meant is error or isinstance(meant, ProgramFault):
+            raise
+        raise meant from error
+
+
+def name_file(error: OSError, path: os.PathLike[str]) -> OSError:
+    """The error with the file that was written; a full disk does not say which one it was."""
+    if error.filename is None:
+        error.filename = os.fspath(path)
+    return error

@@ -10,7 +10,7 @@ from contextlib import contextmanager, nullcontext
 
 import torch
 
-from autoseg.core.errors import AutoSegError, DataRefused, Interrupted, NotEnoughResources, UsageError
+from autoseg.core.errors import AutoSegError, Busy, DataRefused, Interrupted, NotEnoughResources, UsageError
 from autoseg.core.files import temporary_beside
 from autoseg.core.progress import Progress
 from autoseg.core.workspace import RunFolder
@@ -22,10 +22,6 @@ from autoseg.runs.training import train_and_validate
 from autoseg.training.splits import Fold
 
 _log = logging.getLogger(__name__)
-
-
-class Busy(Interrupted):
-    """Another process trains this run."""
 
 
 def execute(task: RunTask, device: torch.device, check_stop: Callable[[], None], progress: Progress) -> RunResult:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from autoseg.core.errors import AutoSegError, Interrupted, NotEnoughResources
+from autoseg.core.errors import AutoSegError, Busy, Interrupted, NotEnoughResources
 from autoseg.core.progress import Progress, silent
 from autoseg.core.workspace import Workspace
 from autoseg.launch.devices import choose_devices, use_cores
@@ -20,7 +20,7 @@ from autoseg.preprocessing.fill import fill_store
 from autoseg.preprocessing.store import store_recipe
 from autoseg.runs.budget import budget_deadline, heartbeat, run_deadline
 from autoseg.runs.cascade import fill_first_stage
-from autoseg.runs.execute import Busy, result_of_done
+from autoseg.runs.execute import result_of_done
 from autoseg.runs.executors.executor import Executor, check_executor, make_executor
 from autoseg.runs.progress import ProgressReporter, QueueProgress
 from autoseg.runs.queue import Queue, RunTask, TrainOptions, make_queue

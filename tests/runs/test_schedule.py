@@ -6,9 +6,8 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoseg.core.errors import Interrupted, NotEnoughResources, TrainingStopped
+from autoseg.core.errors import Busy, Interrupted, NotEnoughResources, TrainingStopped
 from autoseg.core.workspace import RunFolder
-from autoseg.runs.execute import Busy
 from autoseg.runs.queue import Queue
 from autoseg.runs.run import Run, RunResult
 from autoseg.runs.train import Schedule
