@@ -23,6 +23,7 @@ from autoseg.data.problems import PROBLEM_CODES, problem
 from autoseg.images.compare import compare_geometry
 from autoseg.images.formats.files import files_of, find_format, is_image
 from autoseg.images.image_errors import FOUR_D_REMEDY
+from autoseg.images.orientation import AS_STORED, stored_and_turned, turn_onto
 from autoseg.images.readers import read_image, read_labels
 from autoseg.images.volume import Volume, plane_geometry
 
@@ -31,8 +32,6 @@ REFUSED_NON_FINITE_SHARE = 1e-3
 
 HASH_DIGITS = 32
 """Hexadecimal digits of `CheckedCase.content` that stand for the images; as many stand for the labels."""
-
-_AXES = "zyx"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,7 +69,7 @@ def check_case(dataset: Dataset, case: Case) -> CheckedCase:
     check = _Check(dataset, case)
     volume, labels = check.image(), check.labels()
     if volume is not None and labels is not None and case.labels is not None:
-        difference = compare_grids(volume.geometry, labels.geometry, case.labels)
+        labels, difference = match_labels(volume.geometry, labels, case.labels)
         if difference is not None:
             code, what = difference
             check.note(code, case.labels, what)
@@ -214,11 +213,25 @@ def count_noun(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def compare_grids(image: Geometry, labels: Geometry, label_file: str) -> tuple[str, str] | None:
-    """Code of the problem and sentence of what differs between an image's grid and its labels'; None if nothing does.
+def match_labels(image: Geometry, labels: Volume, label_file: str) -> tuple[Volume, tuple[str, str] | None]:
+    """The labels voxel by voxel as their image is stored, and code and sentence of what differed; None if nothing did.
 
-    Labels in a format without geometry (PNG, plain TIFF) need the image's shape only.
+    Labels stored along other axes are turned; those that lie elsewhere come back as they are, with a code that refuses
+    them. Labels in a format without geometry (PNG, plain TIFF) need the image's shape only.
+
+    Args:
+        image: grid of the image.
+        labels: as read.
+        label_file: their name.
     """
+    turn = turn_onto(image, labels.geometry)
+    if turn is None or turn == AS_STORED:
+        return labels, _difference_of(image, labels.geometry, label_file)
+    what = f"the labels are {stored_and_turned(labels.geometry, image)}, as their image"
+    return replace(turn.apply(labels), geometry=image), ("E0214", what)
+
+
+def _difference_of(image: Geometry, labels: Geometry, label_file: str) -> tuple[str, str] | None:
     relation = compare_geometry(image, labels)
     if relation == "identical":
         return None
@@ -226,9 +239,6 @@ def compare_grids(image: Geometry, labels: Geometry, label_file: str) -> tuple[s
         return "E0218", f"the label file carries no geometry; the image's spacing {_shown(image.spacing_mm)} is used"
     if relation == "rounding":
         return "E0213", "image and labels differ by less than a thousandth of a voxel; the image's geometry is used"
-    if relation == "flipped":
-        stored = _rearrangement(image, labels)
-        return "E0214", f"the labels cover the image's grid but are stored otherwise: {stored}"
     return "E0212", f"the labels lie on another grid than the image: {_differences(image, labels)}"
 
 
@@ -237,16 +247,6 @@ def _carries_no_geometry(labels: Geometry, label_file: str) -> bool:
     if label_format is None or label_format.has_grid:
         return False
     return labels in (Geometry(labels.shape), plane_geometry(labels.shape[1:]))
-
-
-def _rearrangement(image: Geometry, labels: Geometry) -> str:
-    """How the label axes run, seen from the image."""
-    overlap = np.array(image.direction).reshape(3, 3) @ np.array(labels.direction).reshape(3, 3).T
-    sources = np.abs(overlap).argmax(axis=1)
-    order = "" if (sources == np.arange(3)).all() else f"axes in the order {', '.join(_AXES[i] for i in sources)}"
-    flipped = [_AXES[axis] for axis in range(3) if overlap[axis, sources[axis]] < 0]
-    reversed_axes = f"{', '.join(flipped)} reversed" if flipped else ""
-    return "; ".join(part for part in (order, reversed_axes) if part) or "another axis order"
 
 
 def _differences(image: Geometry, labels: Geometry) -> str:

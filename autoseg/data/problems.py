@@ -74,10 +74,9 @@ PROBLEM_CODES: dict[str, Explanation] = {
         "nothing: the image's geometry is used",
     ),
     "E0214": Explanation(
-        "refused",
-        "The labels have the image's voxels, but stored with flipped or swapped axes.",
-        "store the labels in the image's order; nothing is interpolated by sitk.Resample(labels, image, "
-        "sitk.Transform(), sitk.sitkNearestNeighbor)",
+        "note",
+        "The labels lie on the image's voxels, but are stored along other axes of the body (flipped or exchanged).",
+        "nothing: they are turned as the image is stored, which interpolates nothing",
     ),
     "E0215": Explanation(
         "refused",

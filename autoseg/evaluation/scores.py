@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from autoseg.core.errors import AutoSegError, GeometryMismatch
 from autoseg.core.geometry import Geometry, Shape, Spacing, is_picture
-from autoseg.data.check import compare_grids
+from autoseg.data.check import match_labels
 from autoseg.data.labels import to_training_values
 from autoseg.data.model import LabelSet
 from autoseg.data.problems import PROBLEM_CODES
@@ -18,6 +18,7 @@ from autoseg.evaluation.confusion import Overlap, overlaps
 from autoseg.evaluation.metrics import COUNT_METRICS, MASK_METRICS, ClassMasks, Mask
 from autoseg.evaluation.statistics import mean_of
 from autoseg.images.readers import read_labels
+from autoseg.images.volume import Volume
 
 DEFAULT_TOLERANCE_MM = 1.0
 """Of the normalized surface Dice; assumption. In pictures without physical size it is one pixel."""
@@ -35,22 +36,24 @@ def score_files(files: tuple[Path, Path], labels: LabelSet, tolerance_mm: float)
     """Scores of each class of a predicted and a reference label file, or why there are none."""
     try:
         prediction, reference = (read_labels(file) for file in files)
-        geometry = _common_grid((prediction.geometry, reference.geometry), (files[0].name, files[1].name))
-        arrays = [to_training_values(volume.array, labels) for volume in (prediction, reference)]
+        *volumes, geometry = _on_one_grid(prediction, reference, (files[0].name, files[1].name))
+        arrays = [to_training_values(volume.array, labels) for volume in volumes]
     except AutoSegError as error:
         return str(error)
     return score_case(arrays[0], arrays[1], labels, geometry.spacing_mm, tolerance_mm)
 
 
-def _common_grid(grids: tuple[Geometry, Geometry], names: tuple[str, str]) -> Geometry:
-    """The grid of prediction and reference; that of the other where one file's format carries no geometry."""
-    prediction, reference = grids
-    difference = compare_grids(reference, prediction, names[0])
+def _on_one_grid(prediction: Volume, reference: Volume, names: tuple[str, str]) -> tuple[Volume, Volume, Geometry]:
+    """Prediction and reference voxel by voxel, one turned as the other is stored, and their grid.
+
+    Where one file's format carries no geometry, that is the other's.
+    """
+    turned, difference = match_labels(reference.geometry, prediction, names[0])
     if difference is None or PROBLEM_CODES[difference[0]].severity != "refused":
-        return reference
-    reverse = compare_grids(prediction, reference, names[1])
+        return turned, reference, reference.geometry
+    turned, reverse = match_labels(prediction.geometry, reference, names[1])
     if reverse is None or PROBLEM_CODES[reverse[0]].severity != "refused":
-        return prediction
+        return prediction, turned, prediction.geometry
     raise GeometryMismatch(
         difference[1].replace("image", "reference").replace("labels", "prediction"),
         where=", ".join(names),

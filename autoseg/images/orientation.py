@@ -105,9 +105,14 @@ def turn_onto(grid: Geometry, stored: Geometry) -> Turn | None:
     return turn if is_same else None
 
 
-def spelled(codes: str) -> str:
+def spelled(codes: str | None) -> str:
     """An orientation for people: "L-P-S"."""
-    return "-".join(codes)
+    return "-".join(codes) if codes else "in no known orientation"
+
+
+def stored_and_turned(stored: Geometry, grid: Geometry) -> str:
+    """What was done to a volume that was turned from one grid onto another, in words."""
+    return f"stored {spelled(orientation_of(stored))}, turned to {spelled(orientation_of(grid))}"
 
 
 def _pair_of(letter: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ from numpy.typing import NDArray
 
 from autoseg.core.errors import GeometryMismatch
 from autoseg.core.geometry import Geometry
-from autoseg.images.compare import compare_geometry
 from autoseg.images.formats.files import format_of, verify_file
 from autoseg.images.image_errors import label_fault, place, unreadable
+from autoseg.images.orientation import AS_STORED, stored_and_turned, turn_onto
 from autoseg.images.volume import Volume
 
 LABEL_TOLERANCE = 1e-4
@@ -39,11 +40,11 @@ def read_image(paths: Sequence[Path], four_d: bool = False) -> Volume:
 
     Raises:
         UnreadableFile: a file is damaged or of a kind that cannot be read; its name is in the message.
-        GeometryMismatch: two files are not on the same grid.
+        GeometryMismatch: two files are not on the same grid. One that is stored along other axes is turned.
     """
     parts = [_decoded(path, four_d) for path in paths]
-    for path, part in zip(paths[1:], parts[1:], strict=True):
-        _check_grid(paths[0], parts[0].geometry, path, part.geometry)
+    first = parts[0].geometry
+    parts[1:] = (_on_grid_of(paths[0], first, path, part) for path, part in zip(paths[1:], parts[1:], strict=True))
     arrays = [_as_float32(part.array, path) for path, part in zip(paths, parts, strict=True)]
     array = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
     notes = tuple(_noted(path, note) for path, part in zip(paths, parts, strict=True) for note in part.notes)
@@ -82,18 +83,21 @@ def _noted(path: Path, note: str) -> str:
     return sentence
 
 
-def _check_grid(first_path: Path, first: Geometry, path: Path, geometry: Geometry) -> None:
-    relation = compare_geometry(first, geometry)
-    if relation in ("identical", "rounding"):
-        return
-    raise GeometryMismatch(
-        f"{path.name} is not on the grid of {first_path.name}: "
-        f"{geometry.shape} voxels of {geometry.spacing_mm} mm (z, y, x), "
-        f"the other {first.shape} of {first.spacing_mm} mm",
-        where=place(path),
-        why="it is the same grid, flipped or permuted" if relation == "flipped" else None,
-        do="resample all channels of the case onto one grid, or remove the case",
-    )
+def _on_grid_of(first_path: Path, first: Geometry, path: Path, part: Volume) -> Volume:
+    """A further channel, turned without loss where it is stored along other axes than the first."""
+    turn = turn_onto(first, part.geometry)
+    if turn is None:
+        raise GeometryMismatch(
+            f"{path.name} is not on the grid of {first_path.name}: "
+            f"{part.geometry.shape} voxels of {part.geometry.spacing_mm} mm (z, y, x), "
+            f"the other {first.shape} of {first.spacing_mm} mm",
+            where=place(path),
+            do="resample all channels of the case onto one grid, or remove the case",
+        )
+    if turn == AS_STORED:
+        return part
+    note = f"{stored_and_turned(part.geometry, first)}, as {first_path.name}"
+    return replace(turn.apply(part), notes=(*part.notes, note))
 
 
 def _as_float32(array: NDArray[Any], path: Path) -> NDArray[np.float32]:

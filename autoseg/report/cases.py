@@ -17,6 +17,7 @@ from autoseg.core.errors import AutoSegError, GeometryMismatch, MissingInput
 from autoseg.core.geometry import Geometry
 from autoseg.core.progress import Progress
 from autoseg.core.workers import map_supervised
+from autoseg.data.check import match_labels
 from autoseg.data.fingerprint import case_statistics
 from autoseg.data.inputs import image_files
 from autoseg.data.labels import to_training_values, value_counts
@@ -174,7 +175,7 @@ def examine(files: CaseFiles, plan: Plan) -> ReportedCase:
 def _examined(files: CaseFiles, plan: Plan) -> ReportedCase:
     prediction = _label_volume(Path(files.prediction))
     predicted = to_training_values(prediction.array, plan.labels)
-    reference = _reference(files, plan, predicted.shape)
+    reference = _reference(files, plan, prediction.geometry)
     if not files.picture_bytes and not files.wants_properties:
         return _measured(files, predicted, reference, plan.labels, prediction.geometry)
     image = _image(files, plan)
@@ -217,11 +218,12 @@ def _label_volume(path: Path) -> Volume:
     return read_labels(path)
 
 
-def _reference(files: CaseFiles, plan: Plan, shape: tuple[int, ...]) -> Labels | None:
+def _reference(files: CaseFiles, plan: Plan, grid: Geometry) -> Labels | None:
     if files.case.labels is None:
         return None
-    reference = to_training_values(_label_volume(Path(files.root) / files.case.labels).array, plan.labels)
-    if reference.shape != shape:
+    read, _ = match_labels(grid, _label_volume(Path(files.root) / files.case.labels), files.case.labels)
+    reference = to_training_values(read.array, plan.labels)
+    if reference.shape != grid.shape:
         raise GeometryMismatch("prediction and reference have different shapes")
     return reference
 

@@ -17,6 +17,7 @@ from autoseg.core.files import remove_leftovers
 from autoseg.core.machine import BYTES_PER_GIB, free_disk_bytes
 from autoseg.core.records import save
 from autoseg.core.workspace import Workspace
+from autoseg.data.check import match_labels
 from autoseg.data.labels import to_file_values, to_training_values
 from autoseg.evaluation.confusion import overlaps
 from autoseg.evaluation.metrics import COUNT_METRICS
@@ -220,7 +221,7 @@ class _Fold:
         begin = time.perf_counter()
         predicted = self._predicted(stored)
         self.seconds[stored.identifier] = round(time.perf_counter() - begin, 3)
-        self.cases[stored.identifier] = _scores(predicted, self.task, stored.identifier)
+        self.cases[stored.identifier] = _scores(predicted, self.task, stored)
 
     def _predicted(self, stored: StoredCase) -> Labels:
         from autoseg.images.writers import write_labels
@@ -281,14 +282,15 @@ def validate_fold(
     return scores
 
 
-def _scores(predicted: Labels, task: RunTask, name: str) -> CaseScores:
+def _scores(predicted: Labels, task: RunTask, stored: StoredCase) -> CaseScores:
     from autoseg.images.readers import read_labels
 
-    dataset, labels = task.dataset, task.plan.labels
+    dataset, labels, name = task.dataset, task.plan.labels, stored.identifier
     file = next(case.labels for case in dataset.cases if case.identifier == name)
     if file is None:
         raise MissingInput(f"{name} has no label file", where=dataset.root, do="run autoseg plan again")
-    reference = to_training_values(read_labels(Path(dataset.root) / file).array, labels)
+    read, _ = match_labels(stored.placement.geometry, read_labels(Path(dataset.root) / file), file)
+    reference = to_training_values(read.array, labels)
     return {
         label: {
             **count_scores(overlap),

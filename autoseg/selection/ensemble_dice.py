@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from autoseg.core.errors import GeometryMismatch, MissingInput
 from autoseg.core.geometry import Geometry
+from autoseg.data.check import match_labels
 from autoseg.data.labels import to_training_values
 from autoseg.data.model import LabelSet
 from autoseg.evaluation.confusion import confusion, overlaps_of
@@ -72,8 +73,8 @@ def read_maps(files: OutOfFoldFiles, labels: LabelSet) -> OutOfFoldMaps:
         MissingInput: a label map is gone.
         GeometryMismatch: a label map is on another grid than the reference.
     """
-    reference = read_labels(files.reference)
-    predictions = []
+    read = read_labels(files.reference)
+    reference, predictions = read, []
     for path in files.predictions:
         if not path.exists():
             raise MissingInput(
@@ -81,14 +82,16 @@ def read_maps(files: OutOfFoldFiles, labels: LabelSet) -> OutOfFoldMaps:
                 where=str(path),
                 do="train this fold again with --fresh",
             )
-        array = read_labels(path).array
-        if array.shape != reference.array.shape:
+        predicted = read_labels(path)
+        reference, _ = match_labels(predicted.geometry, read, files.reference.name)
+        if predicted.array.shape != reference.array.shape:
             raise GeometryMismatch(
-                f"{files.identifier}: the prediction is {array.shape} voxels, the reference {reference.array.shape}",
+                f"{files.identifier}: the prediction is {predicted.array.shape} voxels, the reference "
+                f"{reference.array.shape}",
                 where=str(path),
                 do="if the reference was changed, plan and train again",
             )
-        predictions.append(to_training_values(array, labels))
+        predictions.append(to_training_values(predicted.array, labels))
     truth = to_training_values(reference.array, labels)
     return OutOfFoldMaps(files, truth, tuple(predictions), reference.geometry)
 

@@ -156,18 +156,21 @@ def test_rounding_of_geometry_is_accepted_with_a_note(shift, root):
 
 
 @pytest.mark.parametrize(
-    ("order", "flips", "word"),
+    ("order", "flips", "codes"),
     [
-        ((0, 1, 2), (True, False, False), "z reversed"),
-        ((0, 1, 2), (False, True, True), "y, x reversed"),
-        ((2, 1, 0), (False, False, False), "order x, y, z"),
-        ((1, 2, 0), (True, False, False), "order"),
+        ((0, 1, 2), (True, False, False), "L-P-I"),
+        ((0, 1, 2), (False, True, True), "R-A-S"),
+        ((2, 1, 0), (False, False, False), "S-P-L"),
+        ((1, 2, 0), (True, False, False), "S-L-A"),
     ],
 )
-def test_flipped_and_permuted_labels_are_refused_with_the_way_they_are_stored(order, flips, word, root):
+def test_flipped_and_permuted_labels_are_turned_as_their_image_is_stored(order, flips, codes, root):
     stored = np.flip(labels_of("case_a").transpose(order), [axis for axis in range(3) if flips[axis]])
     write_labels(root / LABELS, stored, reoriented(GRID, order, flips))
-    assert_one(problems_of(root), "E0214", "refused", LABELS, word)
+    assert_one(problems_of(root), "E0214", "note", LABELS, f"stored {codes}, turned to L-P-S")
+    dataset = detect_dataset(root)
+    turned = check_case(dataset, dataset.cases[0])
+    assert np.array_equal(turned.labels, labels_of("case_a"))
 
 
 def test_a_label_format_without_geometry_needs_the_shape_only(tmp_path):

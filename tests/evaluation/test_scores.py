@@ -8,10 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from autoseg.core.geometry import Geometry
 from autoseg.data.model import LabelSet
 from autoseg.evaluation.confusion import Overlap, overlaps
 from autoseg.evaluation.metrics import METRICS, surface_distances
-from autoseg.evaluation.scores import mean_scores, score_case
+from autoseg.evaluation.scores import mean_scores, score_case, score_files
+from autoseg.images.orientation import turn_to
+from autoseg.images.volume import Volume
+from autoseg.images.writers import write_labels
 
 PLAIN = LabelSet({"background": (0,), "one": (1,), "two": (2,), "three": (3,)})
 REGIONS = LabelSet({"background": (0,), "whole": (1, 2, 3), "core": (2, 3)}, ignore=4, regions_class_order=(1, 2))
@@ -98,3 +102,18 @@ def test_absent_classes_are_undefined_and_empty_volumes_zero():
     scores = score_case(nothing, nothing, PLAIN, (1, 1, 1))["two"]
     empty = {"volume_ml": 0.0, "reference_volume_ml": 0.0}
     assert scores == dict.fromkeys(METRICS) | empty
+
+
+@pytest.mark.parametrize("codes", ["RAS", "LPI", "SAL"])
+def test_label_maps_stored_along_other_axes_are_compared_where_they_lie(codes, tmp_path):
+    labels = np.random.default_rng(0).integers(0, 4, (5, 6, 7)).astype(np.uint8)
+    reference = Volume(labels, Geometry((5, 6, 7), (3.0, 1.0, 2.0), (4.0, 5.0, 6.0)))
+    prediction = turn_to(reference.geometry, codes).apply(Volume(np.roll(labels, 1, 2), reference.geometry))
+    for name, volume in (
+        ("reference", reference),
+        ("prediction", prediction),
+        ("same", Volume(np.roll(labels, 1, 2), reference.geometry)),
+    ):
+        write_labels(tmp_path / f"{name}.nii.gz", volume.array, volume.geometry)
+    as_stored = score_files((tmp_path / "same.nii.gz", tmp_path / "reference.nii.gz"), PLAIN, 1.0)
+    assert score_files((tmp_path / "prediction.nii.gz", tmp_path / "reference.nii.gz"), PLAIN, 1.0) == as_stored

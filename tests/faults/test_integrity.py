@@ -157,7 +157,7 @@ DAMAGES = {
     "label_nan": (LABELS, lambda path: rewrite_voxels(path, with_value(np.nan)), "refused"),
     "label_empty": (LABELS, lambda path: rewrite_voxels(path, lambda a: a * 0), "warning"),
     "label_missing": (LABELS, lambda path: path.unlink(), "refused"),
-    "label_flipped": (LABELS, lambda path: rewrite_grid(path, flipped), "refused"),
+    "label_flipped": (LABELS, lambda path: rewrite_grid(path, flipped), "note"),
     "label_shifted": (LABELS, lambda path: rewrite_grid(path, shifted), "refused"),
     "label_cropped": (LABELS, lambda path: rewrite_grid(path, cropped), "refused"),
     "label_4d": (LABELS, lambda path: rewrite_grid(path, four_d), "refused"),

@@ -5,6 +5,7 @@ import pytest
 
 from autoseg.core.errors import GeometryMismatch, LabelFault, UnreadableFile
 from autoseg.core.geometry import Geometry
+from autoseg.images.orientation import turn_to
 from autoseg.images.readers import read_image, read_labels
 from autoseg.images.volume import Volume, plane_geometry
 from autoseg.images.writers import write_image, write_labels
@@ -99,12 +100,17 @@ def test_channels_on_different_grids_are_refused(tmp_path, other):
         read_image([tmp_path / "a.nii.gz", tmp_path / "b.nii.gz"])
 
 
-def test_a_flipped_channel_is_called_flipped(tmp_path):
-    flipped = Geometry(SHAPE, origin_mm=(0.0, 0.0, 3.0), direction=(0.0, 0.0, -1.0, 0.0, 1.0, 0.0, 1.0, 0.0, 0.0))
-    for path, geometry in ((tmp_path / "a.nrrd", Geometry(SHAPE)), (tmp_path / "b.nrrd", flipped)):
-        write_image(path, Volume(np.zeros((1, *SHAPE), np.uint8), geometry))
-    with pytest.raises(GeometryMismatch, match="flipped"):
-        read_image([tmp_path / "a.nrrd", tmp_path / "b.nrrd"])
+def test_a_channel_stored_along_other_axes_is_turned_as_the_first_one_with_a_note(tmp_path):
+    voxels = np.random.default_rng(0).integers(0, 255, (1, *SHAPE)).astype(np.uint8)
+    first = Volume(voxels, Geometry(SHAPE, (3.0, 2.0, 1.0)))
+    for codes in ("RAS", "SPL", "AIR"):
+        turned = turn_to(first.geometry, codes).apply(first)
+        write_image(tmp_path / "a.nrrd", first)
+        write_image(tmp_path / f"{codes}.nrrd", turned)
+        found = read_image([tmp_path / "a.nrrd", tmp_path / f"{codes}.nrrd"])
+        assert found.geometry == first.geometry
+        assert np.array_equal(found.array, np.concatenate([voxels, voxels]))
+        assert [note for note in found.notes if "turned to L-P-S" in note and codes in note], found.notes
 
 
 def test_values_beyond_single_precision_become_infinite_for_the_data_check_to_count(tmp_path):
