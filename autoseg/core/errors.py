@@ -199,7 +199,6 @@ _SYSTEM_ERRORS: dict[int, tuple[type[AutoSegError], str, str]] = {
 
 _RUST_ERROR = re.compile(r"\(os error (\d+)\)")
 _OUT_OF_MEMORY = ("OutOfMemoryError: ", "can't allocate memory", "can't start new thread", "bad_alloc")
-_UNFINISHED = re.compile(r"\.partial-[0-9a-f]{8}-[0-9]+-[0-9a-f]{12}-")
 
 
 def error_for(error: BaseException) -> AutoSegError:
@@ -245,7 +244,7 @@ def _error_of_text(error: BaseException) -> AutoSegError | None:
 
 def _system_error(error: OSError) -> AutoSegError:
     found = (name for name in (error.filename, error.filename2) if isinstance(name, str | bytes | os.PathLike))
-    names = [_UNFINISHED.sub("", os.fsdecode(name)) for name in found]
+    names = [os.fsdecode(name) for name in found]
     reason = error.strerror or str(error) or type(error).__name__
     unknown = (SystemFault, reason, _REPAIR) if error.errno else (UnreadableFile, reason, "get the file again")
     kind, why, do = _SYSTEM_ERRORS.get(error.errno or 0, unknown)
@@ -274,10 +273,3 @@ def for_users() -> Iterator[None]:
         if meant is error or isinstance(meant, ProgramFault):
             raise
         raise meant from error
-
-
-def name_file(error: OSError, path: os.PathLike[str]) -> OSError:
-    """The error with the file that was written; a full disk does not say which one it was."""
-    if error.filename is None:
-        error.filename = os.fspath(path)
-    return error

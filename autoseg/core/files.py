@@ -4,24 +4,47 @@ from __future__ import annotations
 
 import hashlib
 import os
+import platform
+import re
 import shutil
+import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from autoseg.core.errors import IntegrityRefusal
+from autoseg.core.machine import is_running
 
 TEMPORARY_MARK = ".partial-"
 """Every unfinished file or folder carries this in its name; one that was left behind may be deleted."""
 
 _HASH_BLOCK_BYTES = 1 << 20
+_LONGEST_NAME_BYTES = 255  # of a file, on all common file systems
+_HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+_UNFINISHED = re.compile(rf"{re.escape(TEMPORARY_MARK)}(?:([0-9a-f]{{8}})-(\d+)-)?[0-9a-f]{{12}}-", re.ASCII)
+_ABANDONED_AFTER_S = 86_400.0  # what another machine began, of whose processes nothing is known here (assumption)
 
 
 def temporary_beside(path: Path) -> Path:
     """A name in the same folder as `path` that no other process uses, marked as unfinished.
 
-    The ending of `path` is kept, because writers choose the format by it.
+    The ending of `path` is kept, because writers choose the format by it; the start of a long name is not. The
+    process that writes is part of the name, so that others know whether it may still be at it.
     """
-    return path.with_name(f"{TEMPORARY_MARK}{uuid.uuid4().hex[:12]}-{path.name}")
+    mark = f"{TEMPORARY_MARK}{_HOST}-{os.getpid()}-{uuid.uuid4().hex[:12]}-"
+    rest = os.fsencode(path.name)[-(_LONGEST_NAME_BYTES - len(mark)) :]
+    return path.with_name(mark + rest.decode(errors="ignore"))
+
+
+@contextmanager
+def _naming(path: Path, temporary: Path) -> Iterator[None]:
+    """Lets errors in writing name the file that was meant; a full disk says no name at all."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(error.filename or path).replace(str(temporary), str(path))
+        raise
 
 
 def sync(path: Path) -> None:
@@ -39,10 +62,11 @@ def atomic_file(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_beside(path)
     try:
-        yield temporary
-        sync(temporary)
-        temporary.replace(path)
-        sync(path.parent)
+        with _naming(path, temporary):
+            yield temporary
+            sync(temporary)
+            temporary.replace(path)
+            sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -55,13 +79,14 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_beside(path)
-    temporary.mkdir()
     try:
-        yield temporary
-        for file in temporary.iterdir():
-            sync(file)
-        sync(temporary)
-        swap_in(temporary, path)
+        with _naming(path, temporary):
+            temporary.mkdir()
+            yield temporary
+            for file in temporary.iterdir():
+                sync(file)
+            sync(temporary)
+            swap_in(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -97,11 +122,66 @@ def sha256_of_file(path: Path) -> str:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Deletes unfinished files and folders that an interrupted writer left directly in `folder`."""
+    """Deletes unfinished files and folders that an interrupted writer left directly in `folder`.
+
+    Those of a process that is alive stay: it is still at them.
+    """
     if not folder.is_dir():
         return
     for entry in folder.glob(f"{TEMPORARY_MARK}*"):
+        if not _is_abandoned(entry):
+            continue
         if entry.is_dir():
             shutil.rmtree(entry, ignore_errors=True)
         else:
             entry.unlink(missing_ok=True)
+
+
+def _is_abandoned(entry: Path) -> bool:
+    """Whether an unfinished file or folder is one of AutoSeg's, and nobody writes it any more."""
+    match = _UNFINISHED.match(entry.name)
+    if match is None or entry.is_symlink():
+        return False
+    host, process = match.groups()
+    if host == _HOST:
+        return not is_running(int(process))
+    with suppress(FileNotFoundError):
+        return host is None or time.time() - entry.stat().st_mtime > _ABANDONED_AFTER_S
+    return False
+
+
+def remove_made(path: Path, root: Path, marks: Collection[str]) -> None:
+    """Deletes a folder that AutoSeg made; the one way to delete what has a name of its own.
+
+    It vanishes at once for others who look, and so is never seen half deleted.
+
+    Args:
+        path: the folder; nothing is done where there is none.
+        root: the work or output folder that it must lie in, links followed.
+        marks: names of which it must hold one, unless it is empty.
+
+    Raises:
+        IntegrityRefusal: it is a link, lies elsewhere, or was not made by AutoSeg.
+    """
+    if not path.exists() and not path.is_symlink():
+        return
+    if (fault := _fault_of_made(path, root.resolve(), marks)) is not None:
+        raise IntegrityRefusal(
+            f"{path.name} is not deleted", where=str(path), why=fault, do="move it away, and run the same command again"
+        )
+    doomed = temporary_beside(path)
+    path.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _fault_of_made(path: Path, root: Path, marks: Collection[str]) -> str | None:
+    """Why a folder is not one that AutoSeg made in `root`; None if it is."""
+    place = path.parent.resolve() / path.name
+    if path.is_symlink() or not path.is_dir():
+        return "it is a link or a file, and no folder that AutoSeg made"
+    if place == root or not place.is_relative_to(root):
+        return f"it leads to {place}, which is outside {root}"
+    entries = {entry.name for entry in path.iterdir()}
+    if entries and not entries & set(marks):
+        return f"it holds none of {', '.join(sorted(marks))}, so AutoSeg has not made it"
+    return None

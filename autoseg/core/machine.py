@@ -55,6 +55,18 @@ def resident_memory_bytes() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
+def is_running(process: int) -> bool:
+    """Whether there is a process of this number, on this machine, that has not ended."""
+    import psutil
+
+    try:
+        return psutil.Process(process).status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.AccessDenied:
+        return True
+
+
 def peak_memory_bytes(*, of_children: bool = False) -> int | None:
     """The most memory that this process has had, or any child of it that has ended; None on Windows.
 

@@ -141,6 +141,11 @@ class Workspace:
                 yield folder.parent.name, int(number), RunFolder(folder)
 
 
+def work_folder_of(folder: Path) -> Path:
+    """The work folder that a run or a stored case lies in by its name, three floors up; links stay links."""
+    return folder.absolute().parents[2]
+
+
 def workspace_of(dataset: Path, work: Path | None) -> Workspace:
     """The work folder of a dataset: `work` if given, else `autoseg` inside the dataset's folder, or that folder itself.
 

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from autoseg.core.errors import AutoSegError, IntegrityRefusal, MissingInput, UsageError
 from autoseg.core.files import sha256_of_file, sync, temporary_beside
+from autoseg.core.limits import printable
 from autoseg.core.records import from_json, record, to_json
 from autoseg.models.record import Member, ModelFiles, ModelRecord, plan_faults
 from autoseg.networks.weights import shape_fault
@@ -182,7 +183,7 @@ def _parsed(text: str, where: str) -> BundleRecord:
         fault = error.what if isinstance(error, AutoSegError) else str(error)
     if fault is not None:
         raise IntegrityRefusal(
-            f"the record of the model cannot be used: {_printable(fault)}",
+            f"the record of the model cannot be used: {printable(fault)}",
             where=where,
             why="it was changed, or made by a newer AutoSeg",
             do="get the model again, or update AutoSeg",
@@ -201,7 +202,7 @@ def _faults(bundle: BundleRecord, written: object) -> Iterator[str]:
 
 def _text_faults(data: object) -> Iterator[str]:
     """Texts that are too long, or that would do something invisible to a terminal."""
-    if isinstance(data, str) and (len(data) > _LONGEST_TEXT or _printable(data) != data.replace("\n", "")):
+    if isinstance(data, str) and (len(data) > _LONGEST_TEXT or printable(data, kept="\n") != data):
         yield f"the text {data[:40]!r} is too long or holds control characters"
     elif isinstance(data, dict):
         yield from _text_faults([*data, *data.values()])
@@ -223,7 +224,7 @@ def _tensor_fault(file: Any, bundle: BundleRecord) -> str | None:
     slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
     fault = shape_fault({key: tuple(part.get_shape()) for key, part in slices.items()}, expected)
     if fault is not None:
-        return f"the weights do not belong to its networks: {_printable(fault)[:300]}"
+        return f"the weights do not belong to its networks: {printable(fault)[:300]}"
     return None if {part.get_dtype() for part in slices.values()} == {_DTYPE} else "weights of another type"
 
 
@@ -335,14 +336,9 @@ def _without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return dict(pairs)
 
 
-def _printable(text: str) -> str:
-    """The text without control, format and private characters, which could steer a terminal."""
-    return "".join(letter for letter in text if letter.isprintable())
-
-
 def _refusal(path: Path, what: str) -> IntegrityRefusal:
     return IntegrityRefusal(
-        f"{path.name} is not a sound model file: {_printable(what)}",
+        f"{path.name} is not a sound model file: {printable(what)}",
         where=str(path),
         why="it was cut off, changed, or made by something else",
         do="get it again from where it was made, with autoseg model export",

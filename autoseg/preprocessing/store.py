@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoseg.core.errors import AutoSegError, IntegrityRefusal
-from autoseg.core.files import sha256_of_file, temporary_beside
+from autoseg.core.files import remove_made, sha256_of_file, temporary_beside
 from autoseg.core.records import content_hash, load, to_json
+from autoseg.core.workspace import work_folder_of
 from autoseg.data.fingerprint import Fingerprint
 from autoseg.data.model import LabelSet
 from autoseg.planning.plan import Configuration, Plan
@@ -210,7 +211,8 @@ def write_case(folder: Path, content: str, prepared: Prepared, locations: dict[i
         counts = {str(key): len(found) for key, found in locations.items()}
         record = CaseRecord(STORE_VERSION, folder.name, content, prepared.placement, counts, files)
         (temporary / RECORD).write_text(to_json(record))
-        shutil.rmtree(folder, ignore_errors=True)  # a damaged one, or one of other files
+        # a damaged one, or one of other files; WORK/store/<hash>/<case> must not lead out of WORK
+        remove_made(folder, work_folder_of(folder), (RECORD, *ARRAYS))
         temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

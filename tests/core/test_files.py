@@ -1,5 +1,6 @@
 """Readers see a whole file or none, whatever happens to the writer."""
 
+import errno
 import signal
 import subprocess
 import sys
@@ -8,11 +9,13 @@ from hashlib import sha256
 
 import pytest
 
+from autoseg.core.errors import IntegrityRefusal
 from autoseg.core.files import (
     TEMPORARY_MARK,
     atomic_file,
     atomic_folder,
     remove_leftovers,
+    remove_made,
     sha256_of_file,
     temporary_beside,
     write_atomic,
@@ -68,13 +71,60 @@ def test_hash_of_a_file_longer_than_a_block(tmp_path):
     assert sha256_of_file(tmp_path / "big") == sha256(content).hexdigest()
 
 
-def test_leftovers_are_removed_and_nothing_else(tmp_path):
-    temporary_beside(tmp_path / "a").mkdir()
-    temporary_beside(tmp_path / "b").write_text("half")
-    (tmp_path / "kept").write_text("whole")
+LEAVE = """
+import sys
+from pathlib import Path
+from autoseg.core.files import temporary_beside
+temporary_beside(Path(sys.argv[1], "a")).mkdir()
+temporary_beside(Path(sys.argv[1], "b")).write_text("half")
+"""
+
+
+def test_leftovers_of_ended_processes_are_removed_and_nothing_else(tmp_path):
+    subprocess.run([sys.executable, "-c", LEAVE, str(tmp_path)], check=True)
+    (tmp_path / f"{TEMPORARY_MARK}0123456789ab-of-version-0.1").write_text("half")
+    assert len(names(tmp_path)) == 3
+    at_work = temporary_beside(tmp_path / "c")
+    at_work.write_text("half")
+    kept = ["kept", f"{TEMPORARY_MARK}notes.txt", at_work.name]
+    for name in kept[:2]:
+        (tmp_path / name).write_text("whole")
     remove_leftovers(tmp_path)
     remove_leftovers(tmp_path / "nowhere")
-    assert names(tmp_path) == ["kept"]
+    assert names(tmp_path) == sorted(kept)
+
+
+@pytest.mark.parametrize("name", ["x" * 255, "\N{GREEK SMALL LETTER ALPHA}" * 127, "x" * 244 + ".nii.gz"])
+def test_the_longest_names_can_be_written(tmp_path, name):
+    write_atomic(tmp_path / name, "whole")
+    assert names(tmp_path) == [name]
+
+
+def test_an_error_names_the_file_that_was_meant(tmp_path):
+    with pytest.raises(OSError, match=r"plan\.json") as caught, atomic_file(tmp_path / "plan.json"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert caught.value.filename == str(tmp_path / "plan.json")
+    with pytest.raises(FileNotFoundError) as missing, atomic_folder(tmp_path / "run") as folder:
+        (folder / "nowhere" / "a").write_text("x")
+    assert missing.value.filename == str(tmp_path / "run" / "nowhere" / "a")
+
+
+def test_only_what_was_made_in_the_folder_is_deleted(tmp_path):
+    work, outside = tmp_path / "work", tmp_path / "outside"
+    for folder in (work / "runs" / "run", outside / "run", work / "users"):
+        folder.mkdir(parents=True)
+        (folder / "recipe.json").write_text("{}")
+    (work / "users" / "recipe.json").rename(work / "users" / "notes.txt")
+    (work / "link").symlink_to(outside / "run")
+    (work / "elsewhere").symlink_to(outside)
+    for path in (work / "link", work / "elsewhere" / "run", work / ".." / "outside" / "run", work / "users", work):
+        with pytest.raises(IntegrityRefusal):
+            remove_made(path, work, ("recipe.json",))
+    assert (outside / "run" / "recipe.json").exists()
+    assert (work / "users" / "notes.txt").exists()
+    remove_made(work / "runs" / "run", work, ("recipe.json",))
+    remove_made(work / "nowhere", work, ("recipe.json",))
+    assert names(work / "runs") == []
 
 
 WRITER = """
