@@ -12,7 +12,7 @@ from pathlib import Path
 from autoseg.api.evaluate import Evaluation, evaluate, write_evaluation
 from autoseg.api.plan import plan_dataset
 from autoseg.api.predict import predict
-from autoseg.core.errors import AutoSegError, TrainingStopped
+from autoseg.core.errors import AutoSegError, TrainingStopped, for_users
 from autoseg.core.records import load
 from autoseg.core.workspace import WORK_FOLDER_NAME, Workspace
 from autoseg.data.labels import to_training_values
@@ -59,6 +59,7 @@ class DemoResult:
     seconds: dict[str, float] = field(default_factory=dict)
 
 
+@for_users()
 def run_demo(
     folder: Path,
     options: TrainOptions,

@@ -11,8 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from autoseg.core.errors import DataRefused, MissingInput
+from autoseg.core.errors import DataRefused, MissingInput, for_users
 from autoseg.core.files import write_atomic
+from autoseg.core.limits import TOLERANCE_MM, csv_cell
 from autoseg.core.progress import Progress, silent
 from autoseg.core.records import load, read_json, save
 from autoseg.core.workers import map_supervised
@@ -58,6 +59,7 @@ class Evaluation:
     definitions: dict[str, str]
 
 
+@for_users()
 def evaluate(
     predictions: str | Path,
     references: str | Path,
@@ -85,6 +87,7 @@ def evaluate(
         MissingInput: a folder does not exist.
         DataRefused: there is no reference, or no prediction of any of them.
     """
+    TOLERANCE_MM.check("--tolerance", tolerance_mm)
     predictions, references = _folder(predictions), _folder(references)
     predicted = {stem(path): path for path in image_files(predictions)}
     expected = _references(references, predicted)
@@ -132,6 +135,7 @@ def _find_labels(
     return replace(found, classes=classes), f"named by value: {sentence}"
 
 
+@for_users()
 def write_evaluation(evaluation: Evaluation, folder: Path) -> tuple[Path, Path]:
     """Writes evaluation.json and evaluation.csv (one row per case and class) into the folder; returns their paths."""
     as_json, as_csv = folder / "evaluation.json", folder / "evaluation.csv"
@@ -142,7 +146,7 @@ def write_evaluation(evaluation: Evaluation, folder: Path) -> tuple[Path, Path]:
     writer.writerow(("case", "class", *METRICS))
     for case, classes in evaluation.cases.items():
         for name, scores in classes.items():
-            writer.writerow((case, name, *(scores[metric] for metric in METRICS)))
+            writer.writerow((csv_cell(case), csv_cell(name), *(scores[metric] for metric in METRICS)))
     write_atomic(as_csv, text.getvalue())
     return as_json, as_csv
 

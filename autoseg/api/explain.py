@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from autoseg.core import errors
-from autoseg.core.errors import AutoSegError
+from autoseg.core.errors import AutoSegError, for_users
 from autoseg.core.registry import choose
 from autoseg.core.workspace import Workspace
 from autoseg.data.problems import PROBLEM_CODES
@@ -40,6 +40,7 @@ def _first_line(kind: type[Any]) -> str:
     return (kind.__doc__ or "").strip().splitlines()[0]
 
 
+@for_users()
 def explain_plan(workspace: Workspace, decision: str | None) -> tuple[Decision, ...]:
     """The decisions of a dataset's plan, all of them or those of one name.
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from autoseg.core.errors import MissingInput, UsageError
+from autoseg.core.errors import MissingInput, UsageError, for_users
 from autoseg.models.bundle import BUNDLE_ENDING, bundle_path, find_bundle_model, write_bundle, write_report
 from autoseg.models.model import Model, make_ensemble
 from autoseg.models.record import ModelFiles
@@ -41,6 +41,7 @@ def _loader_of(path: Path) -> Loader | None:
     return next((loader for loader in LOADERS.values() if loader.recognizes(path)), None)
 
 
+@for_users()
 def find_model(path: str | Path, configuration: str | None = None, folds: Sequence[int] = ()) -> ModelFiles:
     """The model that `path` stands for, before its networks are loaded.
 
@@ -62,6 +63,7 @@ def find_model(path: str | Path, configuration: str | None = None, folds: Sequen
     return loader.load(Path(path), configuration, tuple(folds))
 
 
+@for_users()
 def load_model(
     path: str | Path, configuration: str | None = None, folds: Sequence[int] | None = None, device: str = "auto"
 ) -> Model:
@@ -81,6 +83,7 @@ def load_model(
     return Model(files, make_ensemble(files, device))
 
 
+@for_users()
 def show_model(path: str | Path) -> ModelFiles:
     """What is known about a model; all its weights are read and verified on the way.
 
@@ -93,6 +96,7 @@ def show_model(path: str | Path) -> ModelFiles:
     return files
 
 
+@for_users()
 def export_model(
     path: str | Path,
     out: Path | None = None,
@@ -127,6 +131,7 @@ def export_model(
     return target
 
 
+@for_users()
 def import_model(source: str | Path, folder: Path) -> Path:
     """Verifies a bundle, or reads a model of nnU-Net v2, and puts it into `folder` as one file, which is returned.
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autoseg.core.errors import DataRefused, Interrupted, MissingInput, RecordFault
+from autoseg.core.errors import DataRefused, Interrupted, MissingInput, RecordFault, for_users
 from autoseg.core.files import remove_leftovers
 from autoseg.core.progress import Progress, silent
 from autoseg.core.records import from_data, load, read_table, save
@@ -42,6 +42,7 @@ class Planned:
     survey: Survey
 
 
+@for_users()
 def plan(
     dataset: str | Path,
     *,
@@ -84,6 +85,7 @@ def plan(
     return planned.plan
 
 
+@for_users()
 def plan_dataset(
     folder: Path,
     workspace: Workspace,
@@ -168,6 +170,7 @@ def _refuse(dataset: Dataset, found: Survey, strict: bool) -> None:
         )
 
 
+@for_users()
 def plan_from_fingerprint(fingerprint_file: Path, dataset_file: Path, options: PlanOptions) -> Plan:
     """A plan without images: from AutoSeg's or nnU-Net's fingerprint and dataset description.
 

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from autoseg import __version__
 from autoseg.api.model import find_model
-from autoseg.core.errors import AutoSegError, DataRefused, Interrupted, InterruptedEarly, UsageError
+from autoseg.core.errors import AutoSegError, DataRefused, Interrupted, InterruptedEarly, UsageError, for_users
 from autoseg.core.files import remove_leftovers
+from autoseg.core.limits import OVERLAP, RAM_GIB
 from autoseg.core.machine import BYTES_PER_GIB
 from autoseg.core.progress import Progress, silent
 from autoseg.core.records import save
@@ -50,6 +51,7 @@ class CaseForecast:
     output: str
 
 
+@for_users()
 def predict(
     model: str | Path,
     inputs: Sequence[str | Path] | str | Path,
@@ -76,7 +78,7 @@ def predict(
             same name are replaced.
         configuration: this one alone; None for what was selected, else 3d_fullres, else the best.
         folds: these; empty for those selected, else all.
-        overlap: fraction of a tile that neighbors share at least, in [0, 1).
+        overlap: fraction of a tile that neighbors share at least, 0 to 0.95.
         mirroring: whether to average over mirrored images; without, prediction is up to 8 times faster.
         probabilities: whether to write the probability of every class as well (<case>.npz, float16).
         max_ram_gib: memory to stay below; what does not fit is kept in a file. None for most of what is free.
@@ -90,8 +92,8 @@ def predict(
         InterruptedEarly: stopped before a case was done.
         Interrupted: stopped later; what is done stays.
     """
-    output = Path(output)
-    files = find_model(Path(model), configuration, folds)
+    _check_numbers(overlap, max_ram_gib)
+    files, output = find_model(Path(model), configuration, folds), Path(output)
     _log.info("model: %s", files.record.because)
     use_cores()
     cases, failures = _cases(inputs, files.record.plan)
@@ -109,14 +111,15 @@ def predict(
     )
     manifest.cases.update(done_before(output, manifest, cases, has_probabilities=probabilities))
     waiting = [case for case in cases if case.identifier not in manifest.cases]
-    tile_progress = progress if len(waiting) == 1 else silent
-    stream = PredictionStream(files.record.plan, ensemble, output, probabilities, max_ram_gib, tile_progress)
+    on_tile = progress if len(waiting) == 1 else silent
+    stream = PredictionStream(files.record.plan, ensemble, output, probabilities, max_ram_gib, on_tile)
     manifest = _predict_all(stream, waiting, manifest, output, progress if len(waiting) > 1 else silent)
     if report:
         _report(output, manifest, files, cases)
     return manifest
 
 
+@for_users()
 def forecast(
     model: str | Path,
     inputs: Sequence[str | Path] | str | Path,
@@ -130,6 +133,7 @@ def forecast(
 
     The arguments are those of `predict`. Errors are its own as well.
     """
+    _check_numbers(overlap)
     files = find_model(Path(model), configuration, folds)
     cases, failures = _cases(inputs, files.record.plan)
     forecasts: dict[str, CaseForecast | str] = dict(failures)
@@ -140,6 +144,11 @@ def forecast(
         except AutoSegError as error:
             forecasts[case.identifier] = str(error)
     return files, dict(sorted(forecasts.items()))
+
+
+def _check_numbers(overlap: float, max_ram_gib: float | None = None) -> None:
+    OVERLAP.check("--overlap", overlap)
+    RAM_GIB.check("--max-ram", max_ram_gib)
 
 
 def _predict_all(

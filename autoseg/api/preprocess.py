@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from autoseg.core.errors import Interrupted
+from autoseg.core.errors import Interrupted, for_users
 from autoseg.core.progress import Progress, silent
 from autoseg.core.registry import choose
 from autoseg.core.workspace import workspace_of
@@ -17,6 +17,7 @@ from autoseg.preprocessing.store import store_recipe
 _log = logging.getLogger(__name__)
 
 
+@for_users()
 def preprocess(
     dataset: str | Path,
     *,

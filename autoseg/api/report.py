@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from autoseg.core.errors import for_users
 from autoseg.core.progress import Progress, silent
 from autoseg.core.workspace import workspace_of
 from autoseg.report.cases import PICTURES
 from autoseg.report.collect import write_report
 
 
+@for_users()
 def report(
     dataset: str | Path,
     *,

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from autoseg.core.errors import for_users
 from autoseg.core.progress import Progress, silent
 from autoseg.core.workspace import workspace_of
 from autoseg.selection.record import Selection
 from autoseg.selection.select import SelectionOptions, select_model
 
 
+@for_users()
 def select(
     dataset: str | Path,
     *,

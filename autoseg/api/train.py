@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autoseg.core.errors import MissingInput
+from autoseg.core.errors import MissingInput, for_users
 from autoseg.core.progress import Progress, silent
 from autoseg.core.records import load
 from autoseg.core.workspace import Workspace, workspace_of
@@ -38,6 +38,7 @@ class Trained:
     selection: Selection | None
 
 
+@for_users()
 def train(
     dataset: str | Path, *, work: str | Path | None = None, progress: Progress = silent, **options: Any
 ) -> Trained:
@@ -68,6 +69,7 @@ def train(
     return finish(workspace, report, chosen)
 
 
+@for_users()
 def train_runs(
     workspace: Workspace,
     options: TrainOptions,
@@ -84,6 +86,7 @@ def train_runs(
         return train_queue(workspace, options, check_stop, listeners)
 
 
+@for_users()
 def finish(workspace: Workspace, report: TrainReport, options: TrainOptions, progress: Progress = silent) -> Trained:
     """What follows the training: the choice and the report, if everything went well and no run is missing.
 
@@ -98,6 +101,7 @@ def finish(workspace: Workspace, report: TrainReport, options: TrainOptions, pro
     return Trained(report, select_and_report(workspace, seed=options.seed, jobs=options.jobs, progress=progress))
 
 
+@for_users()
 def forecast_training(workspace: Workspace, options: TrainOptions) -> tuple[Queue, QueueForecast]:
     """The runs that `train` would do, with their hours and disk (`--dry-run`); writes nothing."""
     check_executor(options.executor)

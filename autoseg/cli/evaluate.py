@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from autoseg.cli.options import jobs_option, output_options
+from autoseg.cli.options import Real, jobs_option, output_options
 from autoseg.cli.output import Output
+from autoseg.core.limits import TOLERANCE_MM
 
 if TYPE_CHECKING:
     from autoseg.api.evaluate import Evaluation
@@ -19,7 +20,7 @@ SOME_FAILED = 4
 @click.command()
 @click.argument("predictions", type=click.Path(path_type=Path))
 @click.argument("references", type=click.Path(path_type=Path))
-@click.option("--tolerance", type=click.FloatRange(min=0), default=1.0, show_default=True, help="Of nsd, in mm.")
+@click.option("--tolerance", type=Real(TOLERANCE_MM), default=1.0, show_default=True, help="Of nsd, in mm.")
 @click.option(
     "--dataset",
     type=click.Path(path_type=Path, exists=True),

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from autoseg.cli.options import output_options
+from autoseg.cli.options import output_options, whole
 from autoseg.cli.output import Output
+from autoseg.core.limits import FOLD
 
 if TYPE_CHECKING:
     from autoseg.models.record import Member, ModelFiles, ModelRecord
@@ -28,7 +29,7 @@ def model() -> None:
     help="File.  [default: models/<name>.autoseg in the work folder]",
 )
 @click.option("--configuration", help="This one alone.  [default: what was selected]")
-@click.option("--fold", "folds", multiple=True, type=click.IntRange(min=0), help="Fold, repeatable.  [default: all]")
+@click.option("--fold", "folds", multiple=True, type=whole(FOLD), help="Fold, repeatable.  [default: all]")
 @click.option("--no-report", is_flag=True, help="Leave out report.html, which shows training cases.")
 @output_options
 def export(

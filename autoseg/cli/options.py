@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -10,9 +11,29 @@ from typing import Any, TypeVar
 import click
 
 from autoseg.cli.output import Output
+from autoseg.core.limits import JOBS, SEED, Bounds
 from autoseg.core.machine import available_cores
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Real(click.FloatRange):
+    """A finite number between two bounds; click's own range lets NaN pass."""
+
+    def __init__(self, bounds: Bounds) -> None:
+        super().__init__(bounds.low, bounds.high)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number, or a usage error with the bounds."""
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value} is not in the range {self._describe_range()}.", param, ctx)
+        return number
+
+
+def whole(bounds: Bounds) -> click.IntRange:
+    """A whole number between two bounds."""
+    return click.IntRange(int(bounds.low), int(bounds.high))
 
 
 dataset_argument = click.argument("dataset", type=click.Path(path_type=Path))
@@ -39,14 +60,14 @@ devices_option = click.option(
 )
 jobs_option = click.option(
     "--jobs",
-    type=click.IntRange(min=1),
+    type=whole(JOBS),
     default=available_cores,
     show_default="number of cores",
     envvar="AUTOSEG_JOBS",
     help="Worker processes.",
 )
 seed_option = click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, envvar="AUTOSEG_SEED", help="Random seed."
+    "--seed", type=whole(SEED), default=0, show_default=True, envvar="AUTOSEG_SEED", help="Random seed."
 )
 dry_run_option = click.option("--dry-run", is_flag=True, help="Say what would be done; write nothing.")
 

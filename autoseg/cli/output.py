@@ -213,6 +213,7 @@ def prepare_streams() -> None:
     worker process would be written into it.
     """
     _stdout_faults.clear()
+    _log_files.clear()
     for number in range(3):
         try:
             os.fstat(number)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from autoseg.cli.options import (
+    Real,
     device_option,
     dry_run_option,
     jobs_option,
@@ -17,6 +18,7 @@ from autoseg.cli.options import (
 )
 from autoseg.cli.output import Output
 from autoseg.core.errors import UsageError
+from autoseg.core.limits import MEMORY_GIB
 from autoseg.core.workspace import workspace_of
 
 if TYPE_CHECKING:
@@ -39,7 +41,7 @@ file_option = click.Path(path_type=Path, dir_okay=False)
     show_default=True,
     help="reference, resenc-m, resenc-l, resenc-xl, cpu, or a YAML file.",
 )
-@click.option("--memory", "memory_gib", type=click.FloatRange(min=0, min_open=True), help="Memory target in GiB.")
+@click.option("--memory", "memory_gib", type=Real(MEMORY_GIB), help="Memory target in GiB.")
 @click.option("--configuration", "configurations", multiple=True, help="2d, 3d_fullres, ...  [default: all]")
 @click.option("--pin", "pins", type=file_option, help="YAML file of decisions that you take instead of the rules.")
 @click.option("--format", "layout", help="Layout of the dataset, if it is not recognized by itself.")

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from autoseg.cli.options import device_option, dry_run_option, output_options
+from autoseg.cli.options import Real, device_option, dry_run_option, output_options, whole
 from autoseg.cli.output import Output
+from autoseg.core.limits import FOLD, OVERLAP, RAM_GIB
 
 if TYPE_CHECKING:
     from autoseg.api.predict import CaseForecast
@@ -37,12 +38,12 @@ SOME_FAILED = 4
     "--fold",
     "folds",
     multiple=True,
-    type=click.IntRange(min=0),
+    type=whole(FOLD),
     help="Fold, repeatable.  [default: those selected, else all]",
 )
 @click.option(
     "--overlap",
-    type=click.FloatRange(0, 1, max_open=True),
+    type=Real(OVERLAP),
     default=0.5,
     show_default=True,
     help="Share of a tile that neighbors have in common.",
@@ -58,7 +59,7 @@ SOME_FAILED = 4
 @click.option(
     "--max-ram",
     "max_ram_gib",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Real(RAM_GIB),
     help="GiB; what does not fit is kept in a file.  [default: most of what is free]",
 )
 @click.option(

@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 
-from autoseg.cli.options import dataset_argument, jobs_option, output_options, work_option
+from autoseg.cli.options import dataset_argument, jobs_option, output_options, whole, work_option
 from autoseg.cli.output import Output
+from autoseg.core.limits import PICTURES
 
 _BYTES_PER_MB = 1e6
 
@@ -30,7 +31,7 @@ _BYTES_PER_MB = 1e6
 )
 @click.option(
     "--pictures",
-    type=click.IntRange(min=0),
+    type=whole(PICTURES),
     default=50,
     show_default=True,
     help="Cases that get overlay pictures, worst first.",

@@ -10,17 +10,20 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from autoseg.cli.options import (
+    Real,
     dataset_argument,
     devices_option,
     dry_run_option,
     jobs_option,
     output_options,
     seed_option,
+    whole,
     work_option,
 )
 from autoseg.cli.output import Output, show_error
 from autoseg.cli.select import show_selection
 from autoseg.cli.train_board import show_queue, training_board
+from autoseg.core.limits import BUDGET_S, DISK_GIB, EPOCHS, FOLD, STEPS
 from autoseg.core.workspace import workspace_of
 
 if TYPE_CHECKING:
@@ -44,6 +47,8 @@ class Duration(click.ParamType[float]):
         seconds = sum(float(number) * _SECONDS[unit] for number, unit in parts)
         if "".join(number + unit for number, unit in parts) != text or seconds <= 0:
             self.fail(f"{value!r} is not a time span; write for example 20m, 8h or 1h30m", param, ctx)
+        if (fault := BUDGET_S.fault(seconds)) is not None:
+            self.fail(f"{value!r}: {fault}", param, ctx)
         return seconds
 
 
@@ -51,10 +56,10 @@ class Duration(click.ParamType[float]):
 @dataset_argument
 @work_option
 @click.option("--configuration", "configurations", multiple=True, help="2d, 3d_fullres, ...  [default: all]")
-@click.option("--fold", "folds", multiple=True, type=click.IntRange(min=0), help="Number of a fold.  [default: all]")
+@click.option("--fold", "folds", multiple=True, type=whole(FOLD), help="Number of a fold.  [default: all]")
 @click.option("--recipe", help="default, cpu, or a YAML file.  [default: cpu for the preset cpu, else default]")
-@click.option("--epochs", type=click.IntRange(min=1), help="Instead of the recipe's.")
-@click.option("--steps", type=click.IntRange(min=1), help="Steps per epoch, instead of the recipe's.")
+@click.option("--epochs", type=whole(EPOCHS), help="Instead of the recipe's.")
+@click.option("--steps", type=whole(STEPS), help="Steps per epoch, instead of the recipe's.")
 @click.option(
     "--budget", "budget_seconds", type=Duration(), help="Wall time for everything (20m, 8h); chooses the epochs."
 )
@@ -63,7 +68,7 @@ class Duration(click.ParamType[float]):
 @click.option(
     "--probabilities-disk",
     "probabilities_gib",
-    type=click.FloatRange(min=0),
+    type=Real(DISK_GIB),
     default=10.0,
     show_default=True,
     metavar="GIB",

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from autoseg.core.errors import PlanFault, RecordFault
+from autoseg.core.limits import MEMORY_GIB
 from autoseg.core.records import from_data, to_data
 from autoseg.core.registry import choose
 from autoseg.data.fingerprint import Fingerprint, fingerprint_hash
@@ -121,16 +122,15 @@ def read_options(options: PlanOptions) -> tuple[Preset, float, Pins]:
     """Preset, memory target in GiB and pins that the options name, every name and value checked.
 
     Raises:
-        UsageError: there is no such preset, configuration or decision.
+        UsageError: there is no such preset, configuration or decision, or the memory target is out of bounds.
         RecordFault: the preset is faulty.
-        PlanFault: the memory target or a pinned value is impossible.
+        PlanFault: a pinned value is impossible.
     """
     for name in options.configurations:
         choose(name, dict.fromkeys(CONFIGURATION_NAMES), "configuration")
     preset = load_preset(options.preset)
     memory_gib = preset.default_memory_gib if options.memory_gib is None else options.memory_gib
-    if not (math.isfinite(memory_gib) and memory_gib > 0):
-        raise PlanFault(f"a memory target of {memory_gib} GiB makes no sense", do="choose --memory greater than 0")
+    MEMORY_GIB.check("--memory", memory_gib)
     return preset, memory_gib, read_pins(options.pins)
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from autoseg.core.errors import UsageError
+from autoseg.core.limits import BUDGET_S, DISK_GIB, EPOCHS, JOBS, SEED, STEPS
 from autoseg.core.registry import choose
 from autoseg.core.workspace import Workspace
 from autoseg.data.fingerprint import CaseStatistics, Fingerprint
@@ -27,7 +28,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class TrainOptions:
-    """What the user asked for; None and empty mean the default.
+    """What the user asked for; None and empty mean the default. Numbers out of bounds are a UsageError.
 
     Attributes:
         configurations: names; default: all of the plan.
@@ -62,6 +63,14 @@ class TrainOptions:
     group_by: str | None = None
     is_stratified: bool = False
     probabilities_gib: float = PROBABILITIES_GIB
+
+    def __post_init__(self) -> None:
+        EPOCHS.check("--epochs", self.epochs)
+        STEPS.check("--steps", self.steps)
+        SEED.check("--seed", self.seed)
+        JOBS.check("--jobs", self.jobs)
+        BUDGET_S.check("--budget", self.budget_seconds)
+        DISK_GIB.check("--probabilities-disk", self.probabilities_gib)
 
 
 @dataclass(frozen=True, slots=True)

@@ -118,7 +118,7 @@ def test_wrong_values_are_one_box(autoseg, pair, tmp_path):
     for words, text in (
         (("--preset", "reference2"), "did you mean reference"),
         (("--pin", bad_pin), "patch_size.0: Input should be a valid integer, found 1.5"),
-        (("--memory", "inf"), "makes no sense"),
+        (("--memory", "inf"), "0.1<=x<=100000"),
         (("--dataset-json", broken), "not valid JSON"),
         (("--dataset-json", listed), "JSON object"),
     ):
