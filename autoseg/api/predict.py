@@ -223,10 +223,10 @@ def _explained(stop: Interrupted, manifest: PredictionManifest) -> Interrupted:
 
 def _forecast(case: Case, plan: Plan, ensemble: Ensemble) -> CaseForecast:
     volume = read_case(case, plan.four_d)
-    order = plan.axis_order
-    image = volume.array.transpose(0, *(axis + 1 for axis in order))
+    turn = ensemble.members[0].preparation.turn(volume.geometry)
+    image = turn.view(volume.array)
     cropped = [behind - first for first, behind in nonzero_box(image)]
-    spacing = [volume.geometry.spacing_mm[axis] for axis in order]
+    spacing = [volume.geometry.spacing_mm[axis] for axis in turn.order]
 
     def shape_for(member: EnsembleMember) -> tuple[int, ...]:
         return tuple(resampled_shape(cropped, spacing, member.preparation.target_mm(spacing)))

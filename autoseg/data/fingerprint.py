@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from autoseg.core.geometry import Geometry
 from autoseg.core.records import content_hash, to_data
 from autoseg.data.labels import value_counts
 from autoseg.images.crop import nonzero_box, slices
+from autoseg.images.orientation import orientation_of
 from autoseg.images.volume import Volume
 
 FINGERPRINT_VERSION = 1
@@ -53,7 +55,7 @@ class IntensityStatistics:
 
 @dataclass(frozen=True, slots=True)
 class CaseStatistics:
-    """One training case, axes z, y, x in the order of the files.
+    """One training case, axes z, y, x as they are stored in its files or, if it is turned, would be then.
 
     Attributes:
         identifier: the case.
@@ -65,6 +67,8 @@ class CaseStatistics:
         class_voxels: voxels of each training value that occurs, as {"1": 1725}.
         content: hash of the bytes of all its files; anything derived from the case is keyed by it.
         left_right_axis: axis that runs from the patient's left to right or back, 0 = z; None if oblique or not known.
+        orientation: where the axes x, y, z of its files run to ("LPS"); None where they do not say.
+        turned_to: the orientation it is turned to, which is that of most cases; None if it is used as stored.
     """
 
     identifier: str
@@ -76,6 +80,8 @@ class CaseStatistics:
     class_voxels: dict[str, int] | None = None
     content: str = ""
     left_right_axis: int | None = None
+    orientation: str | None = None
+    turned_to: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +93,14 @@ class Fingerprint:
         cases: usable training cases, sorted by identifier.
         intensities: foreground statistics, one per channel.
         relative_size: median over the cases of voxels after / before the crop to nonzero.
+        orientation: that of most cases, which the others are turned to; None if no case states one.
     """
 
     version: int
     cases: tuple[CaseStatistics, ...]
     intensities: tuple[IntensityStatistics, ...]
     relative_size: float
+    orientation: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,12 +124,23 @@ class IntensityQuantiles:
 def fingerprint_hash(fingerprint: Fingerprint) -> str:
     """The hash that plans are tied to their fingerprint by.
 
-    Which axis runs from left to right is left out, because it follows from files whose hashes are in it.
+    Which axis runs from left to right, and how files are stored, is left out, because it follows from files whose
+    hashes are in it. To what cases are turned follows from other cases, so it counts; where nothing is turned, the hash
+    is that of fingerprints that knew nothing of orientations.
     """
     data = to_data(fingerprint)
+    del data["orientation"]
     for case in data["cases"]:
-        del case["left_right_axis"]
+        del case["left_right_axis"], case["orientation"]
+        if case["turned_to"] is None:
+            del case["turned_to"]
     return content_hash(data)
+
+
+def usual_orientation(cases: Iterable[CaseStatistics]) -> str | None:
+    """How most of the cases are stored that say so, and of equally many the first; None if no case does."""
+    counts = Counter(case.orientation for case in cases if case.orientation is not None)
+    return max(counts, key=lambda codes: counts[codes], default=None)
 
 
 Foreground = tuple[IntensityQuantiles, ...]
@@ -135,8 +154,8 @@ def case_statistics(
 
     Args:
         identifier: of the case.
-        volume: image as read.
-        labels: (z, y, x) training values; every value above 0 is foreground, the ignore value too.
+        volume: image as read, or turned.
+        labels: (z, y, x) training values on its grid; every value above 0 is foreground, the ignore value too.
         content: hash of the case's files.
 
     Source: nnU-Net v2 experiment_planning/dataset_fingerprint/fingerprint_extractor.py.
@@ -155,6 +174,7 @@ def case_statistics(
         class_voxels={str(value): count for value, count in value_counts(labels).items()},
         content=content,
         left_right_axis=left_right_axis(volume.geometry),
+        orientation=orientation_of(volume.geometry),
     )
     return statistics, tuple(_quantiles_of(channel[foreground]) for channel in image) if foreground.any() else ()
 
@@ -188,6 +208,7 @@ def combine(cases: Iterable[tuple[CaseStatistics, Foreground]], channels: int) -
         cases=tuple(statistics for statistics, _ in ordered),
         intensities=tuple(_intensities([entry[channel] for entry in foregrounds]) for channel in range(channels)),
         relative_size=float(np.median([statistics.relative_size for statistics, _ in ordered])) if ordered else 1.0,
+        orientation=usual_orientation(statistics for statistics, _ in ordered),
     )
 
 

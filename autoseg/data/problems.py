@@ -99,6 +99,23 @@ PROBLEM_CODES: dict[str, Explanation] = {
         "The label file's format carries no voxel spacing, whereas the image has one; the shapes agree.",
         "nothing: the image's geometry is used",
     ),
+    "E0219": Explanation(
+        "note",
+        "No file says how it lies in the body: NIfTI without qform and sform, NRRD without a space, TIFF.",
+        "nothing, if all images are stored alike; else give them their orientation, as left and right cannot be told",
+    ),
+    "E0220": Explanation(
+        "warning",
+        "The case does not say how it lies in the body, others do. It is used as stored, which may be otherwise than "
+        "they are used; lateral classes are then not exchanged in mirrored images.",
+        "give its files their orientation (NIfTI: qform or sform; NRRD: space and space directions), or remove it",
+    ),
+    "E0221": Explanation(
+        "note",
+        "The case is stored along other axes of the body than most (such as R-A-S instead of L-P-S).",
+        "nothing: it is turned as most cases are stored, which interpolates nothing; so are new images, and their "
+        "predictions are turned back",
+    ),
     "E0301": Explanation(
         "refused",
         "The label map holds values that the dataset does not declare.",

@@ -13,21 +13,35 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
+from autoseg.core.geometry import is_picture
 from autoseg.core.progress import Progress, silent
 from autoseg.core.records import content_hash
 from autoseg.core.workers import map_supervised
 from autoseg.data.check import HASH_DIGITS, check_case, count_noun
-from autoseg.data.fingerprint import CaseStatistics, Fingerprint, IntensityQuantiles, case_statistics, combine
+from autoseg.data.fingerprint import (
+    CaseStatistics,
+    Fingerprint,
+    IntensityQuantiles,
+    case_statistics,
+    combine,
+    usual_orientation,
+)
 from autoseg.data.inputs import relative
 from autoseg.data.layouts.detect import LAYOUTS
 from autoseg.data.model import Case, Dataset, Problem
 from autoseg.data.problems import problem
 from autoseg.images.formats.files import files_of
+from autoseg.images.orientation import orientation_of, spelled, turn_to
 
-SURVEY_VERSION = 2
+SURVEY_VERSION = 3
 
 KEEP_SECONDS = 10.0
 """How often an unfinished survey is given to `keep`; a run that is killed loses no more work than this."""
+
+_NAMED_CASES = 10
+"""A sentence names so many cases."""
 
 _FEW_BYTES = 1 << 20
 """Below this many bytes of files, starting processes takes longer than the work."""
@@ -91,7 +105,8 @@ Examined = tuple[CaseSummary, CaseStatistics | None]
 
 Stamps = tuple[FileStamp, ...]
 
-_Task = tuple[Case, Stamps]
+_Task = tuple[Case, Stamps, str | None]
+"""A case to examine, its files, and the orientation that it is turned to before."""
 
 
 def survey(
@@ -104,6 +119,7 @@ def survey(
     """Checks every case of a dataset and takes its fingerprint.
 
     Each file is read once, in worker processes; a case whose worker dies or hangs is refused with the reason. Cases
+    that are stored along other axes than most are read again, and examined as if they were stored like these. Cases
     whose files have not changed since `known` are not read at all. The result does not depend on `jobs`.
 
     Args:
@@ -116,18 +132,38 @@ def survey(
     read_as = content_hash(replace(dataset, cases=(), announced_cases=None, layout_reason="", name=""))
     stamps = {case.identifier: _stamps(dataset, case) for case in dataset.cases}
     examined = _known_cases(known, read_as, stamps)
-    to_read = [(case, stamps[case.identifier]) for case in dataset.cases if case.identifier not in examined]
-    progress(len(examined), len(dataset.cases))
+    unread = [(case, stamps[case.identifier], None) for case in dataset.cases if case.identifier not in examined]
     next_keep = time.monotonic() + KEEP_SECONDS
-    bare = replace(dataset, cases=())  # sent with every task, so without the cases
-    for outcome in map_supervised(partial(_examine, bare), to_read, _processes(to_read, jobs)):
-        case = to_read[outcome.index][0]
-        examined[case.identifier] = outcome.value or _lost(case, stamps[case.identifier], outcome.failure or "")
-        progress(len(examined), len(dataset.cases))
-        if keep is not None and time.monotonic() >= next_keep:
-            keep(_survey_of(dataset, read_as, examined))
-            next_keep = time.monotonic() + KEEP_SECONDS
+    bare, total = replace(dataset, cases=()), len(dataset.cases)  # sent with every task, so without the cases
+
+    def examine(tasks: Sequence[_Task]) -> None:
+        nonlocal next_keep
+        progress(total - len(tasks), total)
+        for done, outcome in enumerate(map_supervised(partial(_examine, bare), tasks, _processes(tasks, jobs)), 1):
+            case = tasks[outcome.index][0]
+            examined[case.identifier] = outcome.value or _lost(case, stamps[case.identifier], outcome.failure or "")
+            progress(total - len(tasks) + done, total)
+            if keep is not None and time.monotonic() >= next_keep:
+                keep(_survey_of(dataset, read_as, examined))
+                next_keep = time.monotonic() + KEEP_SECONDS
+
+    examine(unread)
+    if stored_otherwise := _to_turn(dataset, examined, stamps):
+        examine(stored_otherwise)
     return _survey_of(dataset, read_as, examined)
+
+
+def _to_turn(dataset: Dataset, examined: Mapping[str, Examined], stamps: Mapping[str, Stamps]) -> list[_Task]:
+    """Cases that were examined along other axes than they are to be used along: those of most cases."""
+    found = {name: statistics for name, (_, statistics) in examined.items() if statistics is not None}
+    own = {case.identifier: found[case.identifier] for case in dataset.cases if case.identifier in found}
+    usual = usual_orientation(own.values())
+    wanted = {name: None if case.orientation in (None, usual) else usual for name, case in own.items()}
+    return [
+        (case, stamps[case.identifier], wanted[case.identifier])
+        for case in dataset.cases
+        if case.identifier in own and own[case.identifier].turned_to != wanted[case.identifier]
+    ]
 
 
 def check_across(dataset: Dataset, contents: Mapping[str, str]) -> tuple[Problem, ...]:
@@ -147,12 +183,14 @@ def _survey_of(dataset: Dataset, read_as: str, examined: Mapping[str, Examined])
     summaries = tuple(summary for summary, _ in entries)
     across = check_across(dataset, {summary.identifier: summary.content for summary in summaries})
     usable = [(statistics, summary.foreground) for summary, statistics in entries if statistics is not None]
+    fingerprint = combine(usable, len(dataset.channels))
+    across = (*across, *_orientations(fingerprint))
     return Survey(
         version=SURVEY_VERSION,
         read_as=read_as,
         cases=summaries,
         problems=(*(found for summary in summaries for found in summary.problems), *across),
-        fingerprint=combine(usable, len(dataset.channels)),
+        fingerprint=fingerprint,
     )
 
 
@@ -183,19 +221,22 @@ def _stamp(root: Path, file: str) -> FileStamp:
 
 def _processes(to_read: Sequence[_Task], jobs: int) -> int:
     """One process is enough for little work; readers still run outside the main process, whatever they do."""
-    total = sum(stamp.size for _, stamps in to_read for stamp in stamps)
+    total = sum(stamp.size for _, stamps, _ in to_read for stamp in stamps)
     return 1 if total < _FEW_BYTES else jobs
 
 
 def _examine(dataset: Dataset, task: _Task) -> Examined:
     """Checks a case and takes its statistics, in a worker process."""
-    case, stamps = task
+    case, stamps, codes = task
     checked = check_case(dataset, case)
     summary = CaseSummary(case.identifier, stamps, checked.content, checked.problems, ())
     if checked.volume is None or checked.labels is None:
         return summary, None
-    statistics, foreground = case_statistics(case.identifier, checked.volume, checked.labels, checked.content)
-    return replace(summary, foreground=foreground), statistics
+    turn = turn_to(checked.volume.geometry, codes)
+    volume, labels = turn.apply(checked.volume), np.ascontiguousarray(turn.view(checked.labels))
+    statistics, foreground = case_statistics(case.identifier, volume, labels, checked.content)
+    stored = orientation_of(checked.volume.geometry)
+    return replace(summary, foreground=foreground), replace(statistics, orientation=stored, turned_to=codes)
 
 
 def _lost(case: Case, stamps: Stamps, failure: str) -> Examined:
@@ -224,6 +265,26 @@ def _announced(dataset: Dataset) -> Iterable[Problem]:
     if announced is not None and announced != found:
         what = f"the dataset announces {count_noun(announced, 'training case')}, {found} are there"
         yield problem("E0205", None, "dataset.json", what)
+
+
+def _orientations(fingerprint: Fingerprint) -> Iterable[Problem]:
+    """What became of cases that are stored otherwise than most, or that do not say how they are stored."""
+    unknown = [case.identifier for case in fingerprint.cases if _is_unknown(case)]
+    if fingerprint.orientation is not None:
+        what = f"no orientation stated, whereas others are stored {spelled(fingerprint.orientation)}; used as stored"
+        yield from (problem("E0220", name, None, what) for name in unknown)
+    elif unknown:
+        more = f" and {len(unknown) - _NAMED_CASES} more" if len(unknown) > _NAMED_CASES else ""
+        what = f"no orientation stated: {', '.join(unknown[:_NAMED_CASES])}{more}; images are used as stored"
+        yield problem("E0219", None, None, what)
+    for case in (case for case in fingerprint.cases if case.turned_to is not None):
+        what = f"stored {spelled(case.orientation)}, turned to {spelled(case.turned_to)}, as most cases are stored"
+        yield problem("E0221", case.identifier, None, what)
+
+
+def _is_unknown(case: CaseStatistics) -> bool:
+    """Whether nothing says how a case lies in the body; of pictures nobody asks."""
+    return case.orientation is None and not is_picture(case.shape, case.spacing_mm)
 
 
 def _mapped_values(dataset: Dataset) -> Iterable[Problem]:

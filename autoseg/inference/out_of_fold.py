@@ -2,7 +2,8 @@
 
 A file is a zip of plain arrays (numpy's .npz): `probabilities` uint8 (rows, heads, a, b), 255 being certain, of the
 crop to nonzero on the grid of the image file; `shape` of that grid; `start` of the crop in it; `order`, the file axis
-(0 is z) along each of rows, a and b. With softmax the background head is left out: it is what the others leave over.
+(0 is z) along each of rows, a and b; and, if there is one, `flips`: 1 for each file axis that all this counts from its
+end. With softmax the background head is left out: it is what the others leave over.
 """
 
 from __future__ import annotations
@@ -69,6 +70,8 @@ def keeping_probabilities(
         "start": [placement.box[placement.axis_order.index(axis)][0] for axis in range(3)],
         "order": [placement.axis_order[axis] for axis in order],
     }
+    if any(placement.flips):
+        grid["flips"] = [int(placement.flips[placement.axis_order.index(axis)]) for axis in range(3)]
     rows, first, second = (placement.cropped_shape[axis] for axis in order)
     header = {"descr": "|u1", "fortran_order": False, "shape": (rows, kept_heads(labels), first, second)}
     first_head = labels.head_count - kept_heads(labels)
@@ -131,7 +134,7 @@ def _read_at(archive: zipfile.ZipFile, heads: int, voxels: NDArray[np.integer[An
         if any(start[axis] + length > shape[axis] for axis, length in zip(order, lengths, strict=True)):
             raise ValueError("its rows do not lie inside its grid")
         # where the voxels lie in the stored crop: (row, a, b) each, sorted by the row in which they will come by
-        at = np.stack(np.unravel_index(voxels, shape))[list(order)] - np.array([[start[axis]] for axis in order])
+        at = _places(archive, shape, voxels)[list(order)] - np.array([[start[axis]] for axis in order])
         inside = np.flatnonzero(((at >= 0) & (at < np.array(lengths)[:, None])).all(0))
         inside = inside[np.argsort(at[0, inside], kind="stable")]
         ends = np.searchsorted(at[0, inside], np.arange(lengths[0] + 1))
@@ -142,6 +145,15 @@ def _read_at(archive: zipfile.ZipFile, heads: int, voxels: NDArray[np.integer[An
             found[:, own] = row[:, at[1, own], at[2, own]]
         entry.read(1)  # reaching the end checks the sum
     return found
+
+
+def _places(archive: zipfile.ZipFile, shape: tuple[int, ...], voxels: NDArray[np.integer[Any]]) -> NDArray[np.intp]:
+    """Position (3, n) of the voxels along each file axis, counted as the file does."""
+    places = np.stack(np.unravel_index(voxels, shape))
+    if "flips.npy" not in archive.namelist():
+        return places
+    is_flipped, lengths = np.array(_small_array(archive, "flips"))[:, None], np.array(shape)[:, None]
+    return np.where(is_flipped, lengths - 1 - places, places)
 
 
 def _row_shape(entry: IO[bytes], heads: int) -> tuple[tuple[int, ...], tuple[int, ...]]:

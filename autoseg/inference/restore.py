@@ -208,8 +208,7 @@ def probabilities_outside(placement: Placement, labels: LabelSet) -> tuple[NDArr
     """
     probabilities = np.zeros((labels.head_count, *placement.geometry.shape), dtype=np.float16)
     probabilities[0] = 0 if labels.has_regions else 1
-    in_plan_order = probabilities.transpose(0, *(axis + 1 for axis in placement.axis_order))
-    return probabilities, in_plan_order[slices(placement.box)]
+    return probabilities, placement.in_plan_order(probabilities)[slices(placement.box)]
 
 
 def label_kind(labels: LabelSet) -> type[np.integer]:

@@ -109,7 +109,8 @@ class Model:
 
         Args:
             array: intensities (c, z, y, x), or (z, y, x) for one channel; not normalized, not changed. A picture is
-                a single slice.
+                a single slice. An array cannot say how it lies in the body, so its axes have to be those of
+                `plan.orientation`, if there is one.
             spacing_mm: distance of neighboring voxels along z, y, x.
 
         Raises:
@@ -125,7 +126,8 @@ class Model:
             )
         z, y, x = image.shape[1:]
         step_z, step_y, step_x = map(float, spacing_mm)
-        labels = self.predict_volume(Volume(image, Geometry((z, y, x), (step_z, step_y, step_x))))
+        geometry = Geometry((z, y, x), (step_z, step_y, step_x), has_orientation=False)
+        labels = self.predict_volume(Volume(image, geometry))
         return to_file_values(labels, self.plan.labels)
 
     def predict_volume(self, volume: Volume, progress: Progress = silent) -> NDArray[np.integer[Any]]:

@@ -202,7 +202,7 @@ def _assemble(workspace: Workspace, trained: Runs, choice: _Choice) -> ModelFile
     runs = {name: {fold: trained[name][fold] for fold in folds} for name, folds in choice.folds.items()}
     for name, own in runs.items():
         _warn_of_unfinished(name, own)
-    plan = _common_plan(runs)
+    plan = _common_plan(workspace, runs)
     members = tuple(_member(plan, name, runs[name], share) for name, share in choice.shares.items())
     first = dict.fromkeys(one.configuration.cascade_from for one in members)
     record = ModelRecord(
@@ -229,6 +229,7 @@ def _name(plan: Plan, runs: Runs, choice: _Choice) -> str:
         {name: [run.weights_hash for run in own.values()] for name, own in runs.items()},
         [[name, share] for name, share in choice.shares.items()],
         [to_data(step) for step in choice.postprocessing],
+        *([plan.orientation] if plan.orientation else []),
     )
     titles = [f"{one.weight} x {one.configuration}" if one.weight > 1 else one.configuration for one in choice.members]
     folds = ",".join(map(str, choice.folds[choice.members[0].configuration]))
@@ -252,13 +253,16 @@ def _member(plan: Plan, name: str, runs: Mapping[int, Run], share: float) -> Mem
     )
 
 
-def _common_plan(runs: Runs) -> Plan:
+def _common_plan(workspace: Workspace, runs: Runs) -> Plan:
     """The plan of the first run, with the configuration of every other one as it was trained.
+
+    Plans made before orientations were recorded get that of the present plan if it was made from the same cases, none
+    of them turned: then the networks have seen no other.
 
     Raises:
         PlanFault: two runs do not agree on what they segment and how images are prepared.
     """
-    plans = {(name, fold): run.plan() for name, own in runs.items() for fold, run in own.items()}
+    plans = {(name, fold): _oriented(run.plan(), workspace) for name, own in runs.items() for fold, run in own.items()}
     (first_name, first_fold), first = next(iter(plans.items()))
     configurations = dict(first.configurations)
     for (name, fold), plan in plans.items():
@@ -273,6 +277,14 @@ def _common_plan(runs: Runs) -> Plan:
             )
         configurations[name] = reference
     return replace(first, configurations=configurations)
+
+
+def _oriented(plan: Plan, workspace: Workspace) -> Plan:
+    """The plan of a run, with the orientation of the present plan if it knows of none, but of the same cases."""
+    if plan.orientation is not None or not workspace.plan.exists():
+        return plan
+    present = load(Plan, workspace.plan)
+    return replace(plan, orientation=present.orientation) if present.fingerprint == plan.fingerprint else plan
 
 
 def _shared(plan: Plan) -> Plan:

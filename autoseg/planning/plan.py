@@ -17,6 +17,7 @@ from autoseg.core.workspace import Workspace
 from autoseg.data.fingerprint import Fingerprint, IntensityStatistics, fingerprint_hash
 from autoseg.data.model import Dataset, LabelSet
 from autoseg.images.normalize import NORMALIZATIONS
+from autoseg.images.orientation import is_orientation
 from autoseg.images.resample import resampled_shape
 from autoseg.networks.kinds import AnyNetwork
 from autoseg.networks.spec import Dimensions
@@ -42,6 +43,13 @@ def _distinct(values: tuple[int, ...]) -> tuple[int, ...]:
     return values
 
 
+def _anatomical(codes: str) -> str:
+    if not is_orientation(codes):
+        raise ValueError('three letters are expected, one each of L or R, P or A, S or I, such as "LPS"')
+    return codes
+
+
+Orientation = Annotated[str, AfterValidator(_anatomical)]
 Axis = Annotated[int, Field(ge=0, le=2)]
 DistinctAxes = Annotated[tuple[Axis, ...], AfterValidator(_distinct)]
 AxisOrder = Annotated[tuple[Axis, Axis, Axis], AfterValidator(_distinct)]
@@ -144,7 +152,7 @@ class Plan:
         dataset: its name.
         preset: rules in force: "reference", "resenc-m", "resenc-l", "resenc-xl", "cpu" or the name of a user's file.
         memory_gib: memory target of the batch size rule.
-        axis_order: axis of the files (0 = z, 1 = y, 2 = x) that becomes each axis of the plan.
+        axis_order: axis of the images (0 = z, 1 = y, 2 = x) that becomes each axis of the plan.
         channels: channel names in order.
         labels: classes and values.
         file_ending: ending of predictions, dot included.
@@ -155,6 +163,8 @@ class Plan:
         fingerprint: hash of the fingerprint planned from.
         lateral_axis: axis of the plan that runs from left to right; None if it does not matter or is not known.
         lateral_pairs: names (left, right) of classes that change places where an image is mirrored along that axis.
+        orientation: where the axes x, y, z of an image run to ("LPS") before `axis_order` applies; images that state
+            another orientation are turned, and label maps turned back. None to take every image as it is stored.
     """
 
     version: Literal[1]
@@ -172,6 +182,7 @@ class Plan:
     fingerprint: str
     lateral_axis: Axis | None = None
     lateral_pairs: tuple[tuple[str, str], ...] = ()
+    orientation: Orientation | None = None
 
     @model_validator(mode="after")
     def _names_agree(self) -> Self:

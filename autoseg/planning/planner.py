@@ -84,6 +84,7 @@ def make_plan(
     preset, memory_gib, pins = read_options(options)
     spacings, shapes = _arrays(fingerprint)
     log = DecisionLog(pins)
+    orientation = log.decide("orientation", rules.orientation(fingerprint))
     target = log.decide("spacing_mm", rules.target_spacing(spacings, shapes))
     order = log.decide("axis_order", rules.axis_order(target))
     median = rules.median_shape(spacings, shapes, target, order)
@@ -114,6 +115,7 @@ def make_plan(
         fingerprint=fingerprint_hash(fingerprint),
         lateral_axis=lateral.axis,
         lateral_pairs=lateral.pairs,
+        orientation=orientation,
     )
     return _narrowed(plan, options.configurations)
 
@@ -178,7 +180,7 @@ def _lateral(fingerprint: Fingerprint, labels: LabelSet, order: tuple[int, int, 
     if not pairs and not unpaired:
         return Lateral()
     value_swap(labels, pairs)  # pinned pairs may be impossible
-    axis = log.decide("lateral_axis", rules.lateral_axis([case.left_right_axis for case in fingerprint.cases]))
+    axis = log.decide("lateral_axis", rules.lateral_axis(fingerprint))
     return Lateral(None if axis is None else order.index(axis), pairs, unpaired)
 
 

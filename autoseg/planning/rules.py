@@ -15,7 +15,9 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
+from autoseg.data.fingerprint import CaseStatistics, Fingerprint
 from autoseg.data.model import LabelSet
+from autoseg.images.orientation import spelled
 from autoseg.planning.lateral import can_swap, find_pairs, heart_pairs
 from autoseg.planning.presets import FittedPatch, Preset
 
@@ -297,21 +299,60 @@ def lateral_pairs(labels: LabelSet) -> Chosen[tuple[tuple[str, str], ...]]:
     return Chosen(pairs, f"{named} are named by their side, so mirroring makes one of the other")
 
 
-def lateral_axis(axes: Sequence[int | None]) -> Chosen[int | None]:
-    """The axis of the files (0 = z) that runs from left to right, if it is the same one in all cases.
+def orientation(fingerprint: Fingerprint) -> Chosen[str | None]:
+    """The orientation of most cases, which all others are turned to.
 
-    Args:
-        axes: that of each case; None where it is not known.
+    nnU-Net takes every image as it is stored. Rule of AutoSeg.
+    """
+    usual, cases = fingerprint.orientation, fingerprint.cases
+    if usual is None:
+        return Chosen(None, "no case states its orientation, so images are used as they are stored")
+    others = [case.orientation for case in cases if case.orientation not in (None, usual)]
+    unknown = sum(case.orientation is None for case in cases)
+    ways = sorted(set(others))
+    if others:
+        stored = spelled(ways[0]) if len(ways) == 1 else f"in {len(ways)} other orientations"
+        because = f"{_share(len(others), len(cases))} stored {stored} and turned to {spelled(usual)}"
+    else:
+        because = f"{_share(len(cases) - unknown, len(cases))} stored {spelled(usual)}"
+    if unknown:
+        because += f"; {_share(unknown, len(cases))} of no stated orientation and used as stored"
+    return Chosen(usual, because)
+
+
+def _share(part: int, total: int) -> str:
+    """Some of the cases with a verb: "all 6 cases are", "1 of 6 cases is"."""
+    if part == total:
+        return "the only case is" if total == 1 else f"all {total} cases are"
+    return f"{part} of {total} cases {'is' if part == 1 else 'are'}"
+
+
+def lateral_axis(fingerprint: Fingerprint) -> Chosen[int | None]:
+    """The axis (0 = z) that runs from left to right, if it is the same one in all cases, turned as they are used.
+
+    Files without a stated orientation are taken as radiographs are stored, but not among others that state one.
 
     Rule of AutoSeg.
     """
-    found = sorted(set(axes), key=str)
+    usual = fingerprint.orientation
+    found = sorted({_left_right_axis(case, usual) for case in fingerprint.cases}, key=str)
     if len(found) == 1 and found[0] is not None:
-        return Chosen(found[0], f"axis {'zyx'[found[0]]} of the files runs from left to right in all cases")
+        along = f"axis {'zyx'[found[0]]} of the files runs from left to right in all cases"
+        if usual is None:
+            return Chosen(found[0], f"{along}, if they are stored as usual; none says so")
+        is_turned = any(case.turned_to is not None for case in fingerprint.cases)
+        return Chosen(
+            found[0], f"{along}, turned to {spelled(usual)} where they are stored otherwise" if is_turned else along
+        )
     if found == [None]:
         return Chosen(None, "which axis runs from left to right is not known")
     named = ", ".join("not known" if axis is None else "zyx"[axis] for axis in found)
     return Chosen(None, f"the axis from left to right differs from case to case: {named}")
+
+
+def _left_right_axis(case: CaseStatistics, usual: str | None) -> int | None:
+    """The axis of a case as it is used; not known where the files do not say, but those of other cases do."""
+    return None if case.orientation is None and usual is not None else case.left_right_axis
 
 
 def mirror_axes(preset: Preset, dimensions: int, lateral: Lateral) -> Chosen[tuple[int, ...]]:

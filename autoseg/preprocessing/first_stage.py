@@ -112,7 +112,7 @@ def prepare_first_stage(labels: NDArray[Any], placement: Placement) -> NDArray[n
             f"the label map of the first stage is {labels.shape} voxels, the image {placement.geometry.shape}",
             do="predict with the first stage again",
         )
-    cropped = smallest_labels(labels.transpose(placement.axis_order)[slices(placement.box)])
+    cropped = smallest_labels(placement.in_plan_order(labels)[slices(placement.box)])
     spacings = placement.cropped_spacing_mm, placement.prepared_spacing_mm
     return np.ascontiguousarray(resample_labels(cropped, placement.prepared_shape, *spacings))
 

@@ -1,4 +1,4 @@
-"""From an image as read to the arrays that networks see, and the way back: transpose, crop, normalize, resample."""
+"""From an image as read to the arrays that networks see, and the way back: turn, crop, normalize, resample."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from autoseg.core.registry import choose
 from autoseg.data.fingerprint import IntensityStatistics
 from autoseg.images.crop import crop_to_nonzero, slices
 from autoseg.images.normalize import NORMALIZATIONS
+from autoseg.images.orientation import Turn, turn_to
 from autoseg.images.resample import resample_image, resample_labels, resampled_shape
 from autoseg.images.volume import Volume
 from autoseg.planning.plan import Configuration, Plan
@@ -25,11 +26,12 @@ class Preparation:
     """Everything that decides how an image is prepared; equal records give equal arrays.
 
     Attributes:
-        axis_order: file axis that becomes each axis of the plan.
+        axis_order: axis of the image, turned to `orientation`, that becomes each axis of the plan.
         spacing_mm: target spacing in the plan's order; None keeps the case's own (across the slices of 2D).
         normalization: for each channel a key of `images.normalize.NORMALIZATIONS`.
         use_nonzero_mask: for each channel, whether it is normalized inside the nonzero mask only.
         intensities: for each channel the dataset's foreground statistics, or None where its normalization needs none.
+        orientation: that images are turned to, as `orientation_of` gives it; None to take them as they are stored.
     """
 
     axis_order: tuple[int, int, int]
@@ -37,6 +39,16 @@ class Preparation:
     normalization: tuple[str, ...]
     use_nonzero_mask: tuple[bool, ...]
     intensities: tuple[IntensityStatistics | None, ...]
+    orientation: str | None = None
+
+    def turn(self, geometry: Geometry) -> Turn:
+        """From an image as it is stored on a grid to the axes of the plan."""
+        turn = turn_to(geometry, self.orientation)
+        a, b, c = self.axis_order
+        return Turn(
+            (turn.order[a], turn.order[b], turn.order[c]),
+            (turn.flips[a], turn.flips[b], turn.flips[c]),
+        )
 
     def target_mm(self, spacing_mm: Sequence[float]) -> tuple[float, float, float]:
         """The spacing that a case with `spacing_mm` (plan's order) is resampled to."""
@@ -49,12 +61,13 @@ class Placement:
     """What preparation did to the grid of a case. Axes in the plan's order, except those of `geometry`.
 
     Attributes:
-        geometry: grid of the file, axes z, y, x.
+        geometry: grid of the file, axes z, y, x, as it is stored.
         axis_order: file axis that became each axis of the plan.
         box: crop to nonzero: for each axis the first voxel inside and the first behind.
         cropped_spacing_mm: voxel spacing before resampling.
         prepared_shape: voxels after resampling.
         prepared_spacing_mm: spacing that was resampled to.
+        flips: for each axis of the plan, whether it runs against that of the file.
     """
 
     geometry: Geometry
@@ -63,6 +76,11 @@ class Placement:
     cropped_spacing_mm: tuple[float, float, float]
     prepared_shape: tuple[int, int, int]
     prepared_spacing_mm: tuple[float, float, float]
+    flips: tuple[bool, bool, bool] = (False, False, False)
+
+    def in_plan_order(self, array: NDArray[Any]) -> NDArray[Any]:
+        """An array (..., z, y, x) on the grid of the file along the plan's axes; a view, to be read or written."""
+        return Turn(self.axis_order, self.flips).view(array)
 
     @property
     def cropped_shape(self) -> tuple[int, int, int]:
@@ -77,10 +95,9 @@ class Placement:
             labels: (`cropped_shape`), axes in the plan's order.
             background: value outside the crop.
         """
-        file_shape = self.geometry.shape
-        restored = np.full([file_shape[axis] for axis in self.axis_order], background, labels.dtype)
-        restored[slices(self.box)] = labels
-        return np.ascontiguousarray(restored.transpose(np.argsort(self.axis_order)))
+        restored = np.full(self.geometry.shape, background, labels.dtype)
+        self.in_plan_order(restored)[slices(self.box)] = labels
+        return restored
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -111,7 +128,12 @@ def preparation_of(plan: Plan, configuration: Configuration) -> Preparation:
         for kind, entry in zip(configuration.normalization, plan.intensities, strict=True)
     )
     return Preparation(
-        plan.axis_order, spacing, configuration.normalization, configuration.use_nonzero_mask, statistics
+        plan.axis_order,
+        spacing,
+        configuration.normalization,
+        configuration.use_nonzero_mask,
+        statistics,
+        plan.orientation,
     )
 
 
@@ -133,10 +155,9 @@ def prepare(volume: Volume, labels: NDArray[Any] | None, preparation: Preparatio
             f"the image has {len(volume.array)} channels, the plan is for {len(preparation.normalization)}",
             do="give the channels that the model was planned for, in that order",
         )
-    order = preparation.axis_order
-    spacing = _permuted(volume.geometry.spacing_mm, order)
-    image = volume.array.transpose(0, *(axis + 1 for axis in order))
-    image, inside, box = crop_to_nonzero(image, None if labels is None else labels.transpose(order))
+    turn = preparation.turn(volume.geometry)
+    spacing = _permuted(volume.geometry.spacing_mm, turn.order)
+    image, inside, box = crop_to_nonzero(turn.view(volume.array), None if labels is None else turn.view(labels))
     target = preparation.target_mm(spacing)
     new_shape = resampled_shape(image.shape[1:], spacing, target)
     normalized = _normalize(image, inside, preparation)
@@ -144,11 +165,12 @@ def prepare(volume: Volume, labels: NDArray[Any] | None, preparation: Preparatio
     kept = None if labels is None else smallest_labels(resample_labels(inside, new_shape, spacing, target))
     placement = Placement(
         geometry=volume.geometry,
-        axis_order=order,
+        axis_order=turn.order,
         box=(box[0], box[1], box[2]),
         cropped_spacing_mm=spacing,
         prepared_shape=(new_shape[0], new_shape[1], new_shape[2]),
         prepared_spacing_mm=target,
+        flips=turn.flips,
     )
     return Prepared(resampled, kept, placement)
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from autoseg.core.errors import AutoSegError, IntegrityRefusal
 from autoseg.core.files import remove_made, sha256_of_file, temporary_beside
-from autoseg.core.records import content_hash, load, to_json
+from autoseg.core.records import content_hash, load, to_data, to_json
 from autoseg.core.workspace import work_folder_of
 from autoseg.data.fingerprint import Fingerprint
 from autoseg.data.model import LabelSet
@@ -50,8 +50,14 @@ class StoreRecipe:
 
     @property
     def name(self) -> str:
-        """The folder's name: a hash, so that a changed plan finds another folder instead of cases of the old one."""
-        return content_hash(self)
+        """The folder's name: a hash, so that a changed plan finds another folder instead of cases of the old one.
+
+        Where nothing is turned, it is the name that stores had before there was anything to turn.
+        """
+        data = to_data(self)
+        if self.preparation.orientation is None:
+            del data["preparation"]["orientation"]
+        return content_hash(data)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,9 +127,12 @@ def store_recipe(plan: Plan, configuration: Configuration, fingerprint: Fingerpr
     """What the store of a configuration is made by.
 
     A 2D configuration keeps the slice distance of every case. Where all cases have the same one, this is written as
-    the target, so that 2D shares the store of 3D if that resamples to just this distance.
+    the target, so that 2D shares the store of 3D if that resamples to just this distance. The orientation counts only
+    where a case is turned to it.
     """
     preparation = preparation_of(plan, configuration)
+    if not any(case.turned_to for case in fingerprint.cases):
+        preparation = replace(preparation, orientation=None)
     own = {case.spacing_mm[plan.axis_order[0]] for case in fingerprint.cases}
     if preparation.spacing_mm[0] is None and len(own) == 1:
         preparation = replace(preparation, spacing_mm=(own.pop(), *preparation.spacing_mm[1:]))

@@ -232,8 +232,15 @@ def check_same_plan(run: Run, plan: Plan) -> None:
     """Raises PlanFault if a run was started with another plan, as far as it concerns the run."""
     before, configuration = run.plan(), plan.configurations[run.configuration]
     own = before.configurations.get(run.configuration)
-    now = replace(plan, configurations={}, decisions=(), memory_gib=0.0, preset="")
-    then = replace(before, configurations={}, decisions=(), memory_gib=0.0, preset="")
+    # What is turned to the orientation is in the fingerprint; plans of old runs know of none, and turned nothing.
+    apart: dict[str, Any] = {
+        "configurations": {},
+        "decisions": (),
+        "memory_gib": 0.0,
+        "preset": "",
+        "orientation": None,
+    }
+    now, then = replace(plan, **apart), replace(before, **apart)
     changed = [*_changed_fields(then, now), *_changed_fields(own, configuration)]
     if changed:
         raise PlanFault(

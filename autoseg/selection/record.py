@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from autoseg.core.records import content_hash, record
+from autoseg.core.records import content_hash, record, to_data
 from autoseg.inference.postprocessing import PostprocessingStep
 from autoseg.planning.plan import Plan
 
@@ -147,4 +147,6 @@ class Selection:
 def plan_hash(plan: Plan, configurations: Iterable[str]) -> str:
     """Changes when a plan changes in what concerns the runs of these configurations, and not otherwise."""
     kept = {name: plan.configurations[name] for name in sorted(configurations) if name in plan.configurations}
-    return content_hash(replace(plan, configurations=kept, decisions=(), memory_gib=0.0, preset=""))
+    data = to_data(replace(plan, configurations=kept, decisions=(), memory_gib=0.0, preset=""))
+    del data["orientation"]  # what is turned to it is in the hash of the fingerprint
+    return content_hash(data)

@@ -2,19 +2,23 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from autoseg.core.geometry import Geometry
 from autoseg.core.records import from_json, to_json
 from autoseg.data import survey as module
 from autoseg.data.check import check_case
+from autoseg.data.fingerprint import fingerprint_hash
 from autoseg.data.layouts.detect import detect_dataset
 from autoseg.data.model import Dataset
 from autoseg.data.survey import Survey, check_across, survey
 from autoseg.data.synthetic import write_synthetic_dataset
-from autoseg.images.volume import Volume
+from autoseg.images.orientation import turn_to
+from autoseg.images.volume import Volume, plane_geometry
 from autoseg.images.writers import write_image, write_labels
 from tests.data.arrangements import GRID, NAMES, describe, image_of, labels_of, nnunet, paired
 
@@ -218,3 +222,97 @@ def test_a_dataset_that_lists_its_cases_may_leave_files_out(root):
 def test_cases_that_could_not_be_examined_are_no_duplicates(root):
     dataset, contents = contents_of(root)
     assert check_across(dataset, dict.fromkeys(contents, "")) == ()
+
+
+ASYMMETRIC = Geometry((6, 9, 8), (3.0, 1.0, 2.0), (4.0, 5.0, 6.0))
+
+
+def oriented_case(folder: Path, name: str, codes: str | None, label_codes: str = "LPS") -> None:
+    """A case of the same voxels at the same places for all letters; None: its files do not say how it lies."""
+    rng = np.random.default_rng(len(name))
+    labels = np.zeros((6, 9, 8), np.uint8)
+    labels[2:4, 2:6, 1:5] = 1
+    image = Volume(rng.normal(9, 1, (1, 6, 9, 8)).astype(np.float32), ASYMMETRIC)
+    image.array[:, :1] = image.array[:, :, -2:] = 0
+    stored = turn_to(ASYMMETRIC, codes).apply(image)
+    label_map = turn_to(ASYMMETRIC, label_codes).apply(Volume(labels, ASYMMETRIC))
+    files = folder / "imagesTr" / f"{name}_0000.nii.gz", folder / "labelsTr" / f"{name}.nii.gz"
+    write_image(files[0], stored)
+    write_labels(files[1], label_map.array, label_map.geometry)
+    for file in files if codes is None else ():
+        forget_orientation(file)
+
+
+def forget_orientation(file: Path) -> None:
+    import nibabel
+
+    volume = nibabel.load(file)
+    volume = nibabel.Nifti1Image(np.asarray(volume.dataobj), None, volume.header)
+    volume.set_qform(None, 0)
+    volume.set_sform(None, 0)
+    volume.to_filename(file)
+
+
+def oriented(folder: Path, codes: dict[str, str | None]) -> Dataset:
+    for name, own in codes.items():
+        oriented_case(folder, name, own)
+    describe(folder, channel_names={"0": "MRI"}, labels={"background": 0, "thing": 1}, numTraining=len(codes))
+    return detect_dataset(folder)
+
+
+def without_files(found: Survey) -> list[object]:
+    """Statistics of the cases, apart from what tells the files themselves."""
+    return [replace(case, content="", orientation=None, turned_to=None) for case in found.fingerprint.cases]
+
+
+def test_cases_stored_otherwise_are_measured_as_if_they_were_stored_as_most_are(tmp_path):
+    mixed = survey(oriented(tmp_path / "mixed", {"a": "LPS", "bb": "RAS", "ccc": "SPL", "dddd": "LPS"}), None, jobs=1)
+    alike = survey(oriented(tmp_path / "alike", dict.fromkeys(("a", "bb", "ccc", "dddd"), "LPS")), None, jobs=1)
+    assert without_files(mixed) == without_files(alike)
+    assert [case.foreground for case in mixed.cases] == [case.foreground for case in alike.cases]
+    assert mixed.fingerprint.intensities == alike.fingerprint.intensities
+    assert (mixed.fingerprint.orientation, alike.fingerprint.orientation) == ("LPS", "LPS")
+    assert [case.orientation for case in mixed.fingerprint.cases] == ["LPS", "RAS", "SPL", "LPS"]
+    assert [case.turned_to for case in mixed.fingerprint.cases] == [None, "LPS", "LPS", None]
+    assert [(found.case, found.severity) for found in mixed.problems if found.code == "E0221"] == [
+        ("bb", "note"),
+        ("ccc", "note"),
+    ]
+    assert not alike.problems
+    assert fingerprint_hash(mixed.fingerprint) != fingerprint_hash(alike.fingerprint)
+
+
+def test_what_is_known_is_used_only_if_it_was_measured_along_the_axes_of_most(tmp_path):
+    first = survey(oriented(tmp_path, {"a": "RAS", "bb": "LPS"}), None, jobs=1)
+    assert first.fingerprint.orientation == "RAS"  # of equally many the first
+    again = survey(detect_dataset(tmp_path), first, jobs=1)
+    assert again == first
+    more = oriented(tmp_path, {"ccc": "LPS", "dddd": "SPL"})
+    added = survey(more, first, jobs=1)
+    assert added == survey(more, None, jobs=1)
+    assert added.fingerprint.orientation == "LPS"
+    assert [case.turned_to for case in added.fingerprint.cases] == ["LPS", None, None, "LPS"]
+
+
+def test_an_unknown_orientation_is_a_state_of_its_own(tmp_path):
+    mixed = survey(oriented(tmp_path / "mixed", {"a": "RAS", "bb": None, "ccc": "RAS"}), None, jobs=1)
+    assert [case.orientation for case in mixed.fingerprint.cases] == ["RAS", None, "RAS"]
+    assert mixed.fingerprint.cases[1].turned_to is None
+    found = [entry for entry in mixed.problems if entry.case == "bb"]
+    assert [(entry.code, entry.severity) for entry in found] == [("E0220", "warning")]
+    assert "no orientation stated" in found[0].what
+    unknown = survey(oriented(tmp_path / "unknown", {"a": None, "bb": None}), None, jobs=1)
+    assert unknown.fingerprint.orientation is None
+    assert [(entry.code, entry.case, entry.severity) for entry in unknown.problems] == [("E0219", None, "note")]
+    assert "a, bb" in unknown.problems[0].what
+
+
+def test_nobody_is_told_that_pictures_have_no_orientation(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        picture = rng.integers(0, 255, (1, 1, 9, 8)).astype(np.uint8)
+        write_image(tmp_path / "images" / f"{name}.png", Volume(picture, plane_geometry((9, 8))))
+        write_labels(tmp_path / "labels" / f"{name}.png", (picture[0] > 99).astype(np.uint8), plane_geometry((9, 8)))
+    found = survey(detect_dataset(tmp_path), None, jobs=1)
+    assert found.fingerprint.orientation is None
+    assert not {entry.code for entry in found.problems} & {"E0219", "E0220", "E0221"}

@@ -15,6 +15,11 @@ ORIENTATIONS = [
 ]
 """The 48 ways in which array axes can lie along world axes."""
 
+CODES = [
+    "".join(letters) for order in itertools.permutations(("LR", "PA", "SI")) for letters in itertools.product(*order)
+]
+"""The same 48 ways, by the directions that the axes x, y, z run to."""
+
 OBLIQUE = (0.0, 0.6, 0.8, 0.0, -0.8, 0.6, 1.0, 0.0, 0.0)
 
 

@@ -1,6 +1,5 @@
 """Orientations: the letters are nibabel's, and turning moves no voxel in the world."""
 
-import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -11,11 +10,7 @@ from hypothesis import strategies as st
 from autoseg.core.geometry import Geometry
 from autoseg.images.orientation import AS_STORED, Turn, is_orientation, orientation_of, turn_onto, turn_to
 from autoseg.images.volume import Volume
-from tests.images.examples import OBLIQUE, ORIENTATIONS, geometries, label_array, oriented
-
-CODES = [
-    "".join(letters) for order in itertools.permutations(("LR", "PA", "SI")) for letters in itertools.product(*order)
-]
+from tests.images.examples import CODES, OBLIQUE, ORIENTATIONS, geometries, label_array, oriented
 
 
 def nibabel_codes(geometry):

@@ -30,12 +30,12 @@ PLENTY = 1 << 30
 EVERYWHERE = np.arange(6 * 9 * 10)
 
 
-def predicted(labels, axis_order, shape=(6, 9, 10), border=1, seed=0):
+def predicted(labels, axis_order, shape=(6, 9, 10), border=1, seed=0, orientation=None):
     """A predictor of noise and a prepared case with a border of zeros that is cropped away."""
     image = np.zeros((1, *shape), np.float32)
-    inside = (0, *(slice(border, length - border) for length in shape))
+    inside = (0, *(slice(border, length - 2 * border) for length in shape))
     image[inside] = np.random.default_rng(seed).normal(5, 1, image[inside].shape)
-    plan = Preparation(axis_order, (1.5, 1.0, 1.0), ("zscore",), (False,), (None,))
+    plan = Preparation(axis_order, (1.5, 1.0, 1.0), ("zscore",), (False,), (None,), orientation)
     case = prepare(Volume(image, Geometry(shape, (1.0, 1.2, 1.0))), None, plan)
     network = random_unet(3, heads=labels.head_count, seed=seed)
     return Predictor((network,), configuration((4, 8, 8)), labels.head_count), case
@@ -56,8 +56,9 @@ def kept_volume(path, labels, shape):
 @pytest.mark.parametrize("labels", [THREE, REGIONS], ids=["softmax", "sigmoid"])
 @pytest.mark.parametrize("axis_order", [(0, 1, 2), (2, 0, 1), (1, 2, 0)])
 @pytest.mark.parametrize("shape", [(6, 9, 10), (12, 5, 6)])
-def test_what_is_kept_is_what_was_predicted(tmp_path, labels, axis_order, shape) -> None:
-    predictor, case = predicted(labels, axis_order, shape)
+@pytest.mark.parametrize("orientation", [None, "RAS", "SPL"])
+def test_what_is_kept_is_what_was_predicted(tmp_path, labels, axis_order, shape, orientation) -> None:
+    predictor, case = predicted(labels, axis_order, shape, orientation=orientation)
     path = probabilities_file(tmp_path, "a")
     kept = keep(path, labels, predictor, case)
     expected_labels, expected = predict_case_probabilities(predictor, case.image, case.placement, labels)
@@ -65,7 +66,7 @@ def test_what_is_kept_is_what_was_predicted(tmp_path, labels, axis_order, shape)
     found = kept_volume(path, labels, shape)
     assert len(found) == kept_heads(labels)
     assert np.abs(found - expected[-len(found) :].astype(np.float32)).max() <= 0.5 / 255 + 1e-3
-    assert found[-1].std() > 0.05  # the noise differs from voxel to voxel, so a wrong axis would show
+    assert found[-1].std() > 0.04  # the noise differs from voxel to voxel, so a wrong axis would show
 
 
 @given(st.lists(st.integers(0, 6 * 9 * 10 - 1), unique=True, max_size=60), st.sampled_from([THREE, REGIONS]))

@@ -16,6 +16,7 @@ from autoseg.inference.postprocessing import PostprocessingStep
 from autoseg.models.model import make_ensemble
 from autoseg.planning.plan import Plan
 from autoseg.runs.run import RunStatus
+from autoseg.selection.record import Selection
 from tests.runs.trained import add_run, add_selection, cascade_plan, tiny_plan, trained_work_folder, write_weights
 
 STEP = PostprocessingStep("largest_component", ("liver", "tumor"))
@@ -123,6 +124,25 @@ def test_configurations_of_plans_that_do_not_fit_are_not_averaged(work):
         save(replace(load(Plan, path), channels=("other",)), path)
     with pytest.raises(PlanFault, match="another plan"):
         find_model(work)
+
+
+def test_runs_from_before_orientations_get_that_of_the_same_cases(work):
+    present = load(Plan, Workspace(work).run("3d_lowres", 0).plan)
+    before = find_model(work).record
+    assert before.plan.orientation is None
+    save(replace(present, orientation="RAS"), Workspace(work).plan)
+    known = find_model(work).record
+    assert [member.plan.orientation for member in (*known.members, *known.stages)] == ["RAS"] * 3
+    assert known.name != before.name  # it predicts otherwise, so what was predicted before is not kept
+    save(replace(present, orientation="RAS", fingerprint="of other cases"), Workspace(work).plan)
+    assert find_model(work).record == before
+
+
+def test_a_selection_is_of_its_plan_with_and_without_an_orientation(work):
+    plan = load(Plan, Workspace(work).run("3d_lowres", 0).plan)
+    selection = load(Selection, Workspace(work).selection)
+    assert selection.is_of(plan)
+    assert selection.is_of(replace(plan, orientation="LPS"))
 
 
 def test_members_that_turn_images_differently_are_refused(work):

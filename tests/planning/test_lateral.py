@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoseg.core.errors import PlanFault
+from autoseg.core.errors import PlanFault, RecordFault
 from autoseg.core.records import from_json, to_json
 from autoseg.data.model import LabelSet
 from autoseg.planning.lateral import (
@@ -138,6 +138,50 @@ def test_the_axis_is_that_of_the_plan_and_may_lie_across_the_slices():
     assert plan.lateral_axis == 0
     assert lateral_swap(plan, plan.configurations["2d"]) is None
     assert lateral_swap(plan, plan.configurations["3d_fullres"]).axis == 0
+
+
+def oriented(*stored, usual="LPS"):
+    """The plan of cases stored in these orientations, those that state another than `usual` turned to it."""
+    plain = fingerprint_of([(1, 1, 1)] * len(stored), [(40, 50, 60)] * len(stored))
+    turns = [None if codes in (None, usual) else usual for codes in stored]
+    cases = tuple(
+        replace(case, left_right_axis=2, orientation=codes, turned_to=turn)
+        for case, codes, turn in zip(plain.cases, stored, turns, strict=True)
+    )
+    return make_plan(dataset_of(labels=PLAIN), replace(plain, cases=cases, orientation=usual), PlanOptions())
+
+
+def test_the_plan_turns_what_is_stored_otherwise_and_says_so():
+    mixed = oriented("LPS", "RAS", "LPS", "RAS", "RAS", "LPS")
+    assert (mixed.orientation, mixed.lateral_axis) == ("LPS", 2)
+    assert decisions(mixed, "orientation")[0].because == "3 of 6 cases are stored R-A-S and turned to L-P-S"
+    assert "turned to L-P-S" in decisions(mixed, "lateral_axis")[0].because
+    alike = oriented("LPS", "LPS")
+    assert decisions(alike, "orientation")[0].because == "all 2 cases are stored L-P-S"
+    assert "turned" not in decisions(alike, "lateral_axis")[0].because
+    many = oriented("LPS", "RAS", "LPS", "SPL")
+    assert decisions(many, "orientation")[0].because.startswith("2 of 4 cases are stored in 2 other orientations")
+    assert from_json(Plan, to_json(mixed), "plan") == mixed
+    assert replace(alike, decisions=()) == replace(
+        oriented(None, None, usual=None), orientation="LPS", decisions=(), lateral_axis=2
+    )
+
+
+def test_lateral_classes_are_not_exchanged_where_some_cases_may_lie_either_way():
+    plan = oriented("LPS", None, "LPS")
+    assert (plan.orientation, plan.lateral_axis) == ("LPS", None)
+    assert "1 of 3 cases is of no stated orientation" in decisions(plan, "orientation")[0].because
+    assert all(own.mirror_axes == () for own in plan.configurations.values())
+    unknown = oriented(None, None, usual=None)
+    assert (unknown.orientation, unknown.lateral_axis) == (None, 2)
+    assert "none says so" in decisions(unknown, "lateral_axis")[0].because
+
+
+@pytest.mark.parametrize("codes", ["LP", "lps", "LLS", "XYZ"])
+def test_a_plan_with_an_orientation_that_is_none_is_refused(codes):
+    text = to_json(oriented("LPS", "LPS")).replace('"orientation": "LPS"', f'"orientation": "{codes}"')
+    with pytest.raises(RecordFault, match="three letters"):
+        from_json(Plan, text, "plan")
 
 
 @pytest.mark.parametrize("axes", [[2, 1], [2, None], [None, None]])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import permutations
 
 import numpy as np
@@ -11,10 +12,12 @@ from hypothesis import strategies as st
 from autoseg.core.errors import PlanFault, UsageError
 from autoseg.core.geometry import Geometry
 from autoseg.core.records import from_json, to_json
+from autoseg.images.orientation import orientation_of, turn_to
 from autoseg.images.readers import read_image, read_labels
 from autoseg.images.volume import Volume
 from autoseg.nnunet.plans import read_nnunet_fingerprint
 from autoseg.preprocessing.prepare import Placement, Preparation, prepare
+from tests.images.examples import CODES, OBLIQUE
 
 NORMALIZATIONS = {"ZScoreNormalization": "zscore", "CTNormalization": "ct"}
 CASES = ("hippocampus", "openkbp_ct", "acdc_cardiac", "axon_sem", "vnc_em3d")
@@ -64,6 +67,39 @@ def test_the_arguments_are_not_changed():
     prepared.labels[:] = 0
     assert np.array_equal(image, before[0])
     assert np.array_equal(labels, before[1])
+
+
+@pytest.mark.parametrize("codes", CODES)
+def test_an_image_is_prepared_alike_however_it_is_stored_and_labels_come_back_on_its_own_grid(codes):
+    random = np.random.default_rng(0)
+    image, labels = np.zeros((2, 7, 9, 12), np.float32), random.integers(0, 3, (7, 9, 12)).astype(np.int8)
+    image[:, 1:6, 2:9, 1:10] = random.normal(5, 1, (2, 5, 7, 9))
+    stored = Volume(image, Geometry((7, 9, 12), (2.0, 1.0, 0.7), (4.0, 5.0, 6.0), OBLIQUE))
+    turn = turn_to(stored.geometry, codes)
+    turned = turn.apply(stored)
+    for order, usual in (((0, 1, 2), orientation_of(stored.geometry)), ((2, 0, 1), "RAS")):
+        how = Preparation(order, (1.5, 1.1, 1.0), ("zscore", "none"), (False, True), (None, None), usual)
+        expected = prepare(stored, labels, how)
+        found = prepare(turned, np.ascontiguousarray(turn.view(labels)), how)
+        assert np.array_equal(found.image, expected.image)
+        assert np.array_equal(found.labels, expected.labels)
+        assert found.placement.box == expected.placement.box
+        assert found.placement.geometry is turned.geometry
+        cropped = random.integers(0, 3, expected.placement.cropped_shape)
+        restored = turn.view(expected.placement.restore_labels(cropped, background=9))
+        assert np.array_equal(found.placement.restore_labels(cropped, background=9), restored)
+        assert from_json(Placement, to_json(found.placement), "case.json") == found.placement
+
+
+def test_without_a_known_orientation_an_image_is_prepared_as_it_is_stored():
+    image = np.random.default_rng(0).normal(size=(1, 4, 5, 6)).astype(np.float32)
+    unknown = Volume(image, replace(Geometry((4, 5, 6)), has_orientation=False))
+    mirrored = Volume(image, Geometry((4, 5, 6), direction=(0.0, 0.0, 1.0, 0.0, 1.0, 0.0, -1.0, 0.0, 0.0)))
+    how = Preparation((1, 0, 2), (1.0, 1.0, 1.0), ("none",), (False,), (None,))
+    for volume, orientation in ((unknown, "RAS"), (unknown, None), (mirrored, None)):
+        prepared = prepare(volume, None, replace(how, orientation=orientation))
+        assert np.array_equal(prepared.image[0], image[0].transpose(1, 0, 2))
+        assert prepared.placement.flips == (False, False, False)
 
 
 def test_masked_normalization_leaves_the_outside_at_zero():

@@ -10,6 +10,7 @@ from autoseg.core.geometry import Geometry
 from autoseg.images.volume import Volume
 from autoseg.preprocessing.prepare import Preparation, prepare
 from autoseg.preprocessing.store import is_intact, open_case, store_folder, write_case
+from tests.planning.builders import fingerprint_of, plan_of
 from tests.preprocessing.tiny_dataset import planned_tiny_dataset
 
 
@@ -96,6 +97,20 @@ def test_two_dimensions_share_the_store_only_if_all_slice_distances_are_the_targ
             for name in ("2d", "3d_fullres")
         }
         assert (folders["2d"] == folders["3d_fullres"]) is shared
+
+
+def test_a_store_is_named_as_before_orientations_unless_a_case_is_turned(tmp_path):
+    fingerprint = fingerprint_of([(3.0, 1.0, 1.0)] * 4, [(20, 60, 50)] * 4)
+    stored = [replace(case, orientation="LPS") for case in fingerprint.cases]
+    uniform = replace(fingerprint, cases=tuple(stored), orientation="LPS")
+    turned = replace(uniform, cases=(*stored[:3], replace(stored[3], orientation="RAS", turned_to="LPS")))
+    names = set()
+    for own in (fingerprint, uniform, turned):
+        plan = plan_of(own)
+        assert plan.orientation == own.orientation
+        names.add(store_folder(tmp_path, plan, plan.configurations["3d_fullres"], own).name)
+    assert len(names) == 2
+    assert "1d2e59579565edf7" in names  # of a version without orientations
 
 
 def test_the_store_depends_on_how_cases_are_prepared_and_not_on_names(tmp_path):
