@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from autoseg import __version__
@@ -13,16 +14,16 @@ from autoseg.api.model import find_model
 from autoseg.core.errors import AutoSegError, DataRefused, Interrupted, InterruptedEarly, UsageError, for_users
 from autoseg.core.files import remove_leftovers
 from autoseg.core.limits import OVERLAP, RAM_GIB
-from autoseg.core.machine import BYTES_PER_GIB
+from autoseg.core.machine import BYTES_PER_GIB, available_memory_bytes
 from autoseg.core.progress import Progress, silent
 from autoseg.core.records import save
+from autoseg.core.workers import Helper
 from autoseg.data.inputs import find_inputs
 from autoseg.data.model import Case
-from autoseg.images.crop import nonzero_box
-from autoseg.images.resample import resampled_shape
-from autoseg.inference.ensemble import Ensemble, EnsembleMember
+from autoseg.inference.ensemble import Ensemble
 from autoseg.inference.manifest import MANIFEST_NAME, MANIFEST_VERSION, CaseOutcome, PredictionManifest, done_before
-from autoseg.inference.stream import PredictionStream, output_name, read_case
+from autoseg.inference.reading import CaseSize, MemoryLimit, ReadingTask, image_bytes, size_in
+from autoseg.inference.stream import PredictionStream, output_name
 from autoseg.launch.devices import use_cores
 from autoseg.launch.interrupts import stoppable
 from autoseg.models.model import make_ensemble
@@ -94,28 +95,21 @@ def predict(
     """
     _check_numbers(overlap, max_ram_gib)
     files, output = find_model(Path(model), configuration, folds), Path(output)
+    plan = files.record.plan
     _log.info("model: %s", files.record.because)
     use_cores()
-    cases, failures = _cases(inputs, files.record.plan)
-    _prepare_output(output, cases, files.record.plan)
-    ensemble = make_ensemble(files, device, overlap, mirroring, scratch=output)
-    manifest = PredictionManifest(
-        version=MANIFEST_VERSION,
-        autoseg=__version__,
-        model=files.record.name,
-        device=str(ensemble.members[0].predictor.device),
-        mirroring=mirroring,
-        overlap=overlap,
-        labels=files.record.plan.labels,
-        cases={name: CaseOutcome("failed", None, 0.0, reason, None) for name, reason in failures},
-    )
-    manifest.cases.update(done_before(output, manifest, cases, has_probabilities=probabilities))
-    waiting = [case for case in cases if case.identifier not in manifest.cases]
-    on_tile = progress if len(waiting) == 1 else silent
-    stream = PredictionStream(files.record.plan, ensemble, output, probabilities, max_ram_gib, on_tile)
-    manifest = _predict_all(stream, waiting, manifest, output, progress if len(waiting) > 1 else silent)
-    if report:
-        _report(output, manifest, files, cases)
+    cases, failures = _cases(inputs, plan)
+    _prepare_output(output, cases, plan)
+    with Helper() as helper:  # begins to start while the networks are loaded
+        ensemble = make_ensemble(files, device, overlap, mirroring, scratch=output)
+        manifest = _manifest(files, ensemble, mirroring, overlap)
+        manifest.cases.update({name: CaseOutcome("failed", None, 0.0, reason, None) for name, reason in failures})
+        manifest.cases.update(done_before(output, manifest, cases, has_probabilities=probabilities))
+        waiting = [case for case in cases if case.identifier not in manifest.cases]
+        stream = PredictionStream(plan, ensemble, output, helper, probabilities, max_ram_gib)
+        manifest = _predict_all(stream, waiting, manifest, output, progress)
+        if report:
+            _report(output, manifest, files, cases, helper)
     return manifest
 
 
@@ -137,12 +131,16 @@ def forecast(
     files = find_model(Path(model), configuration, folds)
     cases, failures = _cases(inputs, files.record.plan)
     forecasts: dict[str, CaseForecast | str] = dict(failures)
-    ensemble = make_ensemble(files, "cpu" if device == "auto" else device, overlap)
-    for case in cases:
-        try:
-            forecasts[case.identifier] = _forecast(case, files.record.plan, ensemble)
-        except AutoSegError as error:
-            forecasts[case.identifier] = str(error)
+    plan = files.record.plan
+    with Helper() as helper:
+        ensemble = make_ensemble(files, "cpu" if device == "auto" else device, overlap)
+        limit = MemoryLimit(available_memory_bytes())
+        for case in cases:
+            try:
+                size = size_in(helper, ReadingTask(case, plan, ensemble.preparations, limit, Path()))
+                forecasts[case.identifier] = _forecast(size, output_name(case, plan.file_ending), plan, ensemble)
+            except AutoSegError as error:
+                forecasts[case.identifier] = str(error)
     return files, dict(sorted(forecasts.items()))
 
 
@@ -151,16 +149,29 @@ def _check_numbers(overlap: float, max_ram_gib: float | None = None) -> None:
     RAM_GIB.check("--max-ram", max_ram_gib)
 
 
+def _manifest(files: ModelFiles, ensemble: Ensemble, mirroring: bool, overlap: float) -> PredictionManifest:
+    return PredictionManifest(
+        version=MANIFEST_VERSION,
+        autoseg=__version__,
+        model=files.record.name,
+        device=str(ensemble.members[0].predictor.device),
+        mirroring=mirroring,
+        overlap=overlap,
+        labels=files.record.plan.labels,
+    )
+
+
 def _predict_all(
     stream: PredictionStream, cases: Sequence[Case], manifest: PredictionManifest, output: Path, progress: Progress
 ) -> PredictionManifest:
     """Predicts cases; saves the manifest after each of them, so that a stop loses no more than the cases in work."""
+    on_case, on_tile = (progress, silent) if len(cases) > 1 else (silent, progress)
     with stoppable() as check:
         try:
-            for done, (name, outcome) in enumerate(stream.outcomes(cases, check), start=1):
+            for done, (name, outcome) in enumerate(stream.outcomes(cases, check, on_tile), start=1):
                 manifest.cases[name] = outcome
                 save(manifest, output / MANIFEST_NAME)
-                progress(done, len(cases))
+                on_case(done, len(cases))
         except Interrupted as stop:
             raise _explained(stop, manifest) from stop
     manifest = replace(manifest, device=stream.device, cases=dict(sorted(manifest.cases.items())))
@@ -168,12 +179,16 @@ def _predict_all(
     return manifest
 
 
-def _report(output: Path, manifest: PredictionManifest, files: ModelFiles, cases: Sequence[Case]) -> None:
+def _report(
+    output: Path, manifest: PredictionManifest, files: ModelFiles, cases: Sequence[Case], helper: Helper
+) -> None:
     """Writes report.html; label maps that are done are worth more than a report that cannot be written."""
+    from autoseg.report.cases import examine_cases
     from autoseg.report.collect import write_prediction_report
 
+    examine = partial(examine_cases, plan=files.record.plan, supervised=helper.map, progress=silent)
     try:
-        path = write_prediction_report(output, manifest, files.record.plan, cases, files.record.typical)
+        path = write_prediction_report(output, manifest, cases, files.record.typical, examine)
     except (AutoSegError, OSError) as error:
         _log.warning("the report could not be written: %s", error)
     else:
@@ -221,23 +236,13 @@ def _explained(stop: Interrupted, manifest: PredictionManifest) -> Interrupted:
     return Interrupted(stop.what, why=f"{done} cases are done and stay", do="run the same command again for the others")
 
 
-def _forecast(case: Case, plan: Plan, ensemble: Ensemble) -> CaseForecast:
-    volume = read_case(case, plan.four_d)
-    turn = ensemble.members[0].preparation.turn(volume.geometry)
-    image = turn.view(volume.array)
-    cropped = [behind - first for first, behind in nonzero_box(image)]
-    spacing = [volume.geometry.spacing_mm[axis] for axis in turn.order]
-
-    def shape_for(member: EnsembleMember) -> tuple[int, ...]:
-        return tuple(resampled_shape(cropped, spacing, member.preparation.target_mm(spacing)))
-
-    shapes = {member.preparation: shape_for(member) for member in ensemble.every}
+def _forecast(size: CaseSize, name: str, plan: Plan, ensemble: Ensemble) -> CaseForecast:
+    shapes = {preparation: size.prepared_shape(preparation) for preparation in ensemble.preparations}
     own = [(member.predictor, shapes[member.preparation]) for member in ensemble.every]
-    needed = image.nbytes + 2 * 4 * len(volume.array) * sum(map(math.prod, shapes.values()))
+    needed = image_bytes(size, list(shapes.values()))
     needed += max(predictor.working_bytes(shape) for predictor, shape in own)
     if len(ensemble.members) > 1:
-        needed += 4 * plan.labels.head_count * math.prod(cropped)
+        needed += 4 * plan.labels.head_count * math.prod(size.cropped_shape)
     windows = sum(len(predictor.tiling(shape).windows) for predictor, shape in own)
     largest = max(shapes.values(), key=math.prod)
-    name = output_name(case, plan.file_ending)
-    return CaseForecast(volume.geometry.shape, largest, windows, needed / BYTES_PER_GIB, name)
+    return CaseForecast(size.shape, largest, windows, needed / BYTES_PER_GIB, name)

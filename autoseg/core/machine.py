@@ -34,11 +34,11 @@ def physical_cores() -> int:
 
 
 def memory_bytes() -> int:
-    """Memory of the machine, or of the container if that is less."""
+    """Memory of the machine, or of the container or the process (ulimit) if they may have less."""
     import psutil
 
     limits = [int(text) for path in _MEMORY_LIMITS if path.is_file() and (text := path.read_text().strip()).isdigit()]
-    return min([psutil.virtual_memory().total, *limits])
+    return min([psutil.virtual_memory().total, *limits, *_process_limits()])
 
 
 def available_memory_bytes() -> int:
@@ -100,6 +100,15 @@ def seconds_since_start() -> float:
     import psutil
 
     return max(0.0, time.time() - psutil.Process().create_time())
+
+
+def _process_limits() -> list[int]:
+    if sys.platform == "win32":
+        return []
+    import resource
+
+    limits = [resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_DATA, resource.RLIMIT_AS)]
+    return [limit for limit in limits if limit != resource.RLIM_INFINITY]
 
 
 def _usable_cores() -> list[int]:

@@ -26,10 +26,7 @@ from autoseg.inference.restore import (
     probabilities_outside,
 )
 from autoseg.preprocessing.first_stage import one_hot, prepare_first_stage
-from autoseg.preprocessing.prepare import Placement, Preparation, Prepared, prepare
-
-PreparedCase = Mapping[Preparation, Prepared]
-"""A case as each of an ensemble's preparations gives it; all of them share the crop."""
+from autoseg.preprocessing.prepare import Placement, Preparation, Prepared, PreparedCase, prepare
 
 Labels = NDArray[np.integer[Any]]
 
@@ -103,10 +100,14 @@ class Ensemble:
         others = [stage for stage in self.stages.values() if not any(stage is member for member in self.members)]
         return (*self.members, *others)
 
+    @property
+    def preparations(self) -> tuple[Preparation, ...]:
+        """How images are prepared for it, each way once."""
+        return tuple(dict.fromkeys(member.preparation for member in self.every))
+
     def prepare(self, volume: Volume) -> dict[Preparation, Prepared]:
         """The image as each preparation gives it; members that prepare alike share the arrays."""
-        preparations = dict.fromkeys(member.preparation for member in self.every)
-        return {preparation: prepare(volume, None, preparation) for preparation in preparations}
+        return {preparation: prepare(volume, None, preparation) for preparation in self.preparations}
 
     def predict(
         self,

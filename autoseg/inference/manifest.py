@@ -31,6 +31,7 @@ class CaseOutcome:
         error: what went wrong, or None.
         input: hash of the bytes of its image files, or None if they could not be read.
         written: SHA-256 of the label file, or None if there is none.
+        notes: what the reader settled in the image files.
     """
 
     status: Literal["done", "failed"]
@@ -39,6 +40,7 @@ class CaseOutcome:
     error: str | None
     input: str | None
     written: str | None = None
+    notes: tuple[str, ...] = ()
 
 
 @record

@@ -19,20 +19,21 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from autoseg.core.errors import AutoSegError, Interrupted, NotEnoughResources, UnreadableFile
+from autoseg.core.errors import AutoSegError, Interrupted, NotEnoughResources
 from autoseg.core.files import atomic_file
 from autoseg.core.machine import BYTES_PER_GIB, available_memory_bytes, resident_memory_bytes
 from autoseg.core.progress import Progress, silent
-from autoseg.data.check import REFUSED_NON_FINITE_SHARE
+from autoseg.core.workers import Helper
 from autoseg.data.labels import to_file_values
 from autoseg.data.model import Case
 from autoseg.images.formats.files import file_ending, find_format, hash_of_written
-from autoseg.images.readers import read_image
-from autoseg.images.volume import Volume
 from autoseg.images.writers import write_labels
-from autoseg.inference.ensemble import Ensemble, Prediction, PreparedCase
-from autoseg.inference.manifest import CaseOutcome, hash_of_images
+from autoseg.inference.ensemble import Ensemble, Prediction
+from autoseg.inference.manifest import CaseOutcome
+from autoseg.inference.reading import MemoryLimit, ReadCase, ReadingTask, read_in
+from autoseg.inference.restore import label_kind
 from autoseg.planning.plan import Plan
+from autoseg.preprocessing.prepare import PreparedCase
 
 _log = logging.getLogger(__name__)
 
@@ -52,9 +53,9 @@ class PredictionStream:
         plan: of the model: classes, file ending, axes.
         ensemble: its networks.
         output: folder of the label files.
+        helper: process that reads the images.
         has_probabilities: whether the probabilities are written too.
         max_ram_gib: memory to stay below; what does not fit is kept in a file. None for most of what is free.
-        progress: called with finished and all tiles of each case.
     """
 
     def __init__(
@@ -62,19 +63,20 @@ class PredictionStream:
         plan: Plan,
         ensemble: Ensemble,
         output: Path,
+        helper: Helper,
         has_probabilities: bool = False,
         max_ram_gib: float | None = None,
-        progress: Progress = silent,
     ) -> None:
         self._plan = plan
         self._ensemble = ensemble
         self._output = output
+        self._helper = helper
         self._has_probabilities = has_probabilities
         allowed = max_ram_gib * BYTES_PER_GIB if max_ram_gib else available_memory_bytes() * _USABLE_MEMORY_SHARE
         self._max_ram_bytes = int(allowed)
-        self._progress = progress
+        self._progress: Progress = silent
         self._stop = threading.Event()
-        self._hashes: dict[str, str] = {}
+        self._read_cases: dict[str, ReadCase] = {}
         self._seconds: dict[str, float] = {}
 
     @property
@@ -82,13 +84,17 @@ class PredictionStream:
         """Where the last case was computed."""
         return str(self._ensemble.members[0].predictor.device)
 
-    def outcomes(self, cases: Sequence[Case], check: Callable[[], None]) -> Iterator[tuple[str, CaseOutcome]]:
+    def outcomes(
+        self, cases: Sequence[Case], check: Callable[[], None], progress: Progress = silent
+    ) -> Iterator[tuple[str, CaseOutcome]]:
         """What became of each case, in order.
 
         Args:
             cases: with image files.
             check: called several times a second; raises Interrupted when the user wants to stop.
+            progress: called with finished and all tiles of each case.
         """
+        self._progress = progress
         with self._threads() as (reader, computer, writer):
             waiting: list[tuple[Case, Future[str]]] = []
             for case in cases:
@@ -108,6 +114,9 @@ class PredictionStream:
         threads = [ThreadPoolExecutor(1, thread_name_prefix=name) for name in ("reader", "computer", "writer")]
         try:
             yield threads
+        except BaseException:
+            self._helper.close()  # a reader at work must not be waited for
+            raise
         finally:
             self._stop.set()
             for thread in threads:
@@ -122,9 +131,25 @@ class PredictionStream:
         self._seconds[case.identifier] = self._seconds.get(case.identifier, 0.0) + time.perf_counter() - begin
 
     def _read(self, case: Case) -> PreparedCase:
+        task = ReadingTask(case, self._plan, self._ensemble.preparations, self._limit(), self._output)
         with self._timed(case):
-            self._hashes[case.identifier] = hash_of_images(case)
-            return self._ensemble.prepare(read_case(case, self._plan.four_d))
+            found = read_in(self._helper, task)
+        self._read_cases[case.identifier] = replace(found, prepared={})  # without the arrays, which are large
+        if isinstance(found.prepared, AutoSegError):
+            raise found.prepared
+        for note in found.notes:
+            _log.info("%s: %s", case.identifier, note)
+        return found.prepared
+
+    def _limit(self) -> MemoryLimit:
+        """The memory of a case, and what the networks and the results take of it."""
+        labels = self._plan.labels
+        kept = 2 * labels.head_count if self._has_probabilities else 0
+        return MemoryLimit(
+            most_bytes=self._max_ram_bytes,
+            network_bytes=max(member.predictor.network_bytes for member in self._ensemble.every),
+            voxel_bytes=np.dtype(label_kind(labels)).itemsize + kept,
+        )
 
     def _compute(self, case: Case, reading: Future[PreparedCase]) -> Prediction:
         prepared = reading.result()
@@ -153,14 +178,15 @@ class PredictionStream:
     def _outcome(self, case: Case, writing: Future[str], check: Callable[[], None]) -> tuple[str, CaseOutcome]:
         while not wait_for([writing], timeout=_POLL_S).done:
             check()
-        content = self._hashes.get(case.identifier)
+        found = self._read_cases.pop(case.identifier, ReadCase(None, {}))
+        content = found.content
         error = writing.exception()
         if error is None:
             seconds, written = (
                 round(self._seconds[case.identifier], 3),
                 hash_of_written(self._output / writing.result()),
             )
-            return case.identifier, CaseOutcome("done", writing.result(), seconds, None, content, written)
+            return case.identifier, CaseOutcome("done", writing.result(), seconds, None, content, written, found.notes)
         if isinstance(error, Interrupted):
             check()
         reason = str(error) if isinstance(error, AutoSegError) else f"{type(error).__name__}: {error}"
@@ -202,33 +228,3 @@ def output_name(case: Case, planned: str) -> str:
     own = find_format(image)
     is_planned = own is None or own.write is None or (own.ending_is_compression and planned in own.endings)
     return f"{case.identifier}{planned if is_planned else file_ending(image)}"
-
-
-def read_case(case: Case, four_d: bool) -> Volume:
-    """The image of a case with finite voxels only.
-
-    Raises:
-        UnreadableFile: a file is damaged, or too many voxels are NaN or infinite.
-        GeometryMismatch: its channels are not on the same grid.
-    """
-    return _finite(read_image([Path(image) for image in case.images], four_d), case.identifier)
-
-
-def _finite(volume: Volume, name: str) -> Volume:
-    """The volume with its few NaN and infinite voxels replaced by the smallest finite value of their channel."""
-    array = volume.array
-    for index, channel in enumerate(array):
-        wrong = ~np.isfinite(channel)
-        count = int(np.count_nonzero(wrong))
-        if not count:
-            continue
-        if count >= REFUSED_NON_FINITE_SHARE * channel.size:
-            raise UnreadableFile(
-                f"{count} voxels of channel {index} ({count / channel.size:.2%}) are NaN or infinite",
-                where=name,
-                do="repair the image: these voxels have no intensity",
-            )
-        _log.warning("%s: %d NaN or infinite voxels of channel %d are replaced", name, count, index)
-        array = array.copy() if array is volume.array else array
-        array[index][wrong] = channel[~wrong].min()
-    return replace(volume, array=array)

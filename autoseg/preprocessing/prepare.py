@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,6 +113,10 @@ class Prepared:
     image: NDArray[np.float32]
     labels: NDArray[np.signedinteger[Any]] | None
     placement: Placement
+
+
+PreparedCase = Mapping[Preparation, Prepared]
+"""A case as each of an ensemble's preparations gives it; all of them share the crop."""
 
 
 def preparation_of(plan: Plan, configuration: Configuration) -> Preparation:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from autoseg.core.errors import AutoSegError, GeometryMismatch, MissingInput
 from autoseg.core.geometry import Geometry
 from autoseg.core.progress import Progress
-from autoseg.core.workers import map_supervised
+from autoseg.core.workers import Outcome
 from autoseg.data.check import match_labels
 from autoseg.data.fingerprint import case_statistics
 from autoseg.data.inputs import image_files
@@ -43,6 +43,11 @@ _MOST_PICTURE_BYTES = 400_000  # of one case; more is not to be seen on a page
 _FOLDERS = re.compile(r"(?<![\w.])(?:[A-Za-z]:)?[\\/](?:[^\s:;,()\\/]+[\\/])+")
 
 Labels = NDArray[np.signedinteger]
+
+Supervised = Callable[
+    [Callable[["CaseFiles"], "ReportedCase"], Sequence["CaseFiles"]], "Iterator[Outcome[ReportedCase]]"
+]
+"""What has cases examined in other processes, such as `map_supervised` with a number of jobs, or `Helper.map`."""
 
 _log = logging.getLogger(__name__)
 
@@ -133,17 +138,19 @@ def compared_with(folder: Path, files: Sequence[CaseFiles]) -> list[CaseFiles]:
     ]
 
 
-def examine_cases(files: Sequence[CaseFiles], plan: Plan, jobs: int, progress: Progress) -> dict[str, ReportedCase]:
+def examine_cases(
+    files: Sequence[CaseFiles], plan: Plan, supervised: Supervised, progress: Progress
+) -> dict[str, ReportedCase]:
     """What the files of each case show; a case that cannot be read has a remark instead.
 
     Args:
         files: of the cases.
         plan: channels and classes.
-        jobs: worker processes; 0 to do it here.
+        supervised: has them examined.
         progress: called with the finished cases and their total.
     """
     found = {}
-    for done, outcome in enumerate(map_supervised(partial(examine, plan=plan), files, jobs), start=1):
+    for done, outcome in enumerate(supervised(partial(examine, plan=plan), files), start=1):
         name = files[outcome.index].case.identifier
         failure = without_folders(outcome.failure or "no reason is known")
         found[name] = outcome.value or ReportedCase(name, remark=failure)

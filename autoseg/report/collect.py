@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -12,6 +13,7 @@ from autoseg.core.errors import MissingInput, RecordFault
 from autoseg.core.files import write_atomic
 from autoseg.core.progress import Progress, silent
 from autoseg.core.records import load
+from autoseg.core.workers import map_supervised
 from autoseg.core.workspace import Workspace
 from autoseg.data.model import Case, Dataset
 from autoseg.data.outliers import TrainingRange, find_outliers
@@ -39,6 +41,9 @@ from autoseg.training.splits import Fold, make_folds
 REPORT_NAME = "report.html"
 
 T = TypeVar("T")
+
+Examine = Callable[[Sequence[CaseFiles]], dict[str, ReportedCase]]
+"""What the files of cases show, by case."""
 
 _log = logging.getLogger(__name__)
 
@@ -80,7 +85,7 @@ def write_report(
     files = _files(cases, dataset, pictures)
     if references is not None:
         files = compared_with(references, files)
-    examined = _completed(cases, examine_cases(files, plan, jobs, progress))
+    examined = _completed(cases, examine_cases(files, plan, partial(map_supervised, jobs=jobs), progress))
     report = DatasetReport(
         plan=plan,
         dataset=dataset,
@@ -100,9 +105,9 @@ def write_report(
 def write_prediction_report(
     output: Path,
     manifest: PredictionManifest,
-    plan: Plan,
     cases: Sequence[Case],
     typical: Mapping[str, TrainingRange],
+    examine: Examine,
     *,
     pictures: int = PICTURES,
 ) -> Path:
@@ -111,9 +116,9 @@ def write_prediction_report(
     Args:
         output: folder of the label maps.
         manifest: what became of each case.
-        plan: of the model: channels and classes.
         cases: the images, as they were found.
         typical: what is usual for the model's training cases (`ModelFiles.typical`); empty if that is not known.
+        examine: what the files of cases show (`examine_cases`).
         pictures: cases that get pictures, those unlike the training data first.
     """
     files = {name: outcome.output for name, outcome in manifest.cases.items() if outcome.status == "done"}
@@ -123,20 +128,19 @@ def write_prediction_report(
         if files.get(case.identifier)
     ]
     path = output / REPORT_NAME
-    write_atomic(
-        path, prediction_page(manifest, _examined(done, plan, typical, min(pictures, len(done))), bool(typical))
-    )
+    examined = _examined(done, examine, typical, min(pictures, len(done)))
+    write_atomic(path, prediction_page(manifest, examined, bool(typical)))
     return path
 
 
 def _examined(
-    files: Sequence[CaseFiles], plan: Plan, typical: Mapping[str, TrainingRange], pictures: int
+    files: Sequence[CaseFiles], examine: Examine, typical: Mapping[str, TrainingRange], pictures: int
 ) -> list[ReportedCase]:
     """The cases, those most unlike the training cases first; these get the pictures if not all do."""
     share = picture_bytes(pictures) if pictures else 0
     all_drawn = pictures == len(files)
     first = [replace(own, picture_bytes=share) for own in files] if all_drawn else files
-    found = examine_cases(first, plan, 0, silent).values()
+    found = examine(first).values()
     cases = [replace(case, outliers=find_outliers(case.properties, typical)) for case in found]
     cases.sort(key=lambda case: (-len(case.outliers), case.identifier))
     if all_drawn:
@@ -144,7 +148,7 @@ def _examined(
     # which cases get pictures is known only after all were compared, so these few are read a second time
     chosen = {case.identifier for case in cases[:pictures]}
     again = [replace(own, picture_bytes=share) for own in files if own.case.identifier in chosen]
-    drawn = examine_cases(again, plan, 0, silent)
+    drawn = examine(again)
     return [replace(case, picture=drawn[case.identifier].picture) for case in cases[:pictures]] + cases[pictures:]
 
 

@@ -273,13 +273,13 @@ def test_a_stop_keeps_what_is_done(repository, work, tmp_path, signal_number, af
 @pytest.fixture
 def computed(monkeypatch):
     """Names of the cases that were computed, in order."""
-    names, read = [], stream.read_case
+    names, read = [], stream.read_in
 
-    def noted(case, four_d):
-        names.append(case.identifier)
-        return read(case, four_d)
+    def noted(helper, task):
+        names.append(task.case.identifier)
+        return read(helper, task)
 
-    monkeypatch.setattr(stream, "read_case", noted)
+    monkeypatch.setattr(stream, "read_in", noted)
     return names
 
 

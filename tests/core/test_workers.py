@@ -5,13 +5,14 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
 
-from autoseg.core.workers import Failure, Message, Returned, Worker, answers, map_supervised
+from autoseg.core.workers import Failure, Helper, Message, Returned, Worker, answers, map_supervised
 
 TIMEOUT_S = 4.0  # enough to start a process on a busy machine
 
@@ -283,3 +284,49 @@ def test_a_worker_does_not_outlive_its_parent(repository):
     while Path(f"/proc/{int(ran.stdout)}").exists():
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+# ---- a helper
+
+
+def test_a_helper_returns_what_functions_return_and_tells_what_they_raise():
+    with Helper() as helper:
+        assert helper.call(square, 3) == 9
+        raised = helper.call(fault_at_two, 2)
+        assert isinstance(raised, Failure)
+        assert "two is too many" in raised.sentence
+        assert [outcome.value for outcome in helper.map(square, [1, 2, 3])] == [1, 4, 9]
+
+
+def test_a_call_that_kills_its_helper_is_lost_alone():
+    with Helper() as helper:
+        outcomes = list(helper.map(kill_itself_at_two, [1, 2, 3]))
+    assert [outcome.value for outcome in outcomes] == [1, None, 3]
+    assert "SIGKILL" in str(outcomes[1].failure)
+    assert "twice" in str(outcomes[1].failure)
+
+
+def test_a_helper_that_is_killed_once_does_its_call_again(tmp_path):
+    with Helper() as helper:
+        assert helper.call(die_the_first_time, str(tmp_path / "marker")) == str(tmp_path / "marker")
+
+
+def test_a_helper_that_hangs_is_replaced():
+    with Helper(timeout_s=TIMEOUT_S) as helper:
+        lost = helper.call(stop_at_two, 2)
+        assert isinstance(lost, Failure)
+        assert "longer than" in lost.sentence
+        assert helper.call(stop_at_two, 3) == 3
+
+
+def test_closing_a_helper_ends_its_call():
+    helper = Helper()
+    answers: list[object] = []
+    calling = threading.Thread(target=lambda: answers.append(helper.call(sleep, 60.0)))
+    calling.start()
+    time.sleep(0.5)
+    begin = time.monotonic()
+    helper.close()
+    calling.join()
+    assert time.monotonic() - begin < 10
+    assert isinstance(answers[0], Failure)

@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from autoseg.core.errors import MissingInput
 from autoseg.core.progress import silent
 from autoseg.core.records import load, save
+from autoseg.core.workers import map_supervised
 from autoseg.core.workspace import Workspace
 from autoseg.data.inputs import find_inputs
 from autoseg.data.model import Problem
@@ -256,7 +258,9 @@ def predicted(workspace, tmp_path):
 
 
 def _prediction_page(predicted, typical, **options):
-    page = write_prediction_report(*predicted, typical, **options).read_text()
+    folder, manifest, plan, cases = predicted
+    here = partial(examine_cases, plan=plan, supervised=partial(map_supervised, jobs=0), progress=silent)
+    page = write_prediction_report(folder, manifest, cases, typical, here, **options).read_text()
     assert_self_contained(page)
     return page
 
@@ -297,8 +301,7 @@ def test_with_many_cases_the_unlike_ones_get_the_pictures(workspace, predicted):
 def test_a_prediction_of_which_nothing_is_done_has_a_report_too(predicted):
     folder, manifest, plan, cases = predicted
     failed = {"broken": manifest.cases["broken"]}
-    page = write_prediction_report(folder, replace(manifest, cases=failed), plan, cases, {}).read_text()
-    assert_self_contained(page)
+    page = _prediction_page((folder, replace(manifest, cases=failed), plan, cases), {})
     assert "There are no pictures" in _text(page)
 
 
@@ -359,7 +362,7 @@ def test_volumes_are_those_of_the_label_maps(workspace):
 def test_pictures_of_a_case_keep_to_their_share(workspace):
     assert len(_examined(workspace, _files(workspace, picture_bytes=30_000)).picture) < 100_000
     assert 50 * picture_bytes(50) <= 13_000_000
-    assert examine_cases([], load(Plan, workspace.plan), 0, silent) == {}
+    assert examine_cases([], load(Plan, workspace.plan), partial(map_supervised, jobs=0), silent) == {}
 
 
 @pytest.mark.parametrize(

@@ -1,31 +1,9 @@
-"""Processes that serve calls, and a pool of them; one that dies, hangs or runs out of memory is named and replaced.
-
-Readers of damaged files crash, the system kills what takes too much memory, a network drive hangs. `map_supervised`
-works on items in processes, one item at a time each; a process that dies or exceeds its time is replaced, its item is
-tried once more when nothing else takes memory, and after that it is a failure with a reason.
-
-`Worker` is one such process. An executor of training runs keeps one for each device:
-
-    worker = Worker(partial(train, device), name="autoseg cuda:1")   # train(device, task, send) of a module
-    worker.call(task)                                   # returns at once
-    while isinstance(answer := worker.answer(), Message): ...   # what `train` sent meanwhile: steps done, log records
-    if isinstance(answer, Failure): ...                 # an exception of `train`, or how the process died
-    else: ...                                           # Returned: what `train` returned; the worker is free again
-    worker.process.terminate()                          # SIGTERM, as a request: launch.interrupts.stoppable
-    worker.close(grace_s=60)                            # a worker at work has a minute to end, then it is killed
-
-A worker whose parent dies sends itself SIGTERM as well, and so never outlives it.
-
-Why neither concurrent.futures nor loky: their result pipe stays open in the parent. A process that is killed while its
-answer is on the way is therefore not noticed before the timeout, and the program can never exit afterwards. Here each
-process has a pipe of its own, whose end is seen at once.
-"""
+"""A process that serves calls, one after another; how it died is told, and one that takes too long is killed."""
 
 from __future__ import annotations
 
 import atexit
 import contextlib
-import logging
 import multiprocessing
 import multiprocessing.process
 import os
@@ -34,19 +12,12 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from multiprocessing.connection import Connection, wait
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from autoseg.core.machine import BYTES_PER_GIB, peak_memory_bytes
-
-Item = TypeVar("Item")
-Value = TypeVar("Value")
-
-ITEM_TIMEOUT_S = 600.0
-"""Seconds one item may take before its process is taken for hung. Assumption: the largest cases stay below it."""
 
 _THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
@@ -60,8 +31,6 @@ _GRACE_S = 1.0
 
 _hiding = threading.Lock()
 _SCRIPT_NAMES = ("__file__", "__spec__")  # by which a spawned process finds the script that it would run
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,21 +60,6 @@ class Failure:
     sentence: str
     trace: str = ""
     may_pass_alone: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome(Generic[Value]):
-    """What became of one item.
-
-    Attributes:
-        index: of the item.
-        value: what the function returned; None after a failure.
-        failure: what went wrong, in one sentence; None otherwise.
-    """
-
-    index: int
-    value: Value | None
-    failure: str | None = None
 
 
 class Worker:
@@ -202,84 +156,6 @@ def answers(
             yield worker, worker.answer()
 
 
-def map_supervised(
-    function: Callable[[Item], Value],
-    items: Sequence[Item],
-    jobs: int,
-    timeout_s: float = ITEM_TIMEOUT_S,
-) -> Iterator[Outcome[Value]]:
-    """Yields what became of every item, in the order in which they finish.
-
-    Ends the processes when the caller stops iterating, also by an exception such as KeyboardInterrupt.
-
-    Args:
-        function: called with one item; a function of a module, as it is sent to other processes.
-        items: sent to other processes likewise.
-        jobs: processes; with 0 the calling process does everything itself, unprotected.
-        timeout_s: seconds one item may take.
-    """
-    if jobs == 0:
-        for index, item in enumerate(items):
-            yield _outcome(index, _attempt(function, item))
-        return
-    pool = _Pool(function, items, timeout_s)
-    try:
-        again = []
-        for index, answer in pool.work(range(len(items)), jobs):
-            if isinstance(answer, Failure) and answer.may_pass_alone:
-                logger.warning("item %d: %s; it is tried again alone", index, answer.sentence)
-                again.append(index)
-            else:
-                yield _outcome(index, answer)
-        for index, answer in pool.work(again, 1):
-            is_second = isinstance(answer, Failure) and answer.may_pass_alone
-            yield _outcome(index, answer, ", twice" if is_second else "")
-    finally:
-        pool.close()
-
-
-class _Pool:
-    """Workers, and the item that each of them has."""
-
-    def __init__(self, function: Callable[[Any], Any], items: Sequence[Any], timeout_s: float) -> None:
-        self._function = function
-        self._items = items
-        self._timeout_s = timeout_s
-        self._idle: list[Worker] = []
-        self._at_work: dict[Worker, int] = {}
-
-    def work(self, indices: Iterable[int], size: int) -> Iterator[tuple[int, Returned | Failure]]:
-        """Has the items worked on by so many workers; those beyond them are ended, so that their memory is free."""
-        while len(self._idle) > size:
-            self._idle.pop().close()
-        waiting = iter(indices)
-        self._hand_out(waiting, size)
-        while self._at_work:
-            for worker, answer in answers(list(self._at_work), _TICK_S):
-                index = self._at_work.pop(worker)
-                if isinstance(answer, Failure) and not answer.trace:
-                    worker.close()
-                else:
-                    self._idle.append(worker)
-                assert not isinstance(answer, Message), "functions of a pool send none"
-                self._hand_out(waiting, size)
-                yield index, answer
-
-    def _hand_out(self, waiting: Iterator[int], size: int) -> None:
-        while len(self._at_work) < size and (index := next(waiting, None)) is not None:
-            worker = self._idle.pop() if self._idle else Worker(partial(_without_messages, self._function), threads=1)
-            self._at_work[worker] = index
-            worker.call(self._items[index], self._timeout_s)
-
-    def close(self) -> None:
-        """Ends every process at once."""
-        everyone = [*self._idle, *self._at_work]
-        for worker in everyone:
-            worker.process.kill()
-        for worker in everyone:
-            worker.close()
-
-
 def _start_without_script(process: multiprocessing.process.BaseProcess) -> None:
     """Starts a spawned process that does not run the caller's script again.
 
@@ -297,24 +173,13 @@ def _start_without_script(process: multiprocessing.process.BaseProcess) -> None:
             vars(script).update(kept)
 
 
-def _outcome(index: int, answer: Returned | Failure, remark: str = "") -> Outcome[Any]:
-    if isinstance(answer, Returned):
-        return Outcome(index, answer.value)
-    logger.debug("item %d failed\n%s", index, answer.trace)
-    return Outcome(index, None, answer.sentence + remark)
-
-
-def _attempt(function: Callable[..., Any], *arguments: Any) -> Returned | Failure:
+def attempt(function: Callable[..., Any], *arguments: Any) -> Returned | Failure:
     """What a function returns or raises; as text, as an exception itself may not survive the way between processes."""
     try:
         return Returned(function(*arguments))
     except Exception as error:  # whatever a reader of damaged files raises; interrupts and exits pass
         sentence = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         return Failure(sentence, traceback.format_exc(), isinstance(error, MemoryError))
-
-
-def _without_messages(function: Callable[[Any], Any], item: Any, _send: Callable[[Any], None]) -> Any:
-    return function(item)
 
 
 def _death(exitcode: int) -> str:
@@ -349,8 +214,8 @@ def _serve(connection: Connection, threads: int | None) -> None:
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         function = connection.recv()
         while True:
-            answer = _attempt(function, connection.recv(), send_message)
-            unsent = _attempt(send, answer)  # nothing of a value that cannot be sent is in the pipe
+            answer = attempt(function, connection.recv(), send_message)
+            unsent = attempt(send, answer)  # nothing of a value that cannot be sent is in the pipe
             if isinstance(unsent, Failure):
                 send(unsent)
 
