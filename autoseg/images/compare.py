@@ -27,12 +27,12 @@ def compare_geometry(image: Geometry, labels: Geometry) -> Relation:
         "identical"; "rounding": every corner lies within 1e-3 of a voxel; "flipped": the same set of voxel centers,
         stored along flipped or permuted axes; "different": anything else.
     """
-    displacement = _displacement(image, labels)
-    if displacement <= _IDENTICAL_VOXELS:
+    moved = displacement(image, labels)
+    if moved <= _IDENTICAL_VOXELS:
         return "identical"
-    if displacement < ROUNDING_VOXELS:
+    if moved < ROUNDING_VOXELS:
         return "rounding"
-    if any(_displacement(stored, labels) < ROUNDING_VOXELS for stored in reorientations(image)):
+    if any(displacement(stored, labels) < ROUNDING_VOXELS for stored in reorientations(image)):
         return "flipped"
     return "different"
 
@@ -69,8 +69,11 @@ def reoriented(geometry: Geometry, order: tuple[int, ...], flips: tuple[bool, ..
     )
 
 
-def _displacement(one: Geometry, other: Geometry) -> float:
-    """Largest displacement of a corner of `other` from that of `one`, along an axis of `one` in its voxels."""
+def displacement(one: Geometry, other: Geometry) -> float:
+    """Largest displacement of a corner of `other` from that of `one`, along an axis of `one` in its voxels.
+
+    Infinite where the shapes differ.
+    """
     if one.shape != other.shape:
         return float("inf")
     offsets = np.linalg.solve(one.axes.T, (other.corners - one.corners).T)

@@ -246,7 +246,12 @@ NRRD = "NRRD0004\n# comment\ntype: uchar\ndimension: 3\nsizes: 8 7 6\nencoding: 
         (NRRD + "spacings: 1 much 3\n\n", NOISE.tobytes(), False),
         (NRRD + "spacings: nan 1 1\nkinds: list domain domain\n\n", NOISE.tobytes(), True),
         (NRRD + "space directions: (1,0,0) (0,0,0) (0,0,1)\n\n", NOISE.tobytes(), False),
-        (NRRD + "space directions: none (0,1,0) (0,0,1)\n\n", NOISE.tobytes(), True),
+        (NRRD + "space directions: none (0,1,0) (0,0,1)\n\n", NOISE.tobytes(), False),
+        (
+            NRRD + "space dimension: 2\nspace directions: none (1,0) (0,1)\nkinds: list space space\n\n",
+            NOISE.tobytes(),
+            True,
+        ),
         (NRRD, b"", False),
         (NRRD.replace("8 7 6", "8000 7000 6000") + "\n", NOISE.tobytes(), False),
         (NRRD.replace("8 7 6", "8 7 -6") + "\n", NOISE.tobytes(), False),

@@ -1,4 +1,4 @@
-"""NIfTI through SimpleITK and nibabel: axes, units, shear, ITK's own traps; and what ITK reads of other formats."""
+"""NIfTI: axes, units, shear, both forms of the grid, kinds of voxels."""
 
 import gzip
 
@@ -71,14 +71,13 @@ def test_a_larger_shear_is_refused(tmp_path, shear):
         read_image([saved(tmp_path, label_array(SHAPE), affine_of(shear))])
 
 
-def test_a_sheared_sform_beside_a_valid_qform_is_noted(tmp_path):
+def test_a_sheared_sform_beside_a_valid_qform_is_refused(tmp_path):
     image = nibabel.Nifti1Image(label_array(SHAPE).astype(np.uint8).T, None)
     image.set_qform(affine_of(), 1)
     image.set_sform(affine_of(0.2), 4)
     nibabel.save(image, tmp_path / "case.nii.gz")
-    found = read_image([tmp_path / "case.nii.gz"])
-    assert "two different grids" in found.notes[0]
-    assert found.geometry.spacing_mm == (3.0, 2.0, 1.0)
+    with pytest.raises(UnreadableFile, match=r"sheared axes: the cosine between two of them is 0\.196"):
+        read_image([tmp_path / "case.nii.gz"])
 
 
 @pytest.mark.parametrize(
@@ -122,34 +121,25 @@ def test_an_uncompressed_file_of_the_same_name_does_not_lend_its_voxels(tmp_path
     assert (read_labels(tmp_path / "case.nii").array == 0).all()
 
 
-def test_voxels_that_neither_library_reads_are_refused(tmp_path):
-    rgba = np.zeros(SHAPE[::-1], dtype=[("R", "u1"), ("G", "u1"), ("B", "u1"), ("A", "u1")])
-    nibabel.save(nibabel.Nifti2Image(rgba, np.eye(4)), tmp_path / "case.nii")
-    with pytest.raises(UnreadableFile, match="kind"):
-        read_image([tmp_path / "case.nii"])
-
-
-def test_color_voxels_become_channels(tmp_path):
-    colors = np.zeros(SHAPE[::-1], dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
+@pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
+@pytest.mark.parametrize("names", ["RGB", "RGBA"])
+def test_color_voxels_become_channels(tmp_path, kind, names):
+    colors = np.zeros(SHAPE[::-1], dtype=[(name, "u1") for name in names])
     colors["G"] = 7
-    nibabel.save(nibabel.Nifti1Image(colors, np.eye(4)), tmp_path / "case.nii.gz")
+    nibabel.save(kind(colors, np.eye(4)), tmp_path / "case.nii.gz")
     volume = read_image([tmp_path / "case.nii.gz"])
-    assert volume.array.shape == (3, *SHAPE)
-    assert volume.array.mean((1, 2, 3)).tolist() == [0.0, 7.0, 0.0]
+    assert volume.array.shape == (len(names), *SHAPE)
+    assert volume.array.mean((1, 2, 3)).tolist() == [0.0, 7.0, 0.0, 0.0][: len(names)]
 
 
-def test_a_header_that_only_the_libraries_refuse_is_named(tmp_path):
+def test_a_rotation_that_is_none_is_refused_where_it_is_used(tmp_path):
     image = nibabel.Nifti2Image(label_array(SHAPE).astype(np.uint8).T, np.eye(4))
     content = bytearray(image.to_bytes())
     content[344:352] = np.array([1, 0], "<i4").tobytes()  # a qform, no sform
     content[352:376] = np.full(3, 9.0, "<f8").tobytes()  # of a quaternion that is none
     (tmp_path / "case.nii.gz").write_bytes(gzip.compress(bytes(content)))
-    with pytest.raises(UnreadableFile, match=r"case\.nii\.gz"):
+    with pytest.raises(UnreadableFile, match="no rotation"):
         read_image([tmp_path / "case.nii.gz"])
-    nrrd = "NRRD0004\ntype: uchar\ndimension: 3\nsizes: 4 5 6\nencoding: raw\nspace: nowhere\n\n"
-    (tmp_path / "case.nrrd").write_bytes(nrrd.encode() + bytes(120))
-    with pytest.raises(UnreadableFile, match="SimpleITK says"):
-        read_image([tmp_path / "case.nrrd"])
 
 
 @pytest.mark.parametrize("ending", [".nii", ".nii.gz", ".nrrd", ".mha", ".gipl"])

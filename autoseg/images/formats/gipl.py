@@ -1,8 +1,7 @@
-"""GIPL: 256 bytes of header, then the voxels; one channel, no rotation."""
+"""GIPL: 256 bytes of header, then the voxels, all with the highest byte first; one channel, no rotation."""
 
 from __future__ import annotations
 
-import struct
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,43 +9,79 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.core.geometry import Geometry
+from autoseg.core.geometry import Geometry, geometry_of
 from autoseg.images.format import Format
-from autoseg.images.formats.headers import Layout, checked, verify_data
-from autoseg.images.formats.itk import read_itk, write_vectors
+from autoseg.images.formats import grids, headers
 from autoseg.images.image_errors import unreadable
 from autoseg.images.volume import Volume
 
-_HEADER_BYTES = 256
+_HEADER = np.dtype(
+    {
+        "names": ["dims", "kind", "steps", "place", "magic"],
+        "formats": ["4>u2", ">u2", "4>f4", "4>f8", ">u4"],
+        "offsets": [0, 8, 10, 204, 252],
+        "itemsize": 256,
+    }
+)
 _MAGIC = (0xEFFFE9B0, 0x2AE389B8)
-_VOXEL_BYTES = {1: 1, 7: 1, 8: 1, 15: 2, 16: 2, 31: 4, 32: 4, 64: 4, 65: 8}
-_TYPES = ("uint8", "int8", "uint16", "int16", "float32", "float64")
+_KINDS = {1: "u1", 7: "i1", 8: "u1", 15: "i2", 16: "u2", 31: "u4", 32: "i4", 64: "f4", 65: "f8"}
+_CODES = {kind: code for code, kind in _KINDS.items() if code not in (1, 31, 32)}
+"""Types of a voxel by the header's image type, and those that ITK reads as well, which are written."""
 
 
-def _verify(path: Path) -> None:
+def _header(path: Path) -> tuple[headers.Layout, Any]:
     with path.open("rb") as stream:
-        header = stream.read(_HEADER_BYTES)
-    if len(header) < _HEADER_BYTES or struct.unpack_from(">I", header, 252)[0] not in _MAGIC:
+        found = stream.read(_HEADER.itemsize)
+    fields = np.frombuffer(found, _HEADER)[0] if len(found) == _HEADER.itemsize else None
+    if fields is None or fields["magic"] not in _MAGIC:
         raise unreadable(path, "is not a GIPL file, or its header is damaged")
-    *dims, kind = struct.unpack_from(">5H", header)
-    if kind not in _VOXEL_BYTES:
-        raise unreadable(path, f"holds voxels of a kind that is not supported (GIPL image type {kind})")
-    while len(dims) > 1 and dims[-1] <= 1:
-        del dims[-1]
-    spacing = struct.unpack_from(">3f", header, 10)[: len(dims)]
-    verify_data(checked(Layout(tuple(dims), _VOXEL_BYTES[kind], spacing, _HEADER_BYTES, "raw", path), path), path)
+    if int(fields["kind"]) not in _KINDS:
+        raise unreadable(path, f"holds voxels of a kind that is not supported (GIPL image type {fields['kind']})")
+    dims = [max(size, 1) for size in fields["dims"].tolist()]
+    spacing = [
+        1.0 if size == 1 and step == 0 else step for size, step in zip(dims, fields["steps"].tolist(), strict=True)
+    ]
+    headers.check_place(tuple(fields["place"].tolist()), path)
+    layout = headers.Layout(
+        dims=tuple(dims if dims[3] > 1 else dims[:3]),
+        kind=np.dtype(f">{_KINDS[int(fields['kind'])]}"),
+        spacing_mm=tuple(spacing[:3]),
+        data=path,
+        offset=_HEADER.itemsize,
+    )
+    return headers.checked(layout, path), fields
+
+
+def _read(path: Path, four_d: bool) -> Volume:
+    """The voxels; the format has no place for the axes, so their orientation is unknown."""
+    layout, fields = _header(path)
+    grids.check_axes(layout.dims, four_d, 1, path)
+    array, _ = grids.channels_first(headers.read_data(layout, path), None, four_d, path)
+    geometry = geometry_of(array.shape[1:], layout.spacing_mm, fields["place"][:3], np.eye(3))
+    return Volume(array, replace(geometry, has_orientation=False))
 
 
 def _limit(array: NDArray[Any], geometry: Geometry) -> str | None:
     if len(array) > 1 or geometry.direction != Geometry((1, 1, 1)).direction:
         return "several channels or rotated axes"
-    return None if np.dtype(array.dtype).name in _TYPES else f"values of type {array.dtype.name}"
+    if max(array.shape) > np.iinfo(np.uint16).max:
+        return f"{max(array.shape)} voxels along an axis"
+    return grids.unknown_type(array, _CODES)
 
 
-def _read(path: Path, four_d: bool) -> Volume:
-    """The voxels; the format has no place for the axes, so their orientation is unknown."""
-    volume = read_itk(path, four_d)
-    return replace(volume, geometry=replace(volume.geometry, has_orientation=False))
+def _write(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
+    header = np.ones((), _HEADER)
+    header["dims"][:3], header["kind"] = geometry.shape[::-1], _CODES[array.dtype.str[1:]]
+    header["steps"][:3], header["magic"] = geometry.spacing_mm[::-1], _MAGIC[0]
+    header["place"] = (*geometry.origin_mm, 0.0)
+    voxels = np.ascontiguousarray(array[0], array.dtype.newbyteorder(">"))
+    path.write_bytes(header.tobytes() + voxels.tobytes())
 
 
-GIPL = Format(endings=(".gipl",), verify=_verify, read=_read, write=write_vectors, limit=_limit)
+GIPL = Format(
+    endings=(".gipl",),
+    verify=lambda path: headers.verify_data(_header(path)[0], path),
+    read=_read,
+    write=_write,
+    limit=_limit,
+)

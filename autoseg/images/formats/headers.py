@@ -1,14 +1,22 @@
-"""What the headers of medical formats promise, compared with the data before a library allocates memory for it."""
+"""What the headers of medical formats promise, compared with the data before memory is taken for them; decoding."""
 
 from __future__ import annotations
 
+import binascii
+import bz2
+import gzip
 import math
+import os
 import re
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
 
 from autoseg.core.errors import AutoSegError
 from autoseg.images.image_errors import unreadable
@@ -22,8 +30,10 @@ LARGEST_SPACING = 1e6
 LARGEST_RATIO = 1032
 """No deflate stream expands further: 258 bytes for every 2 bits (zlib's technical notes)."""
 
-_WBITS = {"gzip": 31, "zlib": 15}
-"""What zlib calls the two kinds of stream; it compares CRC-32 and length of the first, Adler-32 of the second."""
+_WBITS = {"gzip": 31, "zlib": 47}
+"""What zlib calls the two kinds of stream; 47 takes gzip's for zlib's, as MetaIO does. All have a checksum."""
+
+_COMPRESSED = (*_WBITS, "bzip2")
 
 _BLOCK_BYTES = 1 << 20
 
@@ -33,33 +43,43 @@ _TEXT_HEADER_BYTES = 4 << 20
 _PADDING_BYTES = 1024
 """Bytes after the voxels that are taken for a writer's padding; more means a wrong header. Assumption."""
 
+COMPRESSION_LEVEL = 6
+"""Of what is written: zlib's own choice between size and time."""
 
-@dataclass(frozen=True, slots=True)
+_LONGEST_NUMBER = 64
+"""Characters of a number in text; no writer needs more for any type."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """The voxel data that a header promises.
+    """The voxel data that a header promises, and how they are found: what is verified is what is read.
 
     Attributes:
         dims: entries along each axis, fastest axis first, channels included.
-        voxel_bytes: bytes of one entry.
+        kind: type of one entry, with its byte order.
         spacing_mm: as written, fastest axis first; checked, not used. Empty where the header has none.
-        offset: first byte of the data in its file.
-        encoding: "raw", "gzip", "zlib" or "text".
         data: file that holds the data.
-        is_at_end: whether the data are the last bytes of the file, wherever after `offset` they begin.
+        offset: first byte of the data in its file, before lines are skipped and before decompression.
+        lines: lines that are skipped then.
+        encoding: a key of `_DECODERS`.
+        skip: bytes that are skipped then; of compressed data, bytes of what was compressed.
+        is_at_end: whether the data are the last bytes of the file, wherever after `offset` they begin; raw data only.
     """
 
     dims: tuple[int, ...]
-    voxel_bytes: int
+    kind: np.dtype[Any]
     spacing_mm: tuple[float, ...]
-    offset: int
-    encoding: str
     data: Path
+    offset: int = 0
+    lines: int = 0
+    encoding: str = "raw"
+    skip: int = 0
     is_at_end: bool = False
 
     @property
     def promised_bytes(self) -> int:
         """Bytes of the decompressed data."""
-        return math.prod(self.dims) * self.voxel_bytes
+        return math.prod(self.dims) * self.kind.itemsize
 
 
 def checked(layout: Layout, path: Path) -> Layout:
@@ -130,20 +150,25 @@ def header_and_data(parse: Callable[[Path], Layout]) -> Callable[[Path], tuple[P
     return files
 
 
-def read_fields(path: Path, separator: str, end: bytes) -> tuple[dict[str, str], re.Match[bytes] | None]:
+def read_fields(path: Path, separators: str, end: bytes) -> tuple[dict[str, str], re.Match[bytes] | None]:
     """The fields of a text header with one field per line, and the match of `end` where the header ends.
 
     Returns:
-        lower-case field name -> value (the first of equal names counts), and None where `end` is not found.
+        field name in lower case without blanks -> value, and None where `end` is not found.
+
+    Raises:
+        UnreadableFile: a field is given twice with different values.
     """
     with path.open("rb") as stream:
         start = stream.read(_TEXT_HEADER_BYTES)
     match = re.search(end, start + b"\n")
     fields: dict[str, str] = {}
     for line in start[: match.end() if match else None].decode("latin-1").splitlines():
-        name, mark, value = line.partition(separator)
-        if mark and not line.startswith("#") and not value.startswith("="):  # NRRD's key:=value is free text
-            fields.setdefault(name.strip().lower(), value.strip())
+        name, *rest = re.split(f"[{separators}]", line, maxsplit=1)
+        if rest and not line.startswith("#") and not rest[0].startswith("="):  # NRRD's key:=value is free text
+            value = rest[0].strip()
+            if fields.setdefault("".join(name.lower().split()), value) != value:
+                raise unreadable(path, f"gives the field {name.strip()!r} twice, with different values")
     return fields, match
 
 
@@ -186,48 +211,139 @@ def verify_data(layout: Layout, path: Path) -> None:
     """Compares what the header of `path` promises with the data, wherever they lie; memory stays bounded.
 
     Raises:
-        UnreadableFile: there are fewer or many more data, or a checksum differs.
+        UnreadableFile: there are fewer or many more data, a checksum differs, or text holds something else.
     """
-    stored = layout.data.stat().st_size - layout.offset
-    promised = layout.promised_bytes
-    if layout.encoding == "raw":
-        _compare(promised, min(stored, promised) if layout.is_at_end else stored, path)
-    elif layout.encoding == "text":
-        if 2 * promised // layout.voxel_bytes - 1 > stored:  # each number takes a digit and a blank at least
-            raise unreadable(path, f"is cut short: {stored} characters cannot hold {layout.dims} numbers")
-    else:
-        with layout.data.open("rb") as stream:
-            stream.seek(layout.offset)
-            verify_deflated(inflated(stream, layout.encoding, path), promised, stored, path)
+    _pass(layout, path, None)
 
 
-def verify_deflated(blocks: Iterator[bytes], promised: int, compressed: int, path: Path) -> None:
-    """Compares the promised bytes with those in the decompressed blocks, of which `compressed` bytes are stored.
-
-    Reading stops once there are more than any padding explains.
+def read_data(layout: Layout, path: Path) -> NDArray[Any]:
+    """The data that the header of `path` promises: an array of the machine's byte order, fastest axis last.
 
     Raises:
-        UnreadableFile: there are fewer or many more, or so few bytes cannot hold what is promised.
+        UnreadableFile: as `verify_data`, in the same words.
     """
-    if promised > LARGEST_RATIO * max(compressed, 0):
-        raise unreadable(path, f"promises {promised} bytes, which {compressed} compressed bytes cannot hold")
-    found = 0
-    for block in blocks:
-        found += len(block)
-        if found > promised + _PADDING_BYTES:
-            break
-    _compare(promised, found, path)
+    data = np.empty(layout.promised_bytes, np.uint8)
+    _pass(layout, path, data)
+    array = data.view(layout.kind).reshape(layout.dims[::-1])
+    return array.astype(layout.kind.newbyteorder("="), copy=False)
 
 
-def _compare(promised: int, found: int, path: Path) -> None:
+def _pass(layout: Layout, path: Path, into: NDArray[np.uint8] | None) -> None:
+    """Goes through the decoded data once, to count them or to keep them, until more came than any padding explains."""
+    promised, found = layout.promised_bytes, 0
+    to_skip = layout.skip if layout.encoding in _COMPRESSED else 0
+    with layout.data.open("rb") as stream:
+        stored = _seek(stream, layout, path)
+        if layout.encoding == "raw" and into is None:
+            _compare(layout, min(stored, promised) if layout.is_at_end else stored, path)
+            return
+        if layout.encoding in _WBITS and promised > LARGEST_RATIO * max(stored, 0):
+            raise unreadable(path, f"promises {promised} bytes, which {stored} compressed bytes cannot hold")
+        for decoded in _DECODERS[layout.encoding](stream, layout, path):
+            block, to_skip = decoded[to_skip:], max(to_skip - len(decoded), 0)
+            if into is not None:
+                part = block[: max(promised - found, 0)]
+                into[found : found + len(part)] = np.frombuffer(part, np.uint8)
+            found += len(block)
+            if found > promised + _PADDING_BYTES:
+                break
+    _compare(layout, found, path)
+
+
+def _seek(stream: BinaryIO, layout: Layout, path: Path) -> int:
+    """Goes to the first byte of the data as they are stored; returns how many bytes there are from there on."""
+    stream.seek(layout.offset)
+    for _ in range(layout.lines):
+        if not stream.readline(_TEXT_HEADER_BYTES).endswith(b"\n"):
+            raise unreadable(path, f"is cut short: it has fewer than the {layout.lines} lines of its `line skip`")
+    if layout.encoding not in _COMPRESSED:
+        stream.seek(layout.skip, os.SEEK_CUR)
+    start, size = stream.tell(), os.fstat(stream.fileno()).st_size
+    if layout.is_at_end:
+        start = stream.seek(max(start, size - layout.promised_bytes))
+    return size - start
+
+
+def _compare(layout: Layout, found: int, path: Path) -> None:
+    promised = layout.promised_bytes
     if found < promised:
-        raise unreadable(path, f"is cut short: {found} bytes of data where its header promises {promised}")
-    if found > promised + _PADDING_BYTES:
+        what = f"is cut short: {found} bytes of data where its header promises {promised}"
+        raise unreadable(path, what + (f" ({layout.data.name})" if layout.data != path else ""))
+    if found > promised + (0 if layout.encoding in ("text", "hex") else _PADDING_BYTES):
         raise unreadable(
             path,
             f"holds more data than its header promises ({promised} bytes)",
             why="the header is damaged, or does not belong to these voxels",
         )
+
+
+def _raw(stream: BinaryIO, _layout: Layout, _path: Path) -> Iterator[bytes]:
+    return iter(partial(stream.read, _BLOCK_BYTES), b"")
+
+
+def _deflated(stream: BinaryIO, layout: Layout, path: Path) -> Iterator[bytes]:
+    return inflated(stream, layout.encoding, path)
+
+
+def _bzip2(stream: BinaryIO, _layout: Layout, path: Path) -> Iterator[bytes]:
+    decoder = bz2.BZ2Decompressor()
+    while not decoder.eof:
+        pending = stream.read(_BLOCK_BYTES) if decoder.needs_input else b""
+        if decoder.needs_input and not pending:
+            raise unreadable(path, "is cut short: the compressed data ends in the middle")
+        try:
+            block = decoder.decompress(pending, _BLOCK_BYTES)
+        except OSError as error:
+            raise unreadable(path, "is damaged: its bzip2 data does not match its checksum") from error
+        yield block
+
+
+def _tokens(stream: BinaryIO, path: Path) -> Iterator[list[bytes]]:
+    """What stands between the blanks of a text, block by block; a number that a block cuts is put together."""
+    rest = b""
+    for block in iter(partial(stream.read, _BLOCK_BYTES), b""):
+        tokens = (rest + block).split()
+        rest = tokens.pop() if tokens and not block[-1:].isspace() else b""
+        if len(rest) > _LONGEST_NUMBER or max(map(len, tokens), default=0) > _LONGEST_NUMBER:
+            raise unreadable(path, "holds something else than numbers where its voxels should stand as text")
+        yield tokens
+    yield [rest] if rest else []
+
+
+def _text(stream: BinaryIO, layout: Layout, path: Path) -> Iterator[bytes]:
+    widest = np.float64 if layout.kind.kind == "f" else np.uint64 if layout.kind.kind == "u" else np.int64
+    for tokens in _tokens(stream, path):
+        try:
+            numbers = np.array(tokens, bytes).astype(widest)
+            with np.errstate(over="ignore"):
+                converted = numbers.astype(layout.kind)
+        except (ValueError, OverflowError) as error:
+            raise unreadable(path, f"holds text that is no number of type {layout.kind.name}") from error
+        if layout.kind.kind != "f" and (converted != numbers).any():
+            raise unreadable(path, f"holds numbers that its type ({layout.kind.name}) cannot hold")
+        yield converted.tobytes()
+
+
+def _hexadecimal(stream: BinaryIO, _layout: Layout, path: Path) -> Iterator[bytes]:
+    rest = b""
+    for block in iter(partial(stream.read, _BLOCK_BYTES), b""):
+        digits = rest + b"".join(block.split())
+        whole = len(digits) // 2 * 2
+        rest = digits[whole:]
+        try:
+            yield binascii.unhexlify(digits[:whole])
+        except binascii.Error as error:
+            raise unreadable(
+                path, "holds something else than hexadecimal digits where its voxels should stand"
+            ) from error
+
+
+def start_of(blocks: Iterator[bytes], count: int) -> bytes:
+    """The first `count` bytes of decompressed blocks, or all if there are fewer; some more may follow them."""
+    start = b""
+    while len(start) < count and (block := next(blocks, b"")):
+        start += block
+    return start
 
 
 def inflated(stream: BinaryIO, encoding: str, path: Path) -> Iterator[bytes]:
@@ -264,3 +380,21 @@ def inflated(stream: BinaryIO, encoding: str, path: Path) -> Iterator[bytes]:
         pending = decoder.unused_data.lstrip(b"\0")
         while not pending and (more := stream.read(_BLOCK_BYTES)):
             pending = more.lstrip(b"\0")
+
+
+_DECODERS: dict[str, Callable[[BinaryIO, Layout, Path], Iterator[bytes]]] = {
+    "raw": _raw,
+    "gzip": _deflated,
+    "zlib": _deflated,
+    "bzip2": _bzip2,
+    "text": _text,
+    "hex": _hexadecimal,
+}
+"""Decoded blocks of about 1 MiB from a stream that stands at the first stored byte."""
+
+
+def write_gzip(stream: BinaryIO, *parts: bytes | NDArray[Any]) -> None:
+    """Writes bytes and the bytes of contiguous arrays compressed, the same ones each time."""
+    with gzip.GzipFile(filename="", mode="wb", compresslevel=COMPRESSION_LEVEL, fileobj=stream, mtime=0) as packed:
+        for part in parts:
+            packed.write(part if isinstance(part, bytes) else part.data)
