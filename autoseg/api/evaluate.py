@@ -18,22 +18,19 @@ from autoseg.core.progress import Progress, silent
 from autoseg.core.records import load, read_json, save
 from autoseg.core.workers import map_supervised
 from autoseg.core.workspace import WORK_FOLDER_NAME, RunFolder, Workspace
-from autoseg.data.inputs import image_files
 from autoseg.data.labels import count_label_files, find_classes
 from autoseg.data.layouts.description import describe_nnunet
 from autoseg.data.layouts.detect import detect_dataset
 from autoseg.data.model import Dataset, LabelSet
+from autoseg.data.naming import by_name, image_files, label_files, partners
 from autoseg.evaluation.metrics import METRICS
 from autoseg.evaluation.scores import DEFAULT_TOLERANCE_MM, ClassScores, mean_scores, score_files
-from autoseg.images.formats.files import stem
 from autoseg.inference.manifest import MANIFEST_NAME, PredictionManifest
 from autoseg.planning.plan import Plan
 
 _log = logging.getLogger(__name__)
 
 DESCRIPTION_NAME = "dataset.json"
-LABEL_SUFFIXES = ("_masks", "_mask", "_labels", "_label", "_seg")
-"""A reference may be called `<case>_masks` where the folder holds the images `<case>` too; it is then preferred."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +70,7 @@ def evaluate(
 
     Args:
         predictions: folder of label maps.
-        references: folder of label maps named alike (or `<case>_masks`), or a dataset's folder.
+        references: folder of label maps named alike (or `<case>_masks`; label0001 of img0001), or a dataset's folder.
         dataset: declares the classes: a dataset's folder or an nnU-Net dataset.json. By default they are looked for
             beside the predictions and the references, and else taken from the values in the references.
         tolerance_mm: of the normalized surface Dice.
@@ -89,8 +86,7 @@ def evaluate(
     """
     TOLERANCE_MM.check("--tolerance", tolerance_mm)
     predictions, references = _folder(predictions), _folder(references)
-    predicted = {stem(path): path for path in image_files(predictions)}
-    expected = _references(references, predicted)
+    predicted, expected = _named_alike(by_name(image_files(predictions)), references)
     pairs = {case: (predicted[case], path) for case, path in sorted(expected.items()) if case in predicted}
     if not pairs:
         raise DataRefused(
@@ -167,21 +163,26 @@ def _scored(
     return dict(sorted(scored.items())), failures
 
 
-def _references(folder: Path, predicted: Mapping[str, Any]) -> dict[str, Path]:
-    """Case -> reference file, of a folder of label maps or of a dataset."""
+def _named_alike(predicted: Mapping[str, Path], folder: Path) -> tuple[dict[str, Path], dict[str, Path]]:
+    """Case -> file of the predictions and of the references, where these are named alike or go together by their names.
+
+    A dataset names its cases; otherwise the predictions do (`img0001`, whose reference is called `label0001`).
+    """
     dataset = _dataset_of(folder)
     if dataset is not None:
         root = Path(dataset.root)
-        return {case.identifier: root / case.labels for case in dataset.cases if case.labels is not None}
-    files = {stem(path): path for path in image_files(folder)}
-    for case in predicted:
-        own = next((files[case + suffix] for suffix in LABEL_SUFFIXES if case + suffix in files), None)
-        if own is not None:
-            files[case] = own
-            del files[stem(own)]
-    if not files:
+        expected = {case.identifier: root / case.labels for case in dataset.cases if case.labels is not None}
+        return _renamed(predicted, partners(expected, predicted)), expected
+    expected = label_files(folder)
+    if not expected:
         raise DataRefused("there is no reference", where=str(folder), do="give a folder of label maps, or a dataset")
-    return files
+    return dict(predicted), _renamed(expected, partners(predicted, expected))
+
+
+def _renamed(files: Mapping[str, Path], names: Mapping[str, str]) -> dict[str, Path]:
+    """The files, called by the new name where `names` (new -> own) has one."""
+    new = {own: case for case, own in names.items()}
+    return {new.get(name, name): file for name, file in files.items()}
 
 
 def _dataset_of(folder: Path) -> Dataset | None:

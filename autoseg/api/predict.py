@@ -18,10 +18,17 @@ from autoseg.core.machine import BYTES_PER_GIB, available_memory_bytes
 from autoseg.core.progress import Progress, silent
 from autoseg.core.records import save
 from autoseg.core.workers import Helper
-from autoseg.data.inputs import find_inputs
+from autoseg.data.inputs import Inputs, find_inputs
 from autoseg.data.model import Case
 from autoseg.inference.ensemble import Ensemble
-from autoseg.inference.manifest import MANIFEST_NAME, MANIFEST_VERSION, CaseOutcome, PredictionManifest, done_before
+from autoseg.inference.manifest import (
+    MANIFEST_NAME,
+    MANIFEST_VERSION,
+    CaseOutcome,
+    PredictionManifest,
+    done_before,
+    written_names,
+)
 from autoseg.inference.reading import CaseSize, MemoryLimit, ReadingTask, image_bytes, size_in
 from autoseg.inference.stream import PredictionStream, output_name
 from autoseg.launch.devices import use_cores
@@ -98,18 +105,18 @@ def predict(
     plan = files.record.plan
     _log.info("model: %s", files.record.because)
     use_cores()
-    cases, failures = _cases(inputs, plan)
-    _prepare_output(output, cases, plan)
+    found = _cases(inputs, plan)
+    _prepare_output(output, found.cases, plan)
     with Helper() as helper:  # begins to start while the networks are loaded
         ensemble = make_ensemble(files, device, overlap, mirroring, scratch=output)
-        manifest = _manifest(files, ensemble, mirroring, overlap)
-        manifest.cases.update({name: CaseOutcome("failed", None, 0.0, reason, None) for name, reason in failures})
-        manifest.cases.update(done_before(output, manifest, cases, has_probabilities=probabilities))
-        waiting = [case for case in cases if case.identifier not in manifest.cases]
+        manifest = replace(_manifest(files, ensemble, mirroring, overlap), notes=found.notes)
+        manifest.cases.update({name: CaseOutcome("failed", None, 0.0, reason, None) for name, reason in found.failures})
+        manifest.cases.update(done_before(output, manifest, found.cases, has_probabilities=probabilities))
+        waiting = [case for case in found.cases if case.identifier not in manifest.cases]
         stream = PredictionStream(plan, ensemble, output, helper, probabilities, max_ram_gib)
         manifest = _predict_all(stream, waiting, manifest, output, progress)
         if report:
-            _report(output, manifest, files, cases, helper)
+            _report(output, manifest, files, found.cases, helper)
     return manifest
 
 
@@ -129,13 +136,13 @@ def forecast(
     """
     _check_numbers(overlap)
     files = find_model(Path(model), configuration, folds)
-    cases, failures = _cases(inputs, files.record.plan)
-    forecasts: dict[str, CaseForecast | str] = dict(failures)
+    found = _cases(inputs, files.record.plan)
+    forecasts: dict[str, CaseForecast | str] = dict(found.failures)
     plan = files.record.plan
     with Helper() as helper:
         ensemble = make_ensemble(files, "cpu" if device == "auto" else device, overlap)
         limit = MemoryLimit(available_memory_bytes())
-        for case in cases:
+        for case in found.cases:
             try:
                 size = size_in(helper, ReadingTask(case, plan, ensemble.preparations, limit, Path()))
                 forecasts[case.identifier] = _forecast(size, output_name(case, plan.file_ending), plan, ensemble)
@@ -195,21 +202,21 @@ def _report(
         _log.info("report: %s", path)
 
 
-def _cases(
-    inputs: Sequence[str | Path] | str | Path, plan: Plan
-) -> tuple[tuple[Case, ...], tuple[tuple[str, str], ...]]:
-    """The cases found, and (name, reason) of those that cannot be used."""
+def _cases(inputs: Sequence[str | Path] | str | Path, plan: Plan) -> Inputs:
+    """The cases found, those that cannot be used, and what else is to be said."""
     paths = [Path(path) for path in ([inputs] if isinstance(inputs, str | Path) else inputs)]
-    cases, failures = find_inputs(paths, len(plan.channels), plan.four_d)
-    for name, reason in failures:
+    found = find_inputs(paths, plan.expected_images, written_names)
+    for note in found.notes:
+        _log.warning(note)
+    for name, reason in found.failures:
         _log.warning("%s cannot be used: %s", name, reason)
-    if not cases:
+    if not found.cases:
         raise DataRefused(
-            "none of the images can be used: " + "; ".join(f"{name}: {reason}" for name, reason in failures),
+            "none of the images can be used: " + "; ".join(f"{name}: {reason}" for name, reason in found.failures),
             where=", ".join(map(str, paths)),
             do=f"give the channels {', '.join(plan.channels)} of each case as <case>_0000, <case>_0001, ...",
         )
-    return cases, failures
+    return found
 
 
 def _prepare_output(output: Path, cases: Sequence[Case], plan: Plan) -> None:

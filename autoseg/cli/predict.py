@@ -76,7 +76,8 @@ def predict(model: Path, inputs: tuple[Path, ...], folder: Path, output: Output,
     """Segment new images with MODEL: a dataset's folder or work folder, one run, a bundle, or an nnU-Net v2 model.
 
     What was selected predicts: configurations, cascades and postprocessing, with no further flags. Label maps have the
-    grid and the values of the dataset's label files; a case that fails does not stop the others.
+    image's grid, the values of the dataset's label files, and the image's own format; a NIfTI image gets the model's
+    ending (.nii or .nii.gz). A case that fails does not stop the others.
     """
     from autoseg.api import predict as api
     from autoseg.core.machine import peak_memory_bytes
@@ -113,6 +114,7 @@ def _document(manifest: PredictionManifest, folder: Path, peak_ram_bytes: int | 
         "device": manifest.device,
         "peak_ram_bytes": peak_ram_bytes,
         "model": manifest.model,
+        "notes": list(manifest.notes),
     }
 
 

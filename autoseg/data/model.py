@@ -118,6 +118,7 @@ class Dataset:
         file_ending: ending of the label files, dot included (".nii.gz"); predictions are written with it.
         four_d: whether a fourth axis of the image files holds the channels (Decathlon).
         announced_cases: number of training cases that the dataset's own description announces, if any.
+        notes: what of its description was understood otherwise than it is written, or is not read.
     """
 
     name: str
@@ -130,6 +131,7 @@ class Dataset:
     file_ending: str
     four_d: bool = False
     announced_cases: int | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -116,6 +116,11 @@ PROBLEM_CODES: dict[str, Explanation] = {
         "nothing: it is turned as most cases are stored, which interpolates nothing; so are new images, and their "
         "predictions are turned back",
     ),
+    "E0222": Explanation(
+        "note",
+        "An entry of dataset.json or of a manifest is spelled otherwise than AutoSeg spells it, or is not read.",
+        "nothing, if the sentence says what you mean; otherwise correct the entry",
+    ),
     "E0301": Explanation(
         "refused",
         "The label map holds values that the dataset does not declare.",
@@ -145,6 +150,16 @@ PROBLEM_CODES: dict[str, Explanation] = {
         "warning",
         "Every voxel of the label map has the ignore value, so nothing can be learned from the case or tested on it.",
         "annotate something in it, or remove the case; it is used, but only costs time",
+    ),
+    "E0308": Explanation(
+        "warning",
+        "A class is declared, but no case shows it: nothing can be learned about it, and it is never predicted.",
+        "correct its value in the labels, add cases that show it, or leave the class out",
+    ),
+    "E0309": Explanation(
+        "warning",
+        "One case alone shows a class: the fold that validates this case has never seen the class in training.",
+        "add cases that show it, and do not rely on the class's score",
     ),
     "E0311": Explanation(
         "warning",

@@ -30,7 +30,7 @@ from autoseg.data.fingerprint import (
 )
 from autoseg.data.inputs import relative
 from autoseg.data.layouts.detect import LAYOUTS
-from autoseg.data.model import Case, Dataset, Problem
+from autoseg.data.model import Case, Dataset, LabelSet, Problem
 from autoseg.data.problems import problem
 from autoseg.images.formats.files import files_of
 from autoseg.images.orientation import orientation_of, spelled, turn_to
@@ -129,7 +129,7 @@ def survey(
         progress: called for every case examined.
         keep: called every `KEEP_SECONDS` with a survey of the cases examined so far, to be `known` after a stop.
     """
-    read_as = content_hash(replace(dataset, cases=(), announced_cases=None, layout_reason="", name=""))
+    read_as = content_hash(replace(dataset, cases=(), announced_cases=None, layout_reason="", name="", notes=()))
     stamps = {case.identifier: _stamps(dataset, case) for case in dataset.cases}
     examined = _known_cases(known, read_as, stamps)
     unread = [(case, stamps[case.identifier], None) for case in dataset.cases if case.identifier not in examined]
@@ -174,7 +174,29 @@ def check_across(dataset: Dataset, contents: Mapping[str, str]) -> tuple[Problem
         contents: `CheckedCase.content` of each case, by identifier; empty for those that could not be examined.
     """
     unused = LAYOUTS[dataset.layout].unused_files(dataset)
-    return (*_duplicates(contents), *_announced(dataset), *unused, *_mapped_values(dataset))
+    notes = (problem("E0222", None, None, note) for note in dataset.notes)
+    return (*_duplicates(contents), *_announced(dataset), *unused, *_mapped_values(dataset), *notes)
+
+
+def check_classes(labels: LabelSet, cases: Sequence[CaseStatistics]) -> Iterable[Problem]:
+    """Problems of classes that no usable case shows, or one alone.
+
+    Args:
+        labels: of the dataset.
+        cases: the usable ones.
+    """
+    for name in labels.foreground if cases else ():
+        shown = [case.identifier for case in cases if _shows(case, labels.classes[name])]
+        if not shown:
+            in_files = labels.file_values or range(labels.largest_value + 1)
+            found = ", ".join(str(in_files[value]) for value in labels.classes[name])
+            yield problem("E0308", None, None, f"no case shows {name} (label value {found})")
+        elif len(shown) == 1 < len(cases):
+            yield problem("E0309", shown[0], None, f"{name} is in this case only")
+
+
+def _shows(case: CaseStatistics, values: Iterable[int]) -> bool:
+    return not (case.class_voxels or {}).keys().isdisjoint(map(str, values))
 
 
 def _survey_of(dataset: Dataset, read_as: str, examined: Mapping[str, Examined]) -> Survey:
@@ -184,7 +206,7 @@ def _survey_of(dataset: Dataset, read_as: str, examined: Mapping[str, Examined])
     across = check_across(dataset, {summary.identifier: summary.content for summary in summaries})
     usable = [(statistics, summary.foreground) for summary, statistics in entries if statistics is not None]
     fingerprint = combine(usable, len(dataset.channels))
-    across = (*across, *_orientations(fingerprint))
+    across = (*across, *_orientations(fingerprint), *check_classes(dataset.labels, fingerprint.cases))
     return Survey(
         version=SURVEY_VERSION,
         read_as=read_as,

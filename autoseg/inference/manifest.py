@@ -56,6 +56,7 @@ class PredictionManifest:
         overlap: of neighboring tiles.
         labels: classes, and the values in the label files.
         cases: outcome of each case.
+        notes: what lay among the images and was not segmented.
     """
 
     version: int
@@ -66,6 +67,7 @@ class PredictionManifest:
     overlap: float
     labels: LabelSet
     cases: dict[str, CaseOutcome] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def failures(self) -> dict[str, str]:
@@ -76,6 +78,16 @@ class PredictionManifest:
 def hash_of_images(case: Case) -> str:
     """Changes with any byte of the files that are read for the images of a case."""
     return content_hash([sha256_of_file(file) for image in case.images for file in files_of(Path(image))])
+
+
+def written_names(folder: Path) -> frozenset[str]:
+    """Names of the label maps and probabilities that an earlier prediction wrote into a folder."""
+    try:
+        before = load(PredictionManifest, folder / MANIFEST_NAME)
+    except (MissingInput, RecordFault):
+        return frozenset()
+    done = {name: case.output for name, case in before.cases.items() if case.output is not None}
+    return frozenset([*done.values(), *(f"{name}.npz" for name in done)])
 
 
 def done_before(
@@ -96,7 +108,7 @@ def done_before(
         before = load(PredictionManifest, output / MANIFEST_NAME)
     except (MissingInput, RecordFault):
         return {}
-    if replace(before, device=manifest.device, cases=manifest.cases) != manifest:
+    if replace(before, device=manifest.device, cases=manifest.cases, notes=manifest.notes) != manifest:
         return {}
     kept = {}
     for case in cases:

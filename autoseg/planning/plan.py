@@ -15,6 +15,7 @@ from autoseg.core.records import load, record, to_data
 from autoseg.core.registry import one_of
 from autoseg.core.workspace import Workspace
 from autoseg.data.fingerprint import Fingerprint, IntensityStatistics, fingerprint_hash
+from autoseg.data.inputs import ExpectedImages
 from autoseg.data.model import Dataset, LabelSet
 from autoseg.images.normalize import NORMALIZATIONS
 from autoseg.images.orientation import is_orientation
@@ -32,6 +33,9 @@ CONFIGURATION_NAMES = ("2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres")
 
 BYTES_PER_ELEMENT = 8 * BYTES_PER_GIB / (2 * 560e6)
 """Training memory per feature-map element: nnU-Net's default planner sizes two patches of 560e6 elements for 8 GiB."""
+
+WHOLE_NAMES: Final = "whole_names"
+"""Decision that is there where four digits at the end of a file's name are no channel index."""
 
 LARGEST_PATCH = 1 << 28
 """Voxels; a file that asks for more would only take memory (assumption)."""
@@ -200,6 +204,12 @@ class Plan:
         if wrong:
             raise ValueError(f"the dataset has {len(self.channels)} channels, not {', '.join(wrong)}")
         return self
+
+    @property
+    def expected_images(self) -> ExpectedImages:
+        """What images to predict look like, and how their files name the cases."""
+        whole = any(decision.name == WHOLE_NAMES and decision.value for decision in self.decisions)
+        return ExpectedImages(len(self.channels), self.four_d, whole)
 
     def input_channels(self, configuration: str) -> int:
         """Channels of the networks of a configuration: the image's and, in a cascade, one per value of the first stage.

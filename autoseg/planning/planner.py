@@ -20,11 +20,13 @@ from autoseg.networks.spec import NetworkSpec
 from autoseg.planning import rules
 from autoseg.planning.lateral import value_swap, without_counterpart
 from autoseg.planning.pins import DecisionLog, Pins, read_pins
-from autoseg.planning.plan import CONFIGURATION_NAMES, PLAN_VERSION, Configuration, Plan, edges
+from autoseg.planning.plan import CONFIGURATION_NAMES, PLAN_VERSION, WHOLE_NAMES, Configuration, Plan, edges
 from autoseg.planning.presets import Preset, load_preset
 from autoseg.planning.rules import Chosen, Lateral
 
 T = TypeVar("T")
+
+_WHY_POOLED = "2D batches are large, so Dice is pooled over them: a class missing from one slice then does no harm"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,7 @@ def make_plan(
     """Every decision for a dataset, with its reason.
 
     Args:
-        dataset: its channels, labels and files; the cases are not looked at.
+        dataset: its channels, labels and files; of the cases only the names.
         fingerprint: statistics of its usable cases.
         options: preset, memory target and pins.
         training_cases: that the dataset announces; default: those of the fingerprint.
@@ -96,9 +98,9 @@ def make_plan(
     common = _Common(preset, memory_gib, dataset.labels, schemes, masks, lateral, log)
     count = len(fingerprint.cases) if training_cases is None else training_cases
     slices = _Target("2d", spacing[1:], median[1:], float(np.prod(median, dtype=np.float64) * count))
-    because = "2D batches are large, so Dice is pooled over them: a class missing from one slice then does no harm"
-    configurations = {"2d": _plan_configuration(common, slices, Chosen(True, because))}
+    configurations = {"2d": _plan_configuration(common, slices, Chosen(True, _WHY_POOLED))}
     configurations |= _configurations_3d(common, spacing, median, count)
+    _record_names(dataset, log)
     plan = Plan(
         version=PLAN_VERSION,
         dataset=dataset.name,
@@ -167,6 +169,13 @@ def _arrays(fingerprint: Fingerprint) -> tuple[np.ndarray, np.ndarray]:
             do="correct the spacing in these files, or remove the cases",
         )
     return spacings, shapes
+
+
+def _record_names(dataset: Dataset, log: DecisionLog) -> None:
+    """Notes what new files are called, where it is not as nnU-Net calls them."""
+    names = rules.whole_names(dataset.cases)
+    if names.value:
+        log.record(WHOLE_NAMES, names)
 
 
 def _lateral(fingerprint: Fingerprint, labels: LabelSet, order: tuple[int, int, int], log: DecisionLog) -> Lateral:

@@ -9,14 +9,15 @@ everything about a configuration is in the plan's transposed order.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import numpy as np
 
 from autoseg.data.fingerprint import CaseStatistics, Fingerprint
-from autoseg.data.model import LabelSet
+from autoseg.data.model import Case, LabelSet
+from autoseg.data.naming import has_whole_name
 from autoseg.images.orientation import spelled
 from autoseg.planning.lateral import can_swap, find_pairs, heart_pairs
 from autoseg.planning.presets import FittedPatch, Preset
@@ -236,7 +237,8 @@ def batch_size(
     value, because = fitting, f"{fitting} patches fit the memory target"
     if covered < value:
         value = covered
-        because += f", but {covered} already cover {preset.dataset_share:.0%} of all training voxels"
+        enough = f"{covered} already cover" if covered > 1 else "a single one already covers"
+        because += f", but {enough} {preset.dataset_share:.0%} of all training voxels"
     limit = preset.largest_batch(dimensions) if preset.guarded else None
     if limit is not None and limit < value:
         value = limit
@@ -278,6 +280,16 @@ def needs_3d(median: Sequence[float]) -> Chosen[bool]:
         is_3d,
         f"the median case has {median[0]:g} slices" if is_3d else "the images are single slices: only 2D is planned",
     )
+
+
+def whole_names(cases: Iterable[Case]) -> Chosen[bool]:
+    """Whether a file's whole name is its case's, also where it ends in four digits (frame_0000).
+
+    Otherwise such digits are the index of a channel, as nnU-Net names its files.
+    """
+    known = [found for case in cases if (found := has_whole_name(case.identifier, case.images)) is not None]
+    because = "the training images end in four digits that belong to the names of the cases, so those of new images do"
+    return Chosen(bool(known) and all(known), because)
 
 
 def lateral_pairs(labels: LabelSet) -> Chosen[tuple[tuple[str, str], ...]]:

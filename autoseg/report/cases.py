@@ -19,14 +19,14 @@ from autoseg.core.progress import Progress
 from autoseg.core.workers import Outcome
 from autoseg.data.check import match_labels
 from autoseg.data.fingerprint import case_statistics
-from autoseg.data.inputs import image_files
 from autoseg.data.labels import to_training_values, value_counts
 from autoseg.data.model import Case, LabelSet
+from autoseg.data.naming import label_files, partners
 from autoseg.data.outliers import Outlier, properties
 from autoseg.evaluation.confusion import Counts, confusion, overlaps_of
 from autoseg.evaluation.scores import ClassScores, count_scores, voxel_ml
 from autoseg.evaluation.statistics import mean_of
-from autoseg.images.formats.files import is_image, stem
+from autoseg.images.formats.files import is_image
 from autoseg.images.orientation import turn_to
 from autoseg.images.readers import read_image, read_labels
 from autoseg.images.volume import Volume
@@ -128,13 +128,15 @@ def compared_with(folder: Path, files: Sequence[CaseFiles]) -> list[CaseFiles]:
     Raises:
         MissingInput: it has none.
     """
-    others = {stem(path): str(path.resolve()) for path in image_files(folder)} if folder.is_dir() else {}
-    if not any(own.case.identifier in others for own in files):
+    others = label_files(folder)
+    names = partners({own.case.identifier for own in files}, others)
+    if not names:
         raise MissingInput(
             f"{folder.name} holds no label map named like a validated case", where=str(folder), do="check --references"
         )
+    found = {case: str(others[name].resolve()) for case, name in names.items()}
     return [
-        replace(own, case=replace(own.case, labels=others.get(own.case.identifier, own.case.labels))) for own in files
+        replace(own, case=replace(own.case, labels=found.get(own.case.identifier, own.case.labels))) for own in files
     ]
 
 

@@ -58,7 +58,7 @@ def test_label_maps_have_the_grid_and_values_of_the_dataset(autoseg, work, tmp_p
     ran = autoseg("predict", work, "-i", images, "-o", out, "--device", "cpu", "--json", "--no-report")
     assert ran.code == 0, ran.stderr
     document = ran.document
-    assert set(document) == {"cases", "device", "peak_ram_bytes", "model"}
+    assert set(document) == {"cases", "device", "peak_ram_bytes", "model", "notes"}
     assert document["device"] == "cpu"
     assert document["peak_ram_bytes"] > 1 << 20
     model = load_model(work, device="cpu")

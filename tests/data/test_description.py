@@ -106,6 +106,48 @@ def test_a_fault_names_its_key(change, word):
     assert word in caught.value.what
 
 
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"Labels": PLAIN["labels"], "labels": None}, "'Labels' is read as 'labels'"),
+        ({"channelNames": {"0": "CT"}, "channel_names": None}, "channelNames"),
+        ({"labels": {"Background": 0, "liver": 1}}, "'Background' is taken for 'background'"),
+        ({"labels": {"background": 0, "liver": 1, "IGNORE": 9}}, "'IGNORE' is taken for 'ignore'"),
+        ({"labels": {"0": "Background", "1": "liver", "9": "Ignore"}}, "'Ignore' is taken for 'ignore'"),
+        ({"labels": {"background": 0, "liver": 1, "Ignored": 9}}, "'Ignored' is a class like any other"),
+        ({"modality": {"0": "MR"}}, "not read: modality"),
+        ({"patch_size": [1, 2, 3]}, "not read: patch_size"),
+    ],
+)
+def test_what_is_spelled_otherwise_or_not_read_is_noted(change, word):
+    table = {key: value for key, value in {**PLAIN, **change}.items() if value is not None}
+    described = describe_nnunet(table, "spelled")
+    assert described.channels == ("CT",)
+    assert "liver" in described.labels.foreground
+    assert (described.labels.ignore is not None) == ("ignore'" in word)
+    assert any(word in note for note in described.notes)
+
+
+def test_a_plain_description_needs_no_note():
+    assert describe_nnunet({**PLAIN, "name": "liver", "description": "", "release": "1.0"}, "liver").notes == ()
+
+
+@pytest.mark.parametrize(
+    ("change", "right"),
+    [
+        ({"channel_names": ["CT", "PET"]}, '{"0": "CT", "1": "PET"}'),
+        ({"channel_names": {"PET": 1, "CT": 0}}, '{"0": "CT", "1": "PET"}'),
+        ({"labels": {"background": 0, "liver": "1"}}, "write 1 without quotes"),
+        ({"numTraining": "3"}, "write 3 without quotes"),
+        ({"labels": {"background": 0, "Background": 1}}, "background is there twice"),
+    ],
+)
+def test_a_fault_of_form_names_the_right_entry(change, right):
+    with pytest.raises(RecordFault, match="description") as caught:
+        describe_nnunet({**PLAIN, **change}, "bad")
+    assert right in caught.value.what
+
+
 def test_a_missing_count_is_tolerated():
     described = describe_nnunet({key: value for key, value in PLAIN.items() if key != "numTraining"}, "no count")
     assert described.announced_cases is None

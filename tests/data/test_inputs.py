@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoseg.core.errors import MissingInput
-from autoseg.data.inputs import find_inputs, relative, split_channel
-from autoseg.data.layouts.description import is_identifier
+from autoseg.data.inputs import ExpectedImages, find_inputs, relative
+from autoseg.data.layouts.entries import is_identifier
+from autoseg.data.naming import split_channel
 
 
 def make(folder: Path, *names: str) -> Path:
@@ -21,8 +22,10 @@ def make(folder: Path, *names: str) -> Path:
 
 
 def found(paths: list[Path], channels: int, four_d: bool = False) -> tuple[dict[str, list[str]], dict[str, str]]:
-    cases, failures = find_inputs(paths, channels, four_d)
-    return {case.identifier: [Path(image).name for image in case.images] for case in cases}, dict(failures)
+    inputs = find_inputs(paths, ExpectedImages(channels, four_d))
+    return {case.identifier: [Path(image).name for image in case.images] for case in inputs.cases}, dict(
+        inputs.failures
+    )
 
 
 def test_one_file_per_channel_in_the_order_of_the_index(tmp_path):
@@ -35,7 +38,7 @@ def test_one_file_per_channel_in_the_order_of_the_index(tmp_path):
 
 def test_paths_are_kept_as_they_were_given(tmp_path):
     folder = make(tmp_path, "a.nii.gz")
-    cases, _ = find_inputs([folder / "a.nii.gz"], 1, False)
+    cases = find_inputs([folder / "a.nii.gz"], ExpectedImages(1)).cases
     assert (cases[0].images, cases[0].labels) == ((str(folder / "a.nii.gz"),), None)
 
 
@@ -99,9 +102,9 @@ def test_an_unsupported_file_fails_alone_when_named_and_is_passed_over_in_folder
 
 def test_nothing_to_segment_is_an_error(tmp_path):
     with pytest.raises(MissingInput, match="no image"):
-        find_inputs([make(tmp_path / "empty")], 1, False)
+        find_inputs([make(tmp_path / "empty")], ExpectedImages(1))
     with pytest.raises(MissingInput, match="nowhere"):
-        find_inputs([tmp_path / "nowhere"], 1, False)
+        find_inputs([tmp_path / "nowhere"], ExpectedImages(1))
 
 
 @settings(deadline=None, max_examples=50)

@@ -288,7 +288,8 @@ def test_a_manifest_may_leave_out_case_names_and_be_a_list_or_a_table_of_cases(t
     files = write_channels(tmp_path, "case_a", 1, ".nii.gz")
     write_labels(tmp_path / "truth.nii.gz", labels_of("case_a"), GRID)
     entry = {"image": files[0], "label": "truth.nii.gz"}
-    for content, name in (([entry], "truth"), ({"first": entry}, "first"), ({"training": [entry]}, "truth")):
+    own = "case_a_0000"
+    for content, name in (([entry], own), ({"first": entry}, "first"), ({"training": [entry]}, own)):
         (tmp_path / "manifest.json").write_text(json.dumps(content))
         assert [case.identifier for case in detect_dataset(tmp_path).cases] == [name]
 
@@ -324,6 +325,52 @@ def test_a_manifest_may_say_that_a_fourth_axis_holds_the_channels(tmp_path):
     table["channel_names"] = {"0": "T1", "1": "T2"}
     (tmp_path / "manifest.json").write_text(json.dumps(table))
     assert detect_dataset(tmp_path).channels == ("T1", "T2")
+
+
+def test_every_entry_of_a_manifest_that_is_documented_is_read_and_others_are_named(tmp_path):
+    write_image(tmp_path / "a.nii.gz", Volume(image_of("a"), GRID))
+    write_labels(tmp_path / "b.nii.gz", labels_of("a", (0, 1, 2, 9)), GRID)
+    cases = [{"id": "p", "image": "a.nii.gz", "mask": "b.nii.gz", "fold": 0}]
+    table = {"cases": cases, "labels": CLASSES, "ignore": 9, "numTraining": 2, "file_ending": ".nrrd", "weights": 1}
+    (tmp_path / "manifest.json").write_text(json.dumps(table))
+    dataset = detect_dataset(tmp_path)
+    assert [(case.identifier, case.labels) for case in dataset.cases] == [("p", "b.nii.gz")]
+    assert (dataset.labels.file_values, dataset.labels.ignore) == ((0, 1, 2, 9), 3)
+    assert (dataset.file_ending, dataset.announced_cases) == (".nrrd", 2)
+    assert check_case(dataset, dataset.cases[0]).problems == ()
+    assert [problem.code for problem in check_across(dataset, {})] == ["E0205", "E0305", "E0222", "E0222"]
+    assert ["weights" in dataset.notes[0], "fold" in dataset.notes[1]] == [True, True]
+    (tmp_path / "manifest.json").write_text(json.dumps({"cases": cases, "ignore": 9}))
+    with pytest.raises(RecordFault, match="ignore needs the classes"):
+        detect_dataset(tmp_path)
+
+
+def test_columns_that_are_not_read_are_named(tmp_path):
+    root = manifest_csv(tmp_path / "tiny")
+    lines = (root / "manifest.csv").read_text().splitlines()
+    (root / "manifest.csv").write_text("\n".join([lines[0] + ",split", *(f"{line},train" for line in lines[1:])]))
+    assert detect_dataset(root).notes == ("of the cases, these are not read: split",)
+
+
+def test_a_file_ending_that_no_image_has_is_corrected_and_no_file_renamed(tmp_path):
+    root = nnunet(tmp_path / "tiny")
+    describe(root, file_ending=".nii")
+    with pytest.raises(DataRefused, match="no image named") as caught:
+        detect_dataset(root)
+    assert '"file_ending": ".nii.gz"' in str(caught.value.do)
+    assert "rename" not in str(caught.value.do)
+    describe(root, file_ending=".NII.GZ")
+    assert len(detect_dataset(root).cases) == len(NAMES)
+
+
+def test_images_that_are_not_read_are_the_reason_why_nothing_is_paired(tmp_path):
+    root = paired(tmp_path / "tiny")
+    for file in (root / "images").iterdir():
+        file.rename(file.with_name(file.name.replace(".nii.gz", ".jpg")))
+    with pytest.raises(DataRefused, match="images/ holds no file that can be read") as caught:
+        detect_dataset(root)
+    assert "JPEG" in str(caught.value.why)
+    assert "original" in str(caught.value.do)
 
 
 def test_labels_that_nobody_can_read_leave_the_classes_unknown(tmp_path):

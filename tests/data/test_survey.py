@@ -20,7 +20,7 @@ from autoseg.data.synthetic import write_synthetic_dataset
 from autoseg.images.orientation import turn_to
 from autoseg.images.volume import Volume, plane_geometry
 from autoseg.images.writers import write_image, write_labels
-from tests.data.arrangements import GRID, NAMES, describe, image_of, labels_of, nnunet, paired
+from tests.data.arrangements import CLASSES, GRID, NAMES, describe, image_of, labels_of, nnunet, paired
 
 IMAGE, LABELS = "imagesTr/case_a_0000.nii.gz", "labelsTr/case_a.nii.gz"
 
@@ -198,6 +198,32 @@ def test_files_that_belong_to_no_case_are_named_with_what_is_wrong(root):
     assert found["imagesTr/case_d.nii.gz"].code == "E0207"
     assert "without an image" in found["labelsTr/case_z.nii.gz"].what
     assert {problem.severity for problem in found.values()} == {"warning"}
+
+
+def test_files_of_kinds_that_are_not_read_are_named_once_for_each_kind_with_what_helps(root):
+    kinds = {"s1.dcm": "dcm2niix", "brain.mgz": "mri_convert", "old.hdr": "fslchfiletype", "photo.webp": "PNG"}
+    for name in (*kinds, "s2.dcm", "half.nii.gz.part", "notes.txt", ".hidden.dcm"):
+        (root / "imagesTr" / name).write_bytes(b"1234")
+    (root / "imagesTr" / "IM0001").write_bytes(bytes(128) + b"DICM")
+    found = {problem.file: problem for problem in check_across(detect_dataset(root), {})}
+    assert set(found) == {
+        f"imagesTr/{name}" for name in ("IM0001", "brain.mgz", "old.hdr", "photo.webp", "half.nii.gz.part")
+    }
+    assert "3 files such as IM0001" in found["imagesTr/IM0001"].what
+    for name, word in kinds.items():
+        assert any(word in problem.do for problem in found.values()), name
+
+
+def test_a_class_that_no_case_shows_or_only_one_is_named(root):
+    describe(root, labels={**CLASSES, "rare": 3, "never": 4})
+    labels = labels_of(NAMES[0])
+    labels[0, :2, :2] = 3
+    write_labels(root / "labelsTr" / f"{NAMES[0]}.nii.gz", labels, GRID)
+    problems = survey(detect_dataset(root), None, jobs=1).problems
+    found = {problem.code: problem for problem in problems}
+    assert (found["E0308"].what, found["E0308"].severity) == ("no case shows never (label value 4)", "warning")
+    assert (found["E0309"].what, found["E0309"].case) == ("rare is in this case only", NAMES[0])
+    assert len(problems) == 2
 
 
 def test_a_channel_that_is_not_declared_is_named(tmp_path):

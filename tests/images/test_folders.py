@@ -9,7 +9,7 @@ import pytest
 from autoseg.core.errors import UnreadableFile, UsageError
 from autoseg.core.geometry import Geometry
 from autoseg.data.check import check_case
-from autoseg.data.inputs import find_inputs
+from autoseg.data.inputs import ExpectedImages, find_inputs
 from autoseg.data.layouts.detect import detect_dataset
 from autoseg.data.model import Case
 from autoseg.images.format import Format
@@ -87,8 +87,9 @@ def test_folders_are_cases_of_a_dataset_and_every_slice_counts(tmp_path):
 def test_folders_are_segmented_one_by_one_or_all_in_a_folder(tmp_path):
     images = paired(tmp_path) / "images"
     for given, names in ((images, ["a", "b"]), (images / "b.slices", ["b"])):
-        cases, failures = find_inputs([given], channels=1, four_d=False)
-        assert ([case.identifier for case in cases], failures) == (names, ())
+        inputs = find_inputs([given], ExpectedImages(1))
+        assert ([case.identifier for case in inputs.cases], inputs.failures) == (names, ())
+    cases = inputs.cases
     assert output_name(cases[0], ".nii.gz") == "b.slices"
     before = hash_of_images(cases[0])
     np.save(images / "b.slices" / "0004.npy", np.zeros((5, 6), np.float32))

@@ -13,7 +13,7 @@ from autoseg.core.progress import silent
 from autoseg.core.records import load, save
 from autoseg.core.workers import map_supervised
 from autoseg.core.workspace import Workspace
-from autoseg.data.inputs import find_inputs
+from autoseg.data.inputs import ExpectedImages, find_inputs
 from autoseg.data.model import Problem
 from autoseg.data.survey import Survey
 from autoseg.evaluation.metrics import COUNT_METRICS, Metric
@@ -253,7 +253,7 @@ def predicted(workspace, tmp_path):
         outcomes[name] = CaseOutcome("done", f"{name}.nii.gz", 1.0, None, None)
     outcomes["broken"] = CaseOutcome("failed", None, 0.0, "cannot read (/home/somebody/secret/broken.nii.gz)", None)
     manifest = PredictionManifest(1, "0", "phantoms/2d", "cpu", False, 0.5, plan.labels, outcomes)
-    cases, _ = find_inputs([workspace.root.parent / "imagesTr"], 2, False)
+    cases = find_inputs([workspace.root.parent / "imagesTr"], ExpectedImages(2)).cases
     return folder, manifest, plan, cases
 
 
@@ -309,7 +309,7 @@ def test_a_prediction_of_which_nothing_is_done_has_a_report_too(predicted):
 
 
 def _files(workspace, **changes):
-    (case, *_), _ = find_inputs([workspace.root.parent / "imagesTr"], 2, False)
+    case = find_inputs([workspace.root.parent / "imagesTr"], ExpectedImages(2)).cases[0]
     labels = workspace.root.parent / "labelsTr" / f"{case.identifier}.nii.gz"
     return replace(CaseFiles(case, "", str(labels), 20_000), **changes)
 

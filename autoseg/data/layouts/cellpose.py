@@ -5,17 +5,10 @@ Source: cellpose documentation, "training data".
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection
 from pathlib import Path
 
-from autoseg.data.inputs import image_files
 from autoseg.data.layouts.layout import Found, Layout, found_in_folders, pair, unused_files
-from autoseg.images.formats.files import stem
-
-_LABEL_NAME = re.compile(r"^(?P<case>.+?)[_-](?P<suffix>cp_masks|masks?|segmentation|seg|labels?)$", re.IGNORECASE)
-_IMAGE_SUFFIXES = ("", "_img", "_image", "_im")
-_OTHER_OUTPUTS = re.compile(r"[_-](flows|outlines|overlay|probs?)(_|$)", re.IGNORECASE)
+from autoseg.data.naming import by_name, image_files, label_word, side_by_side
 
 
 def detect_cellpose(root: Path) -> Found | None:
@@ -24,27 +17,14 @@ def detect_cellpose(root: Path) -> Found | None:
     Cellpose labels number the objects; they become the one class `object`. Label files with a few values only are
     read as classes.
     """
-    files = {stem(file): file for file in image_files(root) if not _OTHER_OUTPUTS.search(stem(file))}
-    partners = _partners(files)
+    files = by_name(image_files(root))
+    images, partners = side_by_side(files)
     if not partners:
         return None
     labels = {image: files[name] for image, name in partners.items()}
-    images = {name: (file,) for name, file in files.items() if name in labels or not _LABEL_NAME.match(name)}
-    suffixes = sorted({"_" + _LABEL_NAME.sub(r"\g<suffix>", name) for name in partners.values()})
-    seen = f"cellpose-style folder: {len(labels)} images have a label file beside them, named with "
-    return found_in_folders(root, pair(images, labels, root), seen + ", ".join(suffixes))
-
-
-def _partners(names: Collection[str]) -> dict[str, str]:
-    """Image name -> label file name, for the names that are an image's with a suffix of label files."""
-    partners = {}
-    for name in names:
-        match = _LABEL_NAME.match(name)
-        candidates = [match["case"] + suffix for suffix in _IMAGE_SUFFIXES] if match else []
-        image = next((candidate for candidate in candidates if candidate in names), None)
-        if image is not None:
-            partners[image] = name
-    return partners
+    words = sorted({label_word(name) for name in partners.values()})
+    seen = f"cellpose-style folder: {len(labels)} images have a label file beside them, named with {', '.join(words)}"
+    return found_in_folders(root, pair({name: (files[name],) for name in images}, labels, root), seen)
 
 
 CELLPOSE = Layout(detect_cellpose, "a.tif and a_masks.tif side by side", unused_files, made_for_objects=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from autoseg.data.layouts.description import DESCRIPTION, channels_entry, describe, read_description
+from autoseg.data.layouts.description import DESCRIPTION, channels_entry, describe, entry, read_description
 from autoseg.data.layouts.layout import Found, Layout
 
 
@@ -18,7 +18,7 @@ def detect_decathlon(root: Path) -> Found | None:
         RecordFault: dataset.json is faulty; every fault is listed.
     """
     data = read_description(root)
-    if data is None or not isinstance(data.get("training"), list):
+    if data is None or not isinstance(entry(data, "training"), list):
         return None
     required = (channels_entry(data), "labels", "training")
     declared = describe(data, str(root / DESCRIPTION), required, ("regions_class_order", "numTraining"))

@@ -6,170 +6,51 @@ Source: nnU-Net v2 documentation/dataset_format.md and utilities/label_handling/
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path, PureWindowsPath
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, TypeAdapter, ValidationError, model_validator
-from pydantic_core import ErrorDetails, PydanticCustomError
+from pydantic import AliasChoices, Field, TypeAdapter, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from autoseg.core.errors import RecordFault
 from autoseg.core.records import read_table, record
-from autoseg.data.inputs import split_channel
-from autoseg.data.model import BACKGROUND, Case, LabelSet, label_set_of
-from autoseg.images.formats.files import stem
+from autoseg.data.layouts.entries import (
+    IGNORE,
+    CaseCount,
+    ChannelNames,
+    Classes,
+    Ending,
+    LabelValue,
+    ListedCases,
+    as_index,
+    entry_fault,
+    is_name,
+    reserved,
+)
+from autoseg.data.model import BACKGROUND, LabelSet, label_set_of
 
 DESCRIPTION = "dataset.json"
-IGNORE = "ignore"
-
 LEGACY_FILE_ENDING = ".nii.gz"
 """nnU-Net v1 and the Decathlon wrote no `file_ending`: they knew this one only."""
 
-LARGEST_VALUE = 2**31 - 1
-"""Readers return label values as 32-bit integers."""
+FREE_TEXT = frozenset(
+    (
+        *("name", "dataset_name", "description", "reference", "licence", "license", "release", "relase", "author"),
+        *("authors", "url", "citation", "converted_by", "task", "tensorImageSize", "test", "numTest", "training"),
+        *("overwrite_image_reader_writer", "image_reader_writer", "modality", "numTraining", "validation"),
+    )
+)
+"""Entries of a dataset.json that other programs write, and that decide nothing here."""
 
-_LARGEST_INDEX_DIGITS = 9
+_LIKE_IGNORE = ("ignored", "ignorelabel", "ignorevalue", "void", "unlabeled", "unlabelled", "dontcare")
+
 _SHOWN_CHARACTERS = 60
 
 _EXAMPLE = (
     'correct these entries; a complete example: {"channel_names": {"0": "CT"}, '
     '"labels": {"background": 0, "liver": 1}, "numTraining": 131, "file_ending": ".nii.gz"}'
 )
-
-
-def _fault(what: str) -> PydanticCustomError:
-    return PydanticCustomError("description", "{what}", {"what": what})
-
-
-def _refuse(faults: Sequence[str]) -> None:
-    if faults:
-        raise _fault("; ".join(faults))
-
-
-def _as_index(key: str) -> int | None:
-    return int(key) if key.isascii() and key.isdigit() and len(key) <= _LARGEST_INDEX_DIGITS else None
-
-
-def _is_name(value: object) -> bool:
-    return isinstance(value, str) and bool(value.strip())
-
-
-def is_identifier(name: str) -> bool:
-    """Whether a case name is usable as a file name on every system: no separators, no blanks at the ends."""
-    return bool(name) and name.strip() == name and name not in {".", ".."} and PureWindowsPath(name).name == name
-
-
-def _as_list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
-
-
-def _name(value: str) -> str:
-    _refuse([] if _is_name(value) else ["must not be empty"])
-    return value
-
-
-def _ending(value: str) -> str:
-    _refuse([] if value.startswith(".") and len(value) > 1 else [f'must have its dot, as ".nii.gz", found {value!r}'])
-    return value
-
-
-def _numbered(table: dict[str, str]) -> dict[str, str]:
-    """The channels in the order of their numbers, which is not that of the texts "10" and "9"."""
-    indices = {key: _as_index(key) for key in table}
-    if not table or set(indices.values()) != set(range(len(table))):
-        raise _fault(f"must have the keys 0 to {max(len(table) - 1, 0)}, found {', '.join(table) or 'none'}")
-    return dict(sorted(table.items(), key=lambda item: indices[item[0]] or 0))
-
-
-def _distinct(values: list[int]) -> list[int]:
-    _refuse(["names a value twice"] if len(set(values)) < len(values) else [])
-    return values
-
-
-def _by_name(table: object) -> object:
-    """The label table as name -> value; the Decathlon and nnU-Net v1 wrote value -> name."""
-    if not isinstance(table, dict) or not all(_as_index(key) is not None and _is_name(table[key]) for key in table):
-        return table
-    inverted: dict[str, Any] = {}
-    for key, name in table.items():
-        value = _as_index(key)
-        unique = name if name not in inverted else f"{name} ({key})"  # two values of one name stay two classes
-        inverted[BACKGROUND if value == 0 else unique] = value
-    return inverted
-
-
-def _sound_classes(table: dict[str, list[int]]) -> dict[str, list[int]]:
-    classes = {name: values for name, values in table.items() if name != IGNORE}
-    foreground = {name: values for name, values in classes.items() if name != BACKGROUND}
-    faults = [] if classes.get(BACKGROUND) == [0] else [f"{BACKGROUND} must be there, with the value 0"]
-    faults += [] if foreground else ["there must be at least one class beside the background"]
-    faults += [f"{name} includes 0, which is the background" for name, values in foreground.items() if 0 in values]
-    _refuse([*faults, *_shared_values(foreground), *_faults_of_ignore(table.get(IGNORE, []), classes)])
-    return table
-
-
-def _faults_of_ignore(ignored: list[int], classes: Mapping[str, list[int]]) -> Iterable[str]:
-    if len(ignored) > 1:
-        yield "ignore must be one value"
-    yield from (f"ignore has the value of {name}" for name, values in classes.items() if set(ignored) & set(values))
-
-
-def _shared_values(foreground: Mapping[str, list[int]]) -> Iterable[str]:
-    if any(len(values) > 1 for values in foreground.values()):
-        return  # regions may overlap
-    owners: dict[int, list[str]] = {}
-    for name, values in foreground.items():
-        owners.setdefault(values[0], []).append(name)
-    yield from (f"{' and '.join(names)} have the same value {v}" for v, names in owners.items() if len(names) > 1)
-
-
-def _listed_case(entry: object) -> Case:
-    """The case of {"image": path or paths, "label": path}.
-
-    Its name is `case` where there is one, otherwise the file name of the label or image without its ending.
-    """
-    table = entry if isinstance(entry, dict) else {}
-    name, label = table.get("case"), table.get("label") or None
-    images = _as_list(table.get("image", table.get("images")))
-    if not images or not all(map(_is_name, (*images, *([] if label is None else [label])))):
-        raise _fault(f'{f"the case {name} " if name else ""}must be {{"image": path, "label": path}}')
-    named = name or _stem_of_case(images[0], label)
-    return Case(str(named), tuple(map(_posix, images)), None if label is None else _posix(label))
-
-
-def _stem_of_case(image: str, label: str | None) -> str:
-    return stem(Path(label)) if label else split_channel(stem(Path(image)))[0]
-
-
-def _posix(path: str) -> str:
-    return Path(path).as_posix()
-
-
-def _entries(cases: object) -> object:
-    """The cases as a list, also where they come as a table by name."""
-    if not isinstance(cases, dict):
-        return cases
-    _refuse(_unusable(cases))
-    return [{**entry, "case": name} if isinstance(entry, dict) else entry for name, entry in cases.items()]
-
-
-def _sound_cases(cases: list[Case]) -> list[Case]:
-    counts = Counter(case.identifier for case in cases)
-    faults = [f"the case {name!r} is listed twice" for name, count in counts.items() if count > 1]
-    _refuse([*faults, *_unusable(counts), *([] if cases else ["lists no case"])])
-    return sorted(cases, key=lambda case: case.identifier)
-
-
-def _unusable(names: Iterable[str]) -> list[str]:
-    wrong = [name for name in names if not is_identifier(name)]
-    return [f"{name!r} is no usable case name (no slashes, no blanks at the ends)" for name in wrong]
-
-
-_Name = Annotated[str, AfterValidator(_name)]
-_Value = Annotated[int, Field(ge=0, le=LARGEST_VALUE)]
-_Values = Annotated[list[_Value], BeforeValidator(_as_list), Field(min_length=1), AfterValidator(_distinct)]
-_Case = Annotated[Case, BeforeValidator(_listed_case)]
 
 
 @record
@@ -184,24 +65,21 @@ class Description:
         announced_cases: number of training cases that are said to be there.
         four_d: whether a fourth axis of the images holds the channels.
         cases: as listed, sorted by identifier.
+        notes: entries that were understood although they are spelled otherwise, and entries that are not read.
     """
 
-    channel_names: Annotated[
-        dict[str, _Name], AfterValidator(_numbered), Field(validation_alias=AliasChoices("channel_names", "modality"))
-    ] = Field(default_factory=dict)
-    classes: Annotated[
-        dict[str, _Values], BeforeValidator(_by_name), AfterValidator(_sound_classes), Field(validation_alias="labels")
-    ] = Field(default_factory=dict)
-    regions_class_order: list[_Value] = Field(default_factory=list)
-    file_ending: Annotated[str, AfterValidator(_ending)] = ""
-    announced_cases: Annotated[int | None, Field(ge=0, validation_alias="numTraining")] = None
+    channel_names: Annotated[ChannelNames, Field(validation_alias=AliasChoices("channel_names", "modality"))] = Field(
+        default_factory=dict
+    )
+    classes: Annotated[Classes, Field(validation_alias="labels")] = Field(default_factory=dict)
+    regions_class_order: list[LabelValue] = Field(default_factory=list)
+    file_ending: Ending = ""
+    announced_cases: Annotated[CaseCount | None, Field(validation_alias="numTraining")] = None
     four_d: bool = False
-    cases: Annotated[
-        list[_Case],
-        BeforeValidator(_entries),
-        AfterValidator(_sound_cases),
-        Field(validation_alias=AliasChoices("cases", "training", "dataset")),
-    ] = Field(default_factory=list)
+    cases: Annotated[ListedCases, Field(validation_alias=AliasChoices("cases", "training", "dataset"))] = Field(
+        default_factory=list
+    )
+    notes: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _fits_together(self) -> Description:
@@ -211,8 +89,9 @@ class Description:
         known = {value for values in self.classes.values() for value in values}
         order, what = self.regions_class_order, "regions_class_order"
         if len(order) != len(regions):
-            raise _fault(f"{what} has {len(order)} values for {len(regions)} regions ({', '.join(regions)})")
-        _refuse([f"{what}: no class has the value {value}" for value in order if value not in known])
+            raise entry_fault(f"{what} has {len(order)} values for {len(regions)} regions ({', '.join(regions)})")
+        if unknown := sorted(set(order) - known):
+            raise entry_fault(f"{what}: no class has the value {', '.join(map(str, unknown))}")
         return self
 
     @property
@@ -237,7 +116,7 @@ _ADAPTER = TypeAdapter(Description)
 
 
 def describe(table: object, where: str, required: Iterable[str], optional: Iterable[str] = ()) -> Description:
-    """What a description declares under the names asked for; all other entries are ignored.
+    """What a description declares under the names asked for; other entries are named in its notes.
 
     Args:
         table: the parsed file.
@@ -248,19 +127,74 @@ def describe(table: object, where: str, required: Iterable[str], optional: Itera
     Raises:
         RecordFault: with the fault of every entry, not only the first.
     """
-    data = table if isinstance(table, Mapping) else {}
-    faults = [] if isinstance(table, Mapping) else ["it must be a JSON object {...}"]
-    faults += [f"{name} is missing" for name in required if data.get(name) is None]
-    wanted = {name: data[name] for name in (*required, *optional) if data.get(name) is not None}
+    if not isinstance(table, Mapping):
+        raise _refusal(["it must be a JSON object {...}"], where)
+    keys = {name: str(find_key(table, name)) for name in (*required, *optional) if entry(table, name) is not None}
+    faults = [f"{name} is missing" for name in required if name not in keys]
+    wanted = {name: table[key] for name, key in keys.items()}
+    notes = [*_notes_on_keys(table, keys), *_notes_on_labels(wanted.get("labels"))]
+    faults += _join_ignored(wanted)
     described = Description()
     try:
         # from JSON, because only there "strict" means that a text is no number, and not also that a table is no record
-        described = _ADAPTER.validate_json(json.dumps(wanted), strict=True)
+        described = _ADAPTER.validate_json(json.dumps({**wanted, "notes": notes}), strict=True)
     except ValidationError as error:
-        faults += [_sentence(fault) for fault in error.errors()]
+        faults += map(_sentence, error.errors())
     if faults:
-        raise RecordFault("the dataset's description cannot be used: " + "; ".join(faults), where=where, do=_EXAMPLE)
+        raise _refusal(faults, where)
     return described
+
+
+def _refusal(faults: Iterable[str], where: str) -> RecordFault:
+    return RecordFault("the dataset's description cannot be used: " + "; ".join(faults), where=where, do=_EXAMPLE)
+
+
+def _join_ignored(wanted: dict[str, Any]) -> list[str]:
+    """Makes an entry `ignore` of its own one of the labels; the fault where there are none."""
+    ignored, labels = wanted.pop(IGNORE, None), wanted.get("labels")
+    if ignored is None:
+        return []
+    if not isinstance(labels, dict):
+        return [f"{IGNORE} needs the classes beside it: declare them in labels"]
+    by_value = all(as_index(key) is not None for key in labels)
+    wanted["labels"] = labels | ({str(ignored): IGNORE} if by_value else {IGNORE: ignored})
+    return []
+
+
+def entry(table: Mapping[str, Any], name: str) -> Any:
+    """What a description holds under a name, or under a key that is this name in other spelling; None without it."""
+    key = find_key(table, name)
+    return None if key is None else table[key]
+
+
+def find_key(table: Mapping[str, Any], name: str) -> str | None:
+    """The key under which a description has an entry: its name, or this with other capitals or separators."""
+    return name if name in table else next((key for key in table if _plain(key) == _plain(name)), None)
+
+
+def _plain(key: str) -> str:
+    return "".join(filter(str.isalnum, key.casefold()))
+
+
+def _notes_on_keys(data: Mapping[str, Any], keys: Mapping[str, str]) -> Iterable[str]:
+    yield from (f"the entry {key!r} is read as {name!r}" for name, key in keys.items() if key != name)
+    unread = [key for key in data if key not in keys.values() and key not in FREE_TEXT]
+    if "channel_names" in keys and data.get("modality", data[keys["channel_names"]]) != data[keys["channel_names"]]:
+        unread.append("modality")
+    if unread:
+        yield f"these entries are not read: {', '.join(unread)}"
+
+
+def _notes_on_labels(table: object) -> Iterable[str]:
+    names = table if isinstance(table, dict) else {}
+    if not all(as_index(key) is None for key in names):
+        names = {name: value for value, name in names.items() if is_name(name)}
+    for name in names:
+        own = reserved(name)
+        if own not in (None, name):
+            yield f"the class {name!r} is taken for {own!r}"
+        elif _plain(name) in _LIKE_IGNORE:
+            yield f"{name!r} is a class like any other; voxels to leave out need the name {IGNORE!r}"
 
 
 def describe_nnunet(data: object, where: str, optional: Iterable[str] = ()) -> Description:
@@ -276,14 +210,14 @@ def describe_nnunet(data: object, where: str, optional: Iterable[str] = ()) -> D
     """
     channels = channels_entry(data)
     if channels == "modality" and isinstance(data, Mapping):
-        data = {**data, "file_ending": data.get("file_ending") or LEGACY_FILE_ENDING}
+        data = data if entry(data, "file_ending") else {**data, "file_ending": LEGACY_FILE_ENDING}
     required = (channels, "labels", "file_ending")
     return describe(data, where, required, ("regions_class_order", "numTraining", *optional))
 
 
 def channels_entry(data: object) -> str:
     """The name under which a description has its channels."""
-    is_legacy = isinstance(data, Mapping) and "modality" in data and "channel_names" not in data
+    is_legacy = isinstance(data, Mapping) and find_key(data, "modality") and not find_key(data, "channel_names")
     return "modality" if is_legacy else "channel_names"
 
 

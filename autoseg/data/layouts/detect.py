@@ -96,6 +96,7 @@ def _complete(root: Path, layout: str, found: Found) -> Dataset:
         file_ending=declared.file_ending or max(endings, key=endings.__getitem__, default=None) or LEGACY_FILE_ENDING,
         four_d=found.four_d,
         announced_cases=declared.announced_cases,
+        notes=(*declared.notes, *found.notes),
     )
 
 

@@ -6,21 +6,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from autoseg.data.inputs import image_files, relative
+from autoseg.data.inputs import relative
 from autoseg.data.layouts.description import DESCRIPTION, Description, describe, read_description
 from autoseg.data.model import Case, Dataset, Problem
+from autoseg.data.naming import image_files
 from autoseg.data.problems import problem
+from autoseg.images.foreign import foreign_files
 from autoseg.images.formats.files import stem
 
 Remark = tuple[str, str, str | None]
 """Code of a problem with a file, what is wrong with it (going on after its name), and a remedy of its own if any."""
 
-_LOSSY = (".jpg", ".jpeg")
 _UNUSED: Remark = ("E0206", "belongs to no case", None)
-_LOSSY_REMARK: Remark = (
-    *("E0206", "is not used: JPEG changes the values it stores"),
-    "convert the original (not the JPEG) to PNG or TIFF",
-)
 
 
 def no_files(_dataset: Dataset) -> Iterable[Problem]:
@@ -39,6 +36,7 @@ class Found:
         declares: where its classes are declared, as a sentence; empty where `seen` says enough.
         four_d: whether a fourth axis of the image files holds the channels.
         name: of the dataset; empty for that of the folder.
+        notes: sentences about what was understood otherwise than it is written, beside those of `declared`.
     """
 
     cases: tuple[Case, ...]
@@ -47,6 +45,7 @@ class Found:
     declares: str = ""
     four_d: bool = False
     name: str = ""
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +67,6 @@ class Layout:
     label_folder: Path = Path()
     takes_file: bool = False
     made_for_objects: bool = False
-
-
-def subfolder(root: Path, names: Iterable[str]) -> Path | None:
-    """The first folder below `root` with one of the names, upper and lower case alike."""
-    folders = {entry.name.lower(): entry for entry in sorted(root.iterdir(), reverse=True) if entry.is_dir()}
-    return next((folders[name.lower()] for name in names if name.lower() in folders), None)
 
 
 def with_channels(cases: Mapping[str, Mapping[int, Path]], indices: Sequence[int]) -> dict[str, tuple[Path, ...]]:
@@ -119,6 +112,8 @@ def unused_files(
 ) -> Iterator[Problem]:
     """A problem for each image or label file that no case refers to, in the folders where files of cases lie.
 
+    Files of kinds that are not read are named kind by kind.
+
     Args:
         dataset: whose cases were found by looking into folders.
         folders: more folders to look into.
@@ -126,12 +121,10 @@ def unused_files(
     """
     root = Path(dataset.root)
     used = {root / file for case in dataset.cases for file in (*case.images, case.labels) if file is not None}
-    for folder in sorted({path.parent for path in used}.union(folders)):
-        lossy = _lossy_files(folder)
-        for file in sorted({*image_files(folder), *lossy} - used):
-            code, what, do = _LOSSY_REMARK if file in lossy else remark(file)
+    searched = sorted({path.parent for path in used}.union(folders))
+    for folder in searched:
+        for file in sorted(set(image_files(folder)) - used):
+            code, what, do = remark(file)
             yield problem(code, None, file.relative_to(root).as_posix(), f"{file.name} {what}", do)
-
-
-def _lossy_files(folder: Path) -> set[Path]:
-    return {file for file in folder.iterdir() if file.suffix.lower() in _LOSSY} if folder.is_dir() else set()
+    for found in foreign_files(searched):
+        yield problem("E0206", None, relative(found.files[0], root), str(found), found.kind.remedy)

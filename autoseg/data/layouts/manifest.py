@@ -11,24 +11,25 @@ from typing import Any
 
 from autoseg.core.errors import RecordFault
 from autoseg.core.records import read_json
-from autoseg.data.layouts.description import channels_entry, describe
+from autoseg.data.layouts.description import channels_entry, describe, entry
+from autoseg.data.layouts.entries import CASE_KEYS, IMAGE_KEYS, LABEL_KEYS
 from autoseg.data.layouts.layout import Found, Layout
 
 MANIFESTS = ("manifest.csv", "manifest.json")
 
-_CASE_COLUMNS = ("case", "id", "identifier", "name")
-_LABEL_COLUMNS = ("label", "labels", "mask", "segmentation")
 _IMAGE_COLUMN = re.compile(r"^image(?:[_ ](?P<channel>.+))?$", re.IGNORECASE)
 _LIST_KEYS = ("cases", "training")
+_CASE_ENTRIES = {*CASE_KEYS, *LABEL_KEYS, *IMAGE_KEYS}
 
 
 def detect_manifest(path: Path) -> Found | None:
     """What a manifest lists: the file itself, or `manifest.csv` or `manifest.json` in a folder; None without one.
 
     CSV columns are `case` (may be left out), `image` or one `image_<channel>` per channel, and `label`. JSON is a list
-    of {"case", "image": path or paths, "label"}, or a table with such a list under `cases` and optionally
-    `channel_names`, `labels`, `ignore` and `four_d` (a fourth axis holds the channels). Paths start from the
-    manifest's folder.
+    of {"case", "image": path or paths, "label"}, or a table with such a list under `cases` and optionally the entries
+    `channel_names`, `labels`, `ignore` (a value), `regions_class_order`, `file_ending`, `numTraining` and `four_d` (a
+    fourth axis holds the channels). Paths start from the manifest's folder. Columns and entries that are not read are
+    noted.
 
     Raises:
         RecordFault: the manifest is faulty; every fault is listed.
@@ -38,14 +39,15 @@ def detect_manifest(path: Path) -> Found | None:
     if read is None or not file.is_file():
         return None
     table = read(file)
-    listed = next((key for key in _LIST_KEYS if key in table), _LIST_KEYS[0])
-    optional = (channels_entry(table), "labels", "regions_class_order", "four_d")
-    declared = describe(table, str(file), (listed,), optional)
+    listed = next((key for key in _LIST_KEYS if entry(table, key) is not None), _LIST_KEYS[0])
+    optional = ("labels", "ignore", "regions_class_order", "four_d", "file_ending", "numTraining")
+    declared = describe(table, str(file), (listed,), (channels_entry(table), *optional))
     return Found(
         cases=tuple(declared.cases),
         seen=f"manifest: {file.name} lists {len(declared.cases)} cases",
         declared=declared,
         declares="it declares the classes",
+        notes=_unread(table, listed),
         four_d=declared.four_d,
         name="" if file.name in MANIFESTS else file.stem,
     )
@@ -53,9 +55,9 @@ def detect_manifest(path: Path) -> Found | None:
 
 def _read_json(file: Path) -> dict[str, Any]:
     data = read_json(file)
-    if isinstance(data, dict) and any(key in data for key in _LIST_KEYS):
+    if isinstance(data, dict) and any(entry(data, key) is not None for key in _LIST_KEYS):
         return data
-    if isinstance(data, list) or (isinstance(data, dict) and all(isinstance(entry, dict) for entry in data.values())):
+    if isinstance(data, list) or (isinstance(data, dict) and all(isinstance(one, dict) for one in data.values())):
         return {"cases": data}
     raise RecordFault(
         "a manifest must be a list of cases or a table with one",
@@ -71,22 +73,32 @@ def _read_csv(file: Path) -> dict[str, Any]:
     rows = csv.DictReader(io.StringIO(text), delimiter=max(",;\t", key=first.count), restval="")
     columns = [column.strip() for column in rows.fieldnames or ()]
     rows.fieldnames = columns
-    images, case, label = _image_columns(columns), _column(columns, _CASE_COLUMNS), _column(columns, _LABEL_COLUMNS)
+    images, case, label = _image_columns(columns), _column(columns, CASE_KEYS), _column(columns, LABEL_KEYS)
     if not images or not label:
         raise RecordFault(
             f"the columns must be case,image,label or case,image_<channel>,...,label; found: {','.join(columns)}",
             where=str(file),
             do="correct the first line of the file",
         )
+    others = set(columns) - {*images, case, label, ""}
     try:
         entries = [
             {"image": [row[i].strip() for i in images], "label": row[label].strip(), "case": row.get(case, "").strip()}
+            | dict.fromkeys(others, "")
             for row in rows
         ]
     except csv.Error as error:
         what = f"line {rows.line_num} cannot be read: {error}"
         raise RecordFault(what, where=str(file), do="correct this line, or write the file again") from error
     return {"cases": entries, **_channel_names(list(images.values()))}
+
+
+def _unread(table: dict[str, Any], listed: str) -> tuple[str, ...]:
+    """A note on the columns, or entries of a case, that are not read."""
+    cases = entry(table, listed)
+    entries = [one for one in (cases.values() if isinstance(cases, dict) else cases) if isinstance(one, dict)]
+    others = sorted({str(key) for one in entries for key in one if str(key).casefold() not in _CASE_ENTRIES})
+    return (f"of the cases, these are not read: {', '.join(others)}",) if others else ()
 
 
 def _channel_names(channels: Sequence[str | None]) -> dict[str, Any]:
