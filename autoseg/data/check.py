@@ -20,7 +20,7 @@ from autoseg.data.labels import to_training_values
 from autoseg.data.layouts.detect import LAYOUTS
 from autoseg.data.model import Case, Dataset, Problem
 from autoseg.data.problems import PROBLEM_CODES, problem
-from autoseg.images.compare import compare_geometry
+from autoseg.images.compare import compare_geometry, share_a_form
 from autoseg.images.formats.files import files_of, find_format, is_image
 from autoseg.images.image_errors import FOUR_D_REMEDY
 from autoseg.images.orientation import AS_STORED, stored_and_turned, turn_onto
@@ -217,7 +217,8 @@ def match_labels(image: Geometry, labels: Volume, label_file: str) -> tuple[Volu
     """The labels voxel by voxel as their image is stored, and code and sentence of what differed; None if nothing did.
 
     Labels stored along other axes are turned; those that lie elsewhere come back as they are, with a code that refuses
-    them. Labels in a format without geometry (PNG, plain TIFF) need the image's shape only.
+    them. Labels that state no place (PNG, plain TIFF, NIfTI without qform and sform) need the image's shape only, as do
+    those that lie on the image's other form of NIfTI.
 
     Args:
         image: grid of the image.
@@ -225,28 +226,51 @@ def match_labels(image: Geometry, labels: Volume, label_file: str) -> tuple[Volu
         label_file: their name.
     """
     turn = turn_onto(image, labels.geometry)
-    if turn is None or turn == AS_STORED:
+    if turn in (None, AS_STORED) or _matched(image, labels.geometry, label_file) is not None:
         return labels, _difference_of(image, labels.geometry, label_file)
     what = f"the labels are {stored_and_turned(labels.geometry, image)}, as their image"
     return replace(turn.apply(labels), geometry=image), ("E0214", what)
 
 
 def _difference_of(image: Geometry, labels: Geometry, label_file: str) -> tuple[str, str] | None:
+    if (matched := _matched(image, labels, label_file)) is not None:
+        return "E0218", matched
     relation = compare_geometry(image, labels)
     if relation == "identical":
         return None
-    if image.shape == labels.shape and _carries_no_geometry(labels, label_file):
-        return "E0218", f"the label file carries no geometry; the image's spacing {_shown(image.spacing_mm)} is used"
     if relation == "rounding":
         return "E0213", "image and labels differ by less than a thousandth of a voxel; the image's geometry is used"
     return "E0212", f"the labels lie on another grid than the image: {_differences(image, labels)}"
 
 
-def _carries_no_geometry(labels: Geometry, label_file: str) -> bool:
-    label_format = find_format(Path(label_file))
-    if label_format is None or label_format.has_grid:
-        return False
-    return labels in (Geometry(labels.shape), plane_geometry(labels.shape[1:]))
+def _matched(image: Geometry, labels: Geometry, label_file: str) -> str | None:
+    """Why labels belong to the image voxel by voxel although their grid is another one; None if there is no reason."""
+    if image.shape != labels.shape:
+        return None
+    has_place = labels.has_orientation and _has_grid(label_file)
+    is_same = compare_geometry(image, labels) in ("identical", "rounding")
+    if has_place == image.has_orientation and is_same:
+        return None
+    if not has_place or not image.has_orientation:
+        return _matched_without_place(image, labels, has_place)
+    if not share_a_form(image, labels):
+        return None
+    return "image and labels share a grid by another form (qform, sform) than the one in use; matched voxel by voxel"
+
+
+def _matched_without_place(image: Geometry, labels: Geometry, labels_have_place: bool) -> str | None:
+    is_placeholder = labels.spacing_mm in ((1.0, 1.0, 1.0), plane_geometry(labels.shape[1:]).spacing_mm)
+    if is_placeholder and not labels_have_place:
+        return f"the label file carries no geometry; the image's spacing {_shown(image.spacing_mm)} is used"
+    if not np.allclose(image.spacing_mm, labels.spacing_mm, rtol=1e-3):
+        return None
+    without = "the image" if labels_have_place else "the label file"
+    return f"{without} does not state where its voxels lie; image and labels were matched voxel by voxel"
+
+
+def _has_grid(file: str) -> bool:
+    found = find_format(Path(file))
+    return found is None or found.has_grid
 
 
 def _differences(image: Geometry, labels: Geometry) -> str:

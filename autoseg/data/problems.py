@@ -65,7 +65,8 @@ PROBLEM_CODES: dict[str, Explanation] = {
     "E0212": Explanation(
         "refused",
         "The labels lie on another grid than the image, so that voxels cannot be compared.",
-        "resample the labels onto the image with nearest neighbors, for example with SimpleITK: "
+        "find out which of them states its position wrongly (was the label map drawn on this image?). Only if both are "
+        "right, resample the labels onto the image with nearest neighbors, for example with SimpleITK: "
         "sitk.Resample(labels, image, sitk.Transform(), sitk.sitkNearestNeighbor); or remove the case",
     ),
     "E0213": Explanation(
@@ -96,8 +97,9 @@ PROBLEM_CODES: dict[str, Explanation] = {
     ),
     "E0218": Explanation(
         "note",
-        "The label file's format carries no voxel spacing, whereas the image has one; the shapes agree.",
-        "nothing: the image's geometry is used",
+        "Image and labels have the same shape, and one of them does not state where its voxels lie (formats without "
+        "geometry, NIfTI without qform and sform), or the labels lie on the image's other NIfTI form (qform, sform).",
+        "nothing: they are matched voxel by voxel on the image's geometry; look at one case if you are unsure",
     ),
     "E0219": Explanation(
         "note",

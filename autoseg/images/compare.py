@@ -16,6 +16,9 @@ Relation = Literal["identical", "rounding", "flipped", "different"]
 ROUNDING_VOXELS = 1e-3
 """Displacement of a corner, in voxels, that is taken for rounding in headers (single precision, text)."""
 
+SAME_FORM_VOXELS = 0.05
+"""Displacement of a corner, in voxels, up to which two forms of NIfTI state the same grid: converters' rounding."""
+
 _IDENTICAL_VOXELS = 1e-9
 """Displacement that double precision itself makes."""
 
@@ -35,6 +38,19 @@ def compare_geometry(image: Geometry, labels: Geometry) -> Relation:
     if any(displacement(stored, labels) < ROUNDING_VOXELS for stored in reorientations(image)):
         return "flipped"
     return "different"
+
+
+def share_a_form(image: Geometry, other: Geometry) -> bool:
+    """Whether a label map (or another channel) lies on the image's grid by any of the forms that NIfTI headers state.
+
+    They state two; programs that follow the other one than AutoSeg write label maps with that alone.
+    """
+    return any(displacement(grid, its) < SAME_FORM_VOXELS for grid, its in product(_stated(image), _stated(other)))
+
+
+def _stated(geometry: Geometry) -> tuple[Geometry, ...]:
+    forms = () if geometry.forms is None else tuple(geometry.forms.grids(geometry.shape).values())
+    return (geometry, *forms)
 
 
 def reorientations(geometry: Geometry) -> Iterator[Geometry]:

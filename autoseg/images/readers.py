@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from autoseg.core.errors import GeometryMismatch
 from autoseg.core.geometry import Geometry
+from autoseg.images.compare import share_a_form
 from autoseg.images.formats.files import format_of, verify_file
 from autoseg.images.image_errors import label_fault, place, unreadable
 from autoseg.images.orientation import AS_STORED, stored_and_turned, turn_onto
@@ -86,6 +87,11 @@ def _noted(path: Path, note: str) -> str:
 def _on_grid_of(first_path: Path, first: Geometry, path: Path, part: Volume) -> Volume:
     """A further channel, turned without loss where it is stored along other axes than the first."""
     turn = turn_onto(first, part.geometry)
+    if turn != AS_STORED and share_a_form(first, part.geometry):
+        note = (
+            f"it lies on {first_path.name} by another form (qform, sform) than the one in use; matched voxel by voxel"
+        )
+        return replace(part, notes=(*part.notes, note))
     if turn is None:
         raise GeometryMismatch(
             f"{path.name} is not on the grid of {first_path.name}: "

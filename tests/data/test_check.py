@@ -7,6 +7,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -171,6 +172,43 @@ def test_flipped_and_permuted_labels_are_turned_as_their_image_is_stored(order, 
     dataset = detect_dataset(root)
     turned = check_case(dataset, dataset.cases[0])
     assert np.array_equal(turned.labels, labels_of("case_a"))
+
+
+SFORM = np.array([[-1.5, 0, 0, -5], [0, -1, 0, 7], [0, 0, 3, 11], [0, 0, 0, 1]])  # of GRID
+MIRRORED = SFORM * np.array([[-1], [1], [1], [1.0]])
+
+
+def write_forms(path: Path, array: np.ndarray, qform: np.ndarray | None, sform: np.ndarray | None) -> None:
+    """A NIfTI file with the codes 1 and 2, or 0 where a form is None."""
+    image = nibabel.Nifti1Image(array.T, None)
+    image.header["pixdim"][1:4] = GRID.spacing_mm[::-1]
+    image.set_qform(qform, int(qform is not None))
+    image.set_sform(sform, 2 * int(sform is not None))
+    nibabel.save(image, path)
+
+
+@pytest.mark.parametrize(
+    ("of_image", "of_labels", "reason"),
+    [
+        ((SFORM, SFORM), (None, None), "the label file does not state where"),
+        ((None, None), (SFORM, SFORM), "the image does not state where"),
+        ((SFORM, MIRRORED), (SFORM, None), "another form"),
+        ((SFORM, MIRRORED), (SFORM, SFORM), "another form"),
+        ((SFORM, None), (SFORM, MIRRORED), "another form"),
+    ],
+)
+def test_labels_without_a_place_or_on_the_other_form_are_matched_and_not_moved(root, of_image, of_labels, reason):
+    write_forms(root / IMAGE, image_of("case_a")[0].astype(np.float32), *of_image)
+    write_forms(root / LABELS, labels_of("case_a").astype(np.uint8), *of_labels)
+    problems = [problem for problem in problems_of(root) if problem.code != "E0217"]
+    assert_one(problems, "E0218", "note", LABELS, reason)
+    dataset = detect_dataset(root)
+    assert np.array_equal(check_case(dataset, dataset.cases[0]).labels, labels_of("case_a"))
+
+
+def test_labels_without_a_place_but_with_another_spacing_are_refused(root):
+    write_labels(root / LABELS, labels_of("case_a"), replace(GRID, spacing_mm=(3.0, 2.0, 1.5), has_orientation=False))
+    assert_one(problems_of(root), "E0212", "refused", LABELS, "spacing")
 
 
 def test_a_label_format_without_geometry_needs_the_shape_only(tmp_path):

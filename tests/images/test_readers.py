@@ -113,6 +113,21 @@ def test_a_channel_stored_along_other_axes_is_turned_as_the_first_one_with_a_not
         assert [note for note in found.notes if "turned to L-P-S" in note and codes in note], found.notes
 
 
+def test_a_channel_on_the_other_form_of_the_first_is_matched(tmp_path):
+    import nibabel
+
+    grid, mirrored = np.diag([-1.0, -1.0, 1.0, 1.0]), np.diag([1.0, -1.0, 1.0, 1.0])
+    grid[:3, 3] = mirrored[:3, 3] = 40, 30, 20
+    for name, forms in {"a.nii": (grid, mirrored), "b.nii": (grid, None)}.items():
+        image = nibabel.Nifti1Image(label_array(SHAPE).astype(np.uint8).T, None)
+        image.set_qform(forms[0], 1)
+        image.set_sform(forms[1], int(forms[1] is not None))
+        nibabel.save(image, tmp_path / name)
+    volume = read_image([tmp_path / "a.nii", tmp_path / "b.nii"])
+    assert np.array_equal(volume.array[0], volume.array[1])
+    assert "matched voxel by voxel" in volume.notes[-1]
+
+
 def test_values_beyond_single_precision_become_infinite_for_the_data_check_to_count(tmp_path):
     path = tmp_path / "case.nii"
     path.write_bytes(nifti_bytes(np.full(SHAPE, 1e300)))

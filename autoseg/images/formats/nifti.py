@@ -10,14 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoseg.core.geometry import SLICE_SPACING_OF_2D, Geometry, NiftiForms, geometry_of, is_picture
-from autoseg.images.compare import ROUNDING_VOXELS, displacement
+from autoseg.images.compare import ROUNDING_VOXELS, SAME_FORM_VOXELS, displacement
 from autoseg.images.format import Format
 from autoseg.images.formats import grids, headers
 from autoseg.images.image_errors import unreadable
 from autoseg.images.volume import Volume, is_plane
-
-SAME_FORM_VOXELS = 0.05
-"""Displacement of a corner, in voxels, up to which sform and qform state the same grid: converters' rounding."""
 
 _SAME_SPACING = 1e-3
 """Relative difference up to which pixdim and the form state the same spacing; that of pixdim is used then."""
