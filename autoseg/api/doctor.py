@@ -20,7 +20,10 @@ REQUIRED = (
 )
 """Distributions that AutoSeg needs."""
 
-OPTIONAL = {"nnunetv2": "comparisons with nnU-Net (scripts/benchmark_peer.py)"}
+OPTIONAL = {
+    "imagecodecs": 'TIFF with LZW, Zstandard and other codecs, or 4 and 12 bits (pip install "autosegkit[tiff]")',
+    "nnunetv2": "comparisons with nnU-Net (scripts/benchmark_peer.py)",
+}
 """Distributions that add something, and what."""
 
 LITTLE_MEMORY_GIB = 8.0  # assumption: preprocessing and training the reference plans at two cores

@@ -158,7 +158,7 @@ def pillow_stack(path, compression, mode="L"):
 
 @pytest.mark.parametrize("compression", ["tiff_lzw", "packbits", "tiff_adobe_deflate"])
 @pytest.mark.parametrize("mode", ["L", "RGB", "I;16", "1"])
-def test_compressions_are_read_without_further_codecs(tmp_path, compression, mode):
+def test_compressions_of_libtiff_are_read(tmp_path, compression, mode):
     arrays = pillow_stack(tmp_path / "case.tif", compression, mode)
     found = read_image([tmp_path / "case.tif"]).array
     assert (found == (np.moveaxis(arrays, -1, 0) if mode == "RGB" else arrays)).all()

@@ -12,7 +12,7 @@ from autoseg.images.formats.meta import META
 from autoseg.images.formats.nifti import NIFTI
 from autoseg.images.formats.nrrd import NRRD
 from autoseg.images.formats.raster import BMP, PNG
-from autoseg.images.formats.tiff import TIFF
+from autoseg.images.formats.tiff.format import TIFF
 from autoseg.images.image_errors import unreadable
 
 FORMATS: dict[str, Format] = {

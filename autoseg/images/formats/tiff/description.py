@@ -1,0 +1,163 @@
+"""What a TIFF says of its numbers: the spacing of a stack, in nnU-Net's side-car or in tags, and how to show them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from autoseg.core.errors import RecordFault
+from autoseg.core.files import write_atomic
+from autoseg.core.records import read_json
+from autoseg.images.formats.headers import is_plausible
+from autoseg.images.image_errors import unreadable
+
+_MILLIMETERS = {
+    **dict.fromkeys(("m", "meter", "metre"), 1e3),
+    **dict.fromkeys(("cm", "centimeter"), 10.0),
+    **dict.fromkeys(("mm", "millimeter", "millimetre"), 1.0),
+    **dict.fromkeys(("µm", "μm", "um", "micron", "microns", "micrometer", "micrometre", "\\u00b5m", "\\u00B5m"), 1e-3),
+    **dict.fromkeys(("nm", "nanometer", "nanometre"), 1e-6),
+    **dict.fromkeys(("å", "ångström", "angstrom"), 1e-7),
+    **dict.fromkeys(("pm", "picometer"), 1e-9),
+    **dict.fromkeys(("inch", "in", '"'), 25.4),
+}
+_OME_DEFAULT_UNIT = "µm"
+
+_PERHAPS_LOSSY = {
+    **dict.fromkeys((33005, 34712), "JPEG 2000"),
+    **dict.fromkeys((34927, 50001), "WebP"),
+    **dict.fromkeys((50002, 52546), "JPEG XL"),
+    34887: "LERC",
+}
+"""Compressions that come with and without loss, which only the program that wrote the file knows."""
+
+_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, PALETTE = range(4)
+"""The photometric interpretations in whose numbers there is nothing to convert."""
+
+CHANNEL_AXES = "CS"
+PLANE_AXES = "YX"
+_TIME_AXIS = "T"
+
+
+def _side_cars(path: Path) -> tuple[Path, ...]:
+    """Where the side-car of a TIFF stack may lie: beside `<case>_0000.tif` `<case>_0000.json`, then `<case>.json`."""
+    base = path.name[: -len(path.suffix)]
+    return tuple(path.with_name(f"{name}.json") for name in dict.fromkeys((base, re.sub(r"_\d{4}$", "", base))))
+
+
+def with_side_cars(path: Path) -> tuple[Path, ...]:
+    """A TIFF and the side-cars that are there."""
+    return (path, *sorted(file for file in _side_cars(path) if file.is_file()))
+
+
+def write_side_car(path: Path, spacing_mm: tuple[float, float, float]) -> None:
+    """Writes the side-car of a TIFF."""
+    write_atomic(_side_cars(path)[-1], json.dumps({"spacing": list(spacing_mm)}) + "\n")
+
+
+def spacing_beside(path: Path) -> tuple[float, float, float] | None:
+    """The spacing (z, y, x) in the first side-car that is there.
+
+    Raises:
+        UnreadableFile: it names a spacing that cannot be true.
+    """
+    side_car = next((file for file in _side_cars(path) if file.is_file()), None)
+    if side_car is None:
+        return None
+    remedy = 'write {"spacing": [z, y, x]}'
+    try:
+        data = read_json(side_car)
+        if not isinstance(data, dict) or "spacing" not in data:
+            return None
+        z, y, x = (float(step) for step in data["spacing"])
+    except (RecordFault, ValueError, TypeError) as error:
+        raise unreadable(side_car, "should hold three numbers as spacing", do=remedy) from error
+    if not all(map(is_plausible, (z, y, x))):
+        raise unreadable(side_car, f"holds an impossible spacing: {[z, y, x]}", do=remedy)
+    return z, y, x
+
+
+def tagged_spacing(file: Any) -> tuple[float, float, float] | None:
+    """Spacing (z, y, x) in millimeters from OME or ImageJ metadata; in bare numbers if these name no unit.
+
+    The resolution of other TIFF files is that of a printer, and ignored.
+    """
+    if file.is_ome:
+        spacing = _ome_spacing(file.ome_metadata)
+    elif file.is_imagej:
+        spacing = _imagej_spacing(file.imagej_metadata, file.pages[0])
+    else:
+        return None
+    return spacing if spacing and all(map(is_plausible, spacing)) else None
+
+
+def _ome_spacing(text: str) -> tuple[float, float, float] | None:
+    import xml.etree.ElementTree as ET
+
+    pixels = next((element for element in ET.fromstring(text).iter() if element.tag.endswith("Pixels")), None)
+    if pixels is None:
+        return None
+    steps = []
+    for axis in "ZYX":
+        unit = pixels.get(f"PhysicalSize{axis}Unit", _OME_DEFAULT_UNIT)
+        steps.append(float(pixels.get(f"PhysicalSize{axis}", "nan")) * _MILLIMETERS.get(unit.lower(), 1.0))
+    z, y, x = steps
+    return z, y, x
+
+
+def _imagej_spacing(metadata: dict[str, Any], page: Any) -> tuple[float, float, float] | None:
+    unit = _MILLIMETERS.get(str(metadata.get("unit", "")).strip().lower(), 1.0)
+    steps = [float(metadata.get("spacing", 1.0))]
+    for name in ("YResolution", "XResolution"):
+        tag = page.tags.get(name)
+        pixels, length = tag.value if tag is not None else (1, 1)
+        steps.append(length / pixels if pixels else 1.0)
+    z, y, x = (step * unit for step in steps)
+    return z, y, x
+
+
+def check_description(file: Any, series: Any, path: Path) -> None:
+    """Checks that tifffile found a page for all that is described, and all pages to be as described.
+
+    It fills in zeros for planes without a page, and takes pages for a stack whose description it cannot follow.
+    """
+    if series.kind.lower() == "ome" and any(page is None for page in series):
+        raise unreadable(path, "is cut short: its OME description names pages that are not there")
+    if series.kind.lower() not in ("uniform", "generic") or not (file.is_ome or file.is_imagej):
+        return
+    page = series.keyframe
+    declared = re.findall(r"\bSize[CT]\s*=\s*[\"'](\d{1,9})[\"']|(?m:^(?:channels|frames)=(\d{1,9}))", page.description)
+    if {int(ome or imagej) for ome, imagej in declared} - {1, page.samplesperpixel}:
+        what = f"holds {len(series)} pages that do not fit the channels or time points of its description"
+        raise unreadable(path, what, do="store it again, one file per channel and time point")
+
+
+def display_notes(series: Any) -> Iterator[str]:
+    """What the tags say on how to show the numbers, which is not followed, and what the numbers may have lost."""
+    page = series.keyframe
+    yield from _photometric_notes(page)
+    if (orientation := page.tags.valueof(274, default=1)) in range(2, 9):
+        yield f"its orientation tag ({orientation}) was not followed: rows and columns are as stored"
+    if page.compression in _PERHAPS_LOSSY:
+        yield f"its compression ({_PERHAPS_LOSSY[page.compression]}) may have lost detail"
+    lengths = dict(zip(series.axes, series.shape, strict=True))
+    if {axis for axis, length in lengths.items() if length > 1} - {*PLANE_AXES, *CHANNEL_AXES} == {_TIME_AXIS}:
+        yield "its time points were taken as slices"
+
+
+def _photometric_notes(page: Any) -> Iterator[str]:
+    photometric = page.tags.valueof(262, default=_BLACK_IS_ZERO)
+    if photometric == _WHITE_IS_ZERO:
+        yield "0 stands for white in it; its numbers were taken as stored"
+    elif photometric == PALETTE and page.is_imagej:
+        yield "its lookup table, which colors it on the screen, was not applied"
+    elif photometric not in (_BLACK_IS_ZERO, _RGB, PALETTE):
+        yield f"its samples are {name_of(page.photometric)} and were taken as stored"
+
+
+def name_of(value: Any) -> str:
+    """The name that tifffile gives to the value of a tag, or the value."""
+    return str(getattr(value, "name", value))
