@@ -156,12 +156,19 @@ def test_a_stack_carries_its_spacing_for_imagej_and_beside_it(tmp_path):
 
     path = tmp_path / "case_0000.tif"
     write_image(path, Volume(np.zeros((1, 3, 5, 6), np.uint8), Geometry((3, 5, 6), (2.5, 0.5, 0.1))))
-    assert json.loads((tmp_path / "case.json").read_text()) == {"spacing": [2.5, 0.5, 0.1]}
+    assert json.loads((tmp_path / "case_0000.json").read_text()) == {"spacing": [2.5, 0.5, 0.1]}
     with tifffile.TiffFile(path) as file:
         assert file.imagej_metadata["spacing"] == 2.5
         assert file.imagej_metadata["unit"] == "mm"
-    (tmp_path / "case.json").unlink()
+    (tmp_path / "case_0000.json").unlink()
     assert np.allclose(read_image([path]).geometry.spacing_mm, (2.5, 0.5, 0.1))
+
+
+def test_numbered_stacks_have_a_spacing_each(tmp_path):
+    spacings = {"s_0001.tif": (1.5, 1.0, 1.0), "s_0002.tif": (4.0, 2.0, 2.0), "s_0010.tiff": (1 / 3, 0.5, 0.1)}
+    for name, spacing_mm in spacings.items():
+        write_labels(tmp_path / name, label_array((3, 5, 6)), Geometry((3, 5, 6), spacing_mm))
+    assert {name: read_labels(tmp_path / name).geometry.spacing_mm for name in spacings} == spacings
 
 
 def test_overwriting_replaces_the_whole_file_and_leaves_nothing_behind(tmp_path):

@@ -54,8 +54,8 @@ def with_side_cars(path: Path) -> tuple[Path, ...]:
 
 
 def write_side_car(path: Path, spacing_mm: tuple[float, float, float]) -> None:
-    """Writes the side-car of a TIFF."""
-    write_atomic(_side_cars(path)[-1], json.dumps({"spacing": list(spacing_mm)}) + "\n")
+    """Writes the side-car of one TIFF alone: without the number, `s_0001.tif` and `s_0002.tif` would share it."""
+    write_atomic(_side_cars(path)[0], json.dumps({"spacing": list(spacing_mm)}) + "\n")
 
 
 def spacing_beside(path: Path) -> tuple[float, float, float] | None:
