@@ -11,6 +11,7 @@ import pytest
 from autoseg.core.errors import NotEnoughResources
 from autoseg.core.geometry import Geometry
 from autoseg.data.model import LabelSet
+from autoseg.images.orientation import turn_to
 from autoseg.images.volume import Volume
 from autoseg.inference.ensemble import Ensemble, EnsembleMember
 from autoseg.inference.postprocessing import PostprocessingStep, postprocess
@@ -18,6 +19,7 @@ from autoseg.inference.predictor import Predictor
 from autoseg.inference.restore import predict_case, predict_case_probabilities
 from autoseg.preprocessing.first_stage import one_hot, prepare_first_stage
 from autoseg.preprocessing.prepare import Preparation
+from tests.images.examples import CODES, OBLIQUE
 from tests.inference.examples import configuration, random_unet
 
 LABELS = LabelSet({"background": (0,), "liver": (1,), "tumor": (2,)})
@@ -105,6 +107,26 @@ def test_a_cascade_gets_what_its_first_stage_predicts():
     assert np.array_equal(ensemble.predict(case).labels, expected)
     empty = np.concatenate([high.image, np.zeros_like(image[1:])])
     assert not np.array_equal(predict_case(second.predictor, empty, high.placement, LABELS), expected)
+
+
+def test_an_image_stored_in_any_orientation_is_predicted_alike_on_its_own_grid():
+    def oriented(one: EnsembleMember) -> EnsembleMember:
+        return replace(one, preparation=replace(one.preparation, orientation="RAS"))
+
+    first = oriented(member("3d_lowres", 1, 0.25, spacing=(3.0, 2.0, 2.0)))
+    second = oriented(member("cascade", 2, 0.5, previous="3d_lowres"))
+    slices = oriented(member("2d", 3, 0.25, spacing=(1.0, 1.0)))
+    image = Volume(volume().array, replace(GEOMETRY, direction=OBLIQUE))
+    for ensemble in (Ensemble((second, first, slices), LABELS, {"3d_lowres": first}), Ensemble((slices,), LABELS)):
+        expected = ensemble.predict(ensemble.prepare(image), keep_probabilities=True)
+        assert len(np.unique(expected.labels)) > 1
+        for codes in CODES if len(ensemble.members) == 1 else CODES[::7]:
+            turn = turn_to(image.geometry, codes)
+            stored = turn.apply(image)
+            found = ensemble.predict(ensemble.prepare(stored), keep_probabilities=True)
+            assert found.geometry is stored.geometry
+            assert np.array_equal(found.labels, turn.view(expected.labels))
+            assert np.array_equal(found.probabilities, turn.view(expected.probabilities))
 
 
 def test_a_first_stage_that_is_a_member_too_predicts_once(monkeypatch):
