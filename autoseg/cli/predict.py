@@ -106,6 +106,7 @@ def _document(manifest: PredictionManifest, folder: Path, peak_ram_bytes: int | 
             "output": None if case.output is None else str(folder / case.output),
             "seconds": case.seconds,
             "error": case.error,
+            "notes": list(case.notes),
         }
         for name, case in manifest.cases.items()
     }

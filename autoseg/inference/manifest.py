@@ -31,7 +31,7 @@ class CaseOutcome:
         error: what went wrong, or None.
         input: hash of the bytes of its image files, or None if they could not be read.
         written: SHA-256 of the label file, or None if there is none.
-        notes: what the reader settled in the image files.
+        notes: what was settled while its images were read, and how they were turned.
     """
 
     status: Literal["done", "failed"]

@@ -21,12 +21,14 @@ import torch
 
 from autoseg.core.errors import AutoSegError, Interrupted, NotEnoughResources
 from autoseg.core.files import atomic_file
+from autoseg.core.geometry import Geometry
 from autoseg.core.machine import BYTES_PER_GIB, available_memory_bytes, resident_memory_bytes
 from autoseg.core.progress import Progress, silent
 from autoseg.core.workers import Helper
 from autoseg.data.labels import to_file_values
 from autoseg.data.model import Case
 from autoseg.images.formats.files import file_ending, find_format, hash_of_written
+from autoseg.images.orientation import orientation_of, spelled
 from autoseg.images.writers import write_labels
 from autoseg.inference.ensemble import Ensemble, Prediction
 from autoseg.inference.manifest import CaseOutcome
@@ -137,8 +139,12 @@ class PredictionStream:
         self._read_cases[case.identifier] = replace(found, prepared={})  # without the arrays, which are large
         if isinstance(found.prepared, AutoSegError):
             raise found.prepared
-        for note in found.notes:
-            _log.info("%s: %s", case.identifier, note)
+        placement = next(iter(found.prepared.values())).placement  # of all preparations on the same grid
+        notes = [(logging.INFO, note) for note in found.notes]
+        notes += orientation_notes(placement.geometry, self._plan.orientation)
+        for level, note in notes:
+            _log.log(level, "%s: %s", case.identifier, note)
+        self._read_cases[case.identifier] = replace(found, prepared={}, notes=tuple(note for _, note in notes))
         return found.prepared
 
     def _limit(self) -> MemoryLimit:
@@ -217,6 +223,24 @@ class PredictionStream:
         self._ensemble = smaller
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def orientation_notes(geometry: Geometry, usual: str | None) -> list[tuple[int, str]]:
+    """What becomes of an image that is not stored in the orientation of the model, with a level for the log.
+
+    Args:
+        geometry: of the image.
+        usual: orientation of the model's plan, or None.
+    """
+    own = orientation_of(geometry)
+    if own == usual:
+        return []
+    if own is None:
+        what = f"no orientation stated, whereas the model takes images as {spelled(usual)}: it is predicted as stored, "
+        return [(logging.WARNING, what + "so left and right may be exchanged")]
+    if usual is None:  # of every image for models of nnU-Net
+        return [(logging.DEBUG, f"stored {spelled(own)}; the model knows no orientation, so it is predicted as stored")]
+    return [(logging.INFO, f"stored {spelled(own)}, turned to {spelled(usual)}")]
 
 
 def output_name(case: Case, planned: str) -> str:

@@ -21,6 +21,7 @@ from autoseg.images.orientation import turn_to
 from autoseg.images.volume import Volume, plane_geometry
 from autoseg.images.writers import write_image, write_labels
 from tests.data.arrangements import CLASSES, GRID, NAMES, describe, image_of, labels_of, nnunet, paired
+from tests.images.examples import forget_orientation
 
 IMAGE, LABELS = "imagesTr/case_a_0000.nii.gz", "labelsTr/case_a.nii.gz"
 
@@ -267,16 +268,6 @@ def oriented_case(folder: Path, name: str, codes: str | None, label_codes: str =
     write_labels(files[1], label_map.array, label_map.geometry)
     for file in files if codes is None else ():
         forget_orientation(file)
-
-
-def forget_orientation(file: Path) -> None:
-    import nibabel
-
-    volume = nibabel.load(file)
-    volume = nibabel.Nifti1Image(np.asarray(volume.dataobj), None, volume.header)
-    volume.set_qform(None, 0)
-    volume.set_sform(None, 0)
-    volume.to_filename(file)
 
 
 def oriented(folder: Path, codes: dict[str, str | None]) -> Dataset:

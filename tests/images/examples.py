@@ -45,6 +45,17 @@ def geometries(direction=directions, smallest=2):
     )
 
 
+def forget_orientation(file: Path) -> None:
+    """Takes qform and sform from a NIfTI file."""
+    import nibabel
+
+    volume = nibabel.load(file)
+    volume = nibabel.Nifti1Image(np.asarray(volume.dataobj), None, volume.header)
+    volume.set_qform(None, 0)
+    volume.set_sform(None, 0)
+    volume.to_filename(file)
+
+
 def label_array(shape, highest=5, seed=0):
     return np.random.default_rng(seed).integers(0, highest + 1, shape).astype(np.int32)
 

@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,8 +18,10 @@ from autoseg.data.inputs import ExpectedImages, find_inputs
 from autoseg.data.model import Problem
 from autoseg.data.survey import Survey
 from autoseg.evaluation.metrics import COUNT_METRICS, Metric
-from autoseg.images.readers import read_labels
-from autoseg.images.writers import write_labels
+from autoseg.images.orientation import orientation_of, turn_to
+from autoseg.images.readers import read_image, read_labels
+from autoseg.images.volume import Volume
+from autoseg.images.writers import write_image, write_labels
 from autoseg.inference.manifest import CaseOutcome, PredictionManifest
 from autoseg.models.runs import typical_cases
 from autoseg.planning.plan import Plan
@@ -286,6 +289,34 @@ def test_training_cases_are_like_the_training_data_and_changed_ones_are_not(work
     assert "volume of organ is 0; all 6 training cases have it" in _text(page)
     first = next(node for node in parsed(page).iter("article"))
     assert first.find("h3").text == odd
+
+
+def test_what_was_settled_while_a_case_was_read_is_shown(predicted):
+    folder, manifest, plan, cases = predicted
+    assert "settled while the images were read" not in _text(_prediction_page(predicted, {}))
+    name = cases[0].identifier
+    noted = {**manifest.cases, name: replace(manifest.cases[name], notes=("stored R-A-S, turned to L-P-S",))}
+    page = _text(_prediction_page((folder, replace(manifest, cases=noted), plan, cases), {}))
+    assert f"{name}stored R-A-S, turned to L-P-S" in page
+
+
+def test_a_case_stored_otherwise_is_drawn_and_compared_as_the_training_cases_are(workspace, predicted):
+    folder, manifest, plan, cases = predicted
+    typical = typical_cases(workspace, plan)
+    before = _prediction_page(predicted, typical)
+    volume = read_image([Path(file) for file in cases[0].images])
+    turn = turn_to(volume.geometry, "SRA")
+    stored = turn.apply(volume)
+    files = [folder.parent / f"{channel}.nii.gz" for channel in range(len(stored.array))]
+    for file, channel in zip(files, stored.array, strict=True):
+        write_image(file, Volume(channel[None], stored.geometry))
+    labels = folder / f"{cases[0].identifier}.nii.gz"
+    write_labels(labels, turn.view(read_labels(labels).array), stored.geometry)
+    turned = (replace(cases[0], images=tuple(map(str, files))), *cases[1:])
+    oriented = replace(plan, orientation=orientation_of(volume.geometry))
+    after = _prediction_page((folder, manifest, oriented, turned), typical)
+    written = re.compile(r"Written [^<]*")
+    assert written.sub("", after) == written.sub("", before)
 
 
 def test_with_many_cases_the_unlike_ones_get_the_pictures(workspace, predicted):

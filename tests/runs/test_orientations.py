@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,7 +30,7 @@ from autoseg.runs.run import Run
 from autoseg.runs.training import train_and_validate
 from autoseg.training.recipe import Recipe
 from autoseg.training.splits import Fold
-from tests.images.examples import CODES
+from tests.images.examples import CODES, forget_orientation
 from tests.inference.examples import unet_spec
 from tests.runs.trained import never
 
@@ -160,6 +161,9 @@ def test_new_images_are_predicted_alike_on_their_own_grids(trained, tmp_path):
         write_labels(references / f"{codes}.nii.gz", labels.array, labels.geometry)
     manifest = predict(trained.folder, new, out, mirroring=False, report=False, device="cpu")
     assert not manifest.failures
+    assert {name: case.notes for name, case in manifest.cases.items()} == {
+        codes: () if codes == "LPS" else (f"stored {'-'.join(codes)}, turned to L-P-S",) for codes in CODES
+    }
     maps = {name: read_labels(out / str(case.output)) for name, case in manifest.cases.items()}
     expected = maps["LPS"].array
     assert len(np.unique(expected)) > 2
@@ -171,3 +175,23 @@ def test_new_images_are_predicted_alike_on_their_own_grids(trained, tmp_path):
     scores = evaluate(out, references, dataset=trained.folder).cases.values()
     assert len(scores) == 48
     assert len({tuple(own["dice"] for own in case.values()) for case in scores}) == 1
+
+
+def test_an_image_that_does_not_say_how_it_lies_is_predicted_as_stored_with_a_warning(trained, tmp_path, caplog):
+    new, out = tmp_path / "new", tmp_path / "out"
+    image, _ = anatomy()
+    write_image(new / "known.nii.gz", image)
+    write_image(new / "unknown.nii.gz", turn_to(GRID, "RPS").apply(image))
+    forget_orientation(new / "unknown.nii.gz")
+    write_image(new / "same.nii.gz", image)
+    forget_orientation(new / "same.nii.gz")
+    with caplog.at_level(logging.INFO):
+        manifest = predict(trained.folder, new, out, mirroring=False, report=False, device="cpu")
+    assert manifest.cases["known"].notes == ()
+    for name in ("same", "unknown"):
+        assert "no orientation stated" in manifest.cases[name].notes[0]
+    warned = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert sorted(message.partition(":")[0] for message in warned) == ["same", "unknown"]
+    known, same, unknown = (read_labels(out / f"{name}.nii.gz").array for name in ("known", "same", "unknown"))
+    assert np.array_equal(same, known)
+    assert not np.array_equal(unknown, known[:, :, ::-1])
