@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,10 +18,10 @@ from autoseg.core.progress import Progress, silent
 from autoseg.core.records import load, read_json, save
 from autoseg.core.workers import map_supervised
 from autoseg.core.workspace import WORK_FOLDER_NAME, RunFolder, Workspace
-from autoseg.data.labels import count_label_files, find_classes
+from autoseg.data.labels import INSTANCE_VALUES, LabelCounts, count_label_files, find_classes
 from autoseg.data.layouts.description import describe_nnunet
 from autoseg.data.layouts.detect import detect_dataset
-from autoseg.data.model import Dataset, LabelSet
+from autoseg.data.model import BACKGROUND, Dataset, LabelSet, label_set_of
 from autoseg.data.naming import by_name, image_files, label_files, partners
 from autoseg.evaluation.metrics import METRICS
 from autoseg.evaluation.scores import DEFAULT_TOLERANCE_MM, ClassScores, mean_scores, score_files
@@ -94,7 +94,7 @@ def evaluate(
             where=f"{predictions}, {references}",
             do="name predictions after the cases: <case> with the ending of an image format",
         )
-    labels, source = _find_labels(predictions, references, dataset, list(expected.values()))
+    labels, source = _find_labels(predictions, references, dataset, list(pairs.values()))
     _log.info("classes: %s", source)
     cases, failures = _scored(pairs, labels, tolerance_mm, jobs, progress)
     failures.update({case: "there is no prediction" for case in expected if case not in predicted})
@@ -113,7 +113,7 @@ def _folder(path: str | Path) -> Path:
 
 
 def _find_labels(
-    predictions: Path, references: Path, dataset: str | Path | None, reference_files: Sequence[Path]
+    predictions: Path, references: Path, dataset: str | Path | None, pairs: Sequence[tuple[Path, Path]]
 ) -> tuple[LabelSet, str]:
     """The classes to score, and where they were found, in words."""
     if dataset is not None:
@@ -126,12 +126,50 @@ def _find_labels(
     for folder in (predictions, predictions.parent, references, references.parent):
         if (folder / DESCRIPTION_NAME).is_file() or (folder / WORK_FOLDER_NAME / DESCRIPTION_NAME).is_file():
             return _labels_of_dataset(folder), f"of the dataset {folder.name}"
-    found, sentence = find_classes(count_label_files(reference_files))
-    classes = {name.removeprefix("class_"): values for name, values in found.classes.items()}
-    return replace(found, classes=classes), f"named by value: {sentence}"
+    return _labels_by_value(pairs)
 
 
-@for_users()
+def _labels_by_value(pairs: Sequence[tuple[Path, Path]]) -> tuple[LabelSet, str]:
+    """A class for each value in the (prediction, reference) files, named by it; and how it was found, in words.
+
+    Raises:
+        DataRefused: there is nothing to compare.
+    """
+    predicted, expected = (count_label_files(files) for files in zip(*pairs, strict=True))
+    own, others = _above_0(expected.values), _above_0(predicted.values)
+    _check_comparable(predicted, expected)
+    found, sentence = find_classes(expected.voxels if own else predicted.voxels)
+    values, absent = {*found.file_values, *others}, others - own
+    if found.has_instances or len(values) > INSTANCE_VALUES:
+        values, absent = set(found.file_values), set()
+    names = {str(value) if value else BACKGROUND: (value,) for value in sorted(values)}
+    labels = found if found.has_instances else label_set_of(names)
+    return labels, f"named by value: {sentence}" + (f"; no reference holds {_listed(absent)}" if absent else "")
+
+
+def _check_comparable(predicted: LabelCounts, expected: LabelCounts) -> None:
+    for counts in (expected, predicted):
+        if not counts.voxels:
+            why, do = counts.grouped_faults, "correct these files"
+            raise DataRefused("none of the label maps can be read", why=why, do=do)
+    own, others = _above_0(expected.values), _above_0(predicted.values)
+    if not own | others:
+        do = "check that these are the right folders, or name the classes with --dataset"
+        raise DataRefused("nothing to score: all label maps are empty", do=do)
+    if own and others and own.isdisjoint(others):
+        held = f"the predictions hold {_listed(predicted.values)}; the references {_listed(expected.values)}"
+        do = "give both the same values, or name the classes with --dataset"
+        raise DataRefused(f"predictions and references have no label value in common: {held}", do=do)
+
+
+def _above_0(values: Iterable[int]) -> set[int]:
+    return {value for value in values if value > 0}
+
+
+def _listed(values: Iterable[int]) -> str:
+    return ", ".join(map(str, sorted(values)))
+
+
 def write_evaluation(evaluation: Evaluation, folder: Path) -> tuple[Path, Path]:
     """Writes evaluation.json and evaluation.csv (one row per case and class) into the folder; returns their paths."""
     as_json, as_csv = folder / "evaluation.json", folder / "evaluation.csv"

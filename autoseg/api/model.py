@@ -52,11 +52,13 @@ def find_model(path: str | Path, configuration: str | None = None, folds: Sequen
         folds: which ones; by default those selected, else all that were trained.
 
     Raises:
-        MissingInput: there is no trained model.
+        MissingInput: there is no such path, or no trained model.
         UsageError: the configuration or a fold is not there, or the selection is out of date.
         PlanFault: its networks were trained with plans that do not fit together.
         IntegrityRefusal: a file is damaged, or not safe to read.
     """
+    if not Path(path).exists():
+        raise MissingInput(f"there is no file or folder {Path(path).name}", where=str(path), do="check the path")
     loader = _loader_of(Path(path))
     if loader is None:
         raise MissingInput("there is no trained model", where=str(path), do="run autoseg train DATASET first")
@@ -141,6 +143,8 @@ def import_model(source: str | Path, folder: Path) -> Path:
         UsageError: another model of the same name is there, or `source` is neither.
         IntegrityRefusal: the model is not sound.
     """
+    if not Path(source).exists():
+        raise MissingInput(f"there is no file or folder {Path(source).name}", where=str(source), do="check the path")
     loader = _loader_of(Path(source))
     if loader is None or not loader.can_import:
         raise UsageError(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from autoseg.cli.options import device_option, jobs_option, output_options, seed_option
-from autoseg.cli.output import Output
+from autoseg.cli.output import Output, command_line
 from autoseg.cli.train import Duration
 from autoseg.cli.train_board import training_board
 
@@ -76,7 +76,7 @@ def _show(result: DemoResult, out: Path, output: Output) -> None:
         "report": result.report,
     }
     output.say("\n" + "\n".join(f"{name:<13} {path}" for name, path in places.items()))
-    output.say(f"\nyour own data: autoseg plan DATASET    why this plan: autoseg explain {result.dataset}")
+    output.say(f"\nyour own data: autoseg plan DATASET    why this plan: {command_line('explain', result.dataset)}")
 
 
 def _cell(value: float | None) -> str:

@@ -70,7 +70,8 @@ def _show(evaluation: Evaluation, output: Output) -> None:
     rows = [(name, *_numbers(scores)) for name, scores in evaluation.mean.items()]
     rows.append(("foreground mean", *_numbers(evaluation.foreground_mean)))
     columns = ("class", *(metric.heading for metric in METRICS.values()))
-    output.table(columns, rows, title=f"Mean of {len(evaluation.cases)} cases (classes {evaluation.classes})")
+    if evaluation.cases:
+        output.table(columns, rows, title=f"Mean of {len(evaluation.cases)} cases (classes {evaluation.classes})")
     output.table(("case", "why it has no scores"), list(evaluation.failures.items()))
     output.say("P is the prediction, R the reference of a class; - where undefined, and left out of means.")
     output.say("Surfaces are voxels with a face neighbor outside the object; distances are between their centers.")

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from autoseg.cli.options import output_options, work_option
-from autoseg.cli.output import Output
+from autoseg.cli.output import Output, command_line
 from autoseg.core.errors import UsageError
 from autoseg.core.workspace import workspace_of
 
@@ -24,7 +24,7 @@ def explain(subject: str, decision: str | None, work: Path | None, output: Outpu
 
     if is_code(subject) and not Path(subject).exists():
         if decision is not None:
-            raise UsageError(f"an error code stands alone, without {decision!r}", do=f"autoseg explain {subject}")
+            raise UsageError(f"an error code stands alone, without {decision!r}", do=command_line("explain", subject))
         meaning = explain_code(subject)
         output.say(f"{subject.upper()}: {meaning}")
         output.emit({"code": subject.upper(), "meaning": meaning})

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from autoseg.cli.options import output_options, whole
-from autoseg.cli.output import Output
+from autoseg.cli.output import Output, command_line
 from autoseg.core.limits import FOLD
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def import_model(source: Path, folder: Path, output: Output) -> int:
     from autoseg.api.model import import_model
 
     path = import_model(source, folder)
-    output.say(f"{path} ({_mebibytes(path)} MiB): autoseg predict {path} -i IMAGES -o OUT")
+    output.say(f"{path} ({_mebibytes(path)} MiB): {command_line('predict', path)} -i IMAGES -o OUT")
     output.emit({"file": str(path), "bytes": path.stat().st_size})
     return 0
 

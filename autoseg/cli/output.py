@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import os
+import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -183,6 +184,12 @@ class _PlainProgress:
             return
         self.next_line = time.monotonic() + _PLAIN_PROGRESS_SECONDS
         logging.getLogger("autoseg").info("%s %d/%d", self.title, done, total)
+
+
+def command_line(*words: str | Path) -> str:
+    """A command of AutoSeg as it can be pasted into a shell, whatever the paths are called."""
+    safe = (f"./{word}" if isinstance(word, Path) and str(word).startswith("-") else str(word) for word in words)
+    return shlex.join(["autoseg", *safe])
 
 
 def show_error(error: AutoSegError) -> None:

@@ -16,7 +16,7 @@ from autoseg.cli.options import (
     output_options,
     work_option,
 )
-from autoseg.cli.output import Output
+from autoseg.cli.output import Output, command_line
 from autoseg.core.errors import UsageError
 from autoseg.core.limits import MEMORY_GIB
 from autoseg.core.workspace import workspace_of
@@ -105,8 +105,8 @@ def _plan_images(dataset: Path, work: Path | None, chosen: PlanOptions, output: 
     disk = {name: made.store_gib(own, planned.survey.fingerprint) for name, own in made.configurations.items()}
     show_plan(made, output, seconds, disk)
     output.say("nothing was written (--dry-run)" if dry_run else f"wrote {workspace.plan}")
-    where = str(dataset) if work is None else f"{dataset} --work {work}"
-    output.say(f"next: autoseg train {where}    why: autoseg explain {where}")
+    where = (dataset,) if work is None else (dataset, "--work", work)
+    output.say(f"next: {command_line('train', *where)}    why: {command_line('explain', *where)}")
     problems = [to_data(problem) for problem in planned.survey.problems]
     document = {**made.document(), "layout": planned.dataset.layout, "cases": len(planned.survey.fingerprint.cases)}
     output.emit({**document, "problems": problems, "seconds_per_epoch": seconds})

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from autoseg.cli.options import dataset_argument, jobs_option, output_options, seed_option, work_option
-from autoseg.cli.output import Output
+from autoseg.cli.output import Output, command_line
 from autoseg.core.workspace import workspace_of
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def select(
         )
     output.log_to(workspace.logs, "select")
     show_selection(selection, output)
-    output.say(f"\nwrote {workspace.selection}; autoseg predict {dataset} uses it")
+    output.say(f"\nwrote {workspace.selection}; {command_line('predict', work or dataset)} -i IMAGES -o OUT uses it")
     output.emit(to_data(selection))
     return 0
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +30,7 @@ _LARGEST_TABLE = 1 << 20
 _COUNTED_AT_ONCE = 1 << 22
 _READ_AT_ONCE = 4
 _SHOWN_VALUES = 10
+_SHOWN_FAULTS = 5
 
 Labels = NDArray[np.signedinteger]
 
@@ -101,11 +102,44 @@ def value_counts(array: NDArray[np.integer]) -> dict[int, int]:
     return {int(index) + smallest: int(totals[index]) for index in np.flatnonzero(totals)}
 
 
-def count_label_files(paths: Iterable[Path]) -> tuple[dict[int, int], ...]:
-    """Voxels of each value in each label file that can be read; the others are left to the check of their case."""
+@dataclass(frozen=True, slots=True)
+class LabelCounts:
+    """What label files hold.
+
+    Attributes:
+        voxels: of each value, for each file that can be read.
+        faults: why the others cannot be.
+    """
+
+    voxels: tuple[dict[int, int], ...]
+    faults: dict[Path, str]
+
+    @property
+    def values(self) -> set[int]:
+        """Every value that occurs."""
+        return set().union(*self.voxels)
+
+    @property
+    def grouped_faults(self) -> str:
+        """Each reason once, with the first file and how many there are."""
+        groups: dict[str, list[str]] = {}
+        for path, reason in self.faults.items():
+            groups.setdefault(reason.replace(path.name, ""), []).append(reason)
+        more = {
+            reasons[0]: f" (and {len(reasons) - 1} more files)" if len(reasons) > 1 else ""
+            for reasons in groups.values()
+        }
+        return "; ".join(first + rest for first, rest in list(more.items())[:_SHOWN_FAULTS])
+
+
+def count_label_files(paths: Iterable[Path]) -> LabelCounts:
+    """Voxels of each value in each label file that can be read, and why the others cannot be."""
     with ThreadPoolExecutor(_READ_AT_ONCE) as readers:
-        counted = list(readers.map(_count_file, paths))
-    return tuple(counts for counts in counted if counts is not None)
+        counted = dict(zip(paths := list(paths), readers.map(_count_file, paths), strict=True))
+    return LabelCounts(
+        tuple(found for found in counted.values() if not isinstance(found, str)),
+        {path: found for path, found in counted.items() if isinstance(found, str)},
+    )
 
 
 def find_classes(counts: Sequence[Mapping[int, int]], *, made_for_objects: bool = False) -> tuple[LabelSet, str]:
@@ -178,13 +212,16 @@ def _stray(foreground: Sequence[Mapping[int, int]], total: Counter[int]) -> str:
     return f"; in one file only, perhaps by mistake: {found}" if rare and len(foreground) > 1 else ""
 
 
-def _count_file(path: Path) -> dict[int, int] | None:
+def _count_file(path: Path) -> dict[int, int] | str:
+    """Voxels of each value, or why the file cannot be read."""
     from autoseg.images.readers import read_labels
 
     try:
         return value_counts(read_labels(path).array)
-    except (AutoSegError, OSError):
-        return None
+    except AutoSegError as error:
+        return error.what
+    except OSError as error:
+        return f"{path.name} cannot be read: {error.strerror or error}"
 
 
 def _file_values(label_set: LabelSet) -> tuple[int, ...]:

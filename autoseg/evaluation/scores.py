@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.core.errors import AutoSegError, GeometryMismatch
+from autoseg.core.errors import AutoSegError, GeometryMismatch, LabelFault
 from autoseg.core.geometry import Geometry, Shape, Spacing, is_picture
 from autoseg.data.check import match_labels
-from autoseg.data.labels import to_training_values
+from autoseg.data.labels import count_label_files, to_training_values
 from autoseg.data.model import LabelSet
 from autoseg.data.problems import PROBLEM_CODES
 from autoseg.evaluation.confusion import Overlap, overlaps
@@ -24,6 +24,7 @@ DEFAULT_TOLERANCE_MM = 1.0
 """Of the normalized surface Dice; assumption. In pictures without physical size it is one pixel."""
 
 _MM3_PER_ML = 1000.0
+_SHOWN_VALUES = 10
 
 Box = tuple[slice, ...]
 
@@ -38,9 +39,21 @@ def score_files(files: tuple[Path, Path], labels: LabelSet, tolerance_mm: float)
         prediction, reference = (read_labels(file) for file in files)
         *volumes, geometry = _on_one_grid(prediction, reference, (files[0].name, files[1].name))
         arrays = [to_training_values(volume.array, labels) for volume in volumes]
+    except LabelFault as error:
+        return f"{error}; {_held(files)}"
     except AutoSegError as error:
         return str(error)
     return score_case(arrays[0], arrays[1], labels, geometry.spacing_mm, tolerance_mm)
+
+
+def _held(files: tuple[Path, Path]) -> str:
+    """Which values a predicted and a reference label file hold, in words; nothing of a file that cannot be read."""
+    shown = []
+    for noun, file in zip(("prediction", "reference"), files, strict=True):
+        values = sorted(count_label_files([file]).values)
+        more = ", ..." if len(values) > _SHOWN_VALUES else ""
+        shown += [f"the {noun} holds {', '.join(map(str, values[:_SHOWN_VALUES]))}{more}"] if values else []
+    return "; ".join(shown)
 
 
 def _on_one_grid(prediction: Volume, reference: Volume, names: tuple[str, str]) -> tuple[Volume, Volume, Geometry]:

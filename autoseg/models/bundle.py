@@ -153,7 +153,7 @@ def _opened(path: Path) -> Iterator[Any]:
     except FileNotFoundError as error:
         raise MissingInput(f"there is no file {path}", where=str(path)) from error
     except (SafetensorError, OSError, ValueError) as error:
-        raise _refusal(path, f"it cannot be read as safetensors ({error})") from error
+        raise _refusal(path, "it cannot be read as safetensors") from error
 
 
 def _record_text(path: Path, metadata: Mapping[str, str]) -> tuple[str, str]:

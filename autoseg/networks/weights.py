@@ -133,5 +133,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         tensors: dict[str, Tensor] = from_bytes(path.read_bytes())
     except SafetensorError as error:
-        raise IntegrityRefusal(f"{path.name} is not a valid weights file", where=str(path), why=str(error)) from error
+        raise IntegrityRefusal(
+            f"{path.name} is not a valid weights file", where=str(path), why="it was cut off, changed, or never one"
+        ) from error
     return tensors

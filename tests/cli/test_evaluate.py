@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from autoseg.api.evaluate import evaluate, write_evaluation
+from autoseg.core.errors import DataRefused
 from autoseg.core.geometry import Geometry
 from autoseg.core.records import save
 from autoseg.data.model import LabelSet
@@ -90,23 +91,67 @@ def test_a_metric_added_to_the_registry_is_in_every_file(folders, monkeypatch):
 def test_failures_are_listed_and_give_no_score(autoseg, folders, tmp_path):
     predictions, references = folders
     write_labels(references / "missing.nii.gz", ball(), GRID)
-    for case in ("broken", "elsewhere", "strange"):
+    for case in ("broken", "elsewhere"):
         write_labels(references / f"{case}.nii.gz", ball(), GRID)
     (predictions / "broken.nii.gz").write_bytes(b"no image")
     write_labels(predictions / "elsewhere.nii.gz", ball(), Geometry(GRID.shape, (3.0, 1.0, 0.5)))
-    write_labels(predictions / "strange.nii.gz", ball(value=7), GRID)
     write_labels(predictions / "extra.nii.gz", ball(), GRID)
     ran = autoseg("evaluate", predictions, references, "--json", "--jobs", 1, "-o", tmp_path / "scores")
     assert ran.code == 4
     document = ran.document
     assert list(document["cases"]) == ["a", "b"]
-    assert list(document["failures"]) == ["broken", "elsewhere", "missing", "strange"]
+    assert list(document["failures"]) == ["broken", "elsewhere", "missing"]
     assert "reference" in document["failures"]["elsewhere"]
-    assert "7" in document["failures"]["strange"]
     assert document["failures"]["missing"] == "there is no prediction"
     assert (tmp_path / "scores" / "evaluation.csv").is_file()
     table = autoseg("evaluate", predictions, references, "--jobs", 1)
     assert (table.code, "there is no prediction" in table.stdout) == (4, True)
+
+
+def test_a_class_that_only_predictions_show_is_scored_and_named(folders):
+    predictions, references = folders
+    write_labels(predictions / "strange.nii.gz", ball(value=7), GRID)
+    write_labels(references / "strange.nii.gz", ball(), GRID)
+    found = evaluate(predictions, references, jobs=0)
+    assert (found.failures, list(found.mean)) == ({}, ["1", "7"])
+    assert found.cases["strange"]["7"]["dice"] == found.cases["strange"]["1"]["dice"] == 0
+    assert found.classes.endswith("no reference holds 7")
+
+
+def test_values_that_do_not_fit_together_are_named_with_the_file_that_holds_them(folders, tmp_path):
+    predictions, references = folders
+    for file in references.iterdir():
+        write_labels(file, ball(value=255), GRID)
+    with pytest.raises(DataRefused, match="the predictions hold 0, 1; the references 0, 255"):
+        evaluate(predictions, references, jobs=0)
+    declared = tmp_path / "dataset.json"
+    table = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "a": 255}, "file_ending": ".nii.gz"}
+    declared.write_text(json.dumps(table))
+    failures = evaluate(predictions, references, dataset=declared, jobs=0).failures
+    assert "the prediction holds 0, 1; the reference holds 0, 255" in failures["a"]
+
+
+def test_without_any_labeled_voxel_there_is_nothing_to_score(folders):
+    for folder in folders:
+        for file in folder.iterdir():
+            write_labels(file, ball() * 0, GRID)
+    with pytest.raises(DataRefused, match="nothing to score"):
+        evaluate(*folders, jobs=0)
+
+
+def test_references_that_cannot_be_read_are_named_with_the_reason(folders):
+    for file in folders[1].iterdir():
+        file.write_bytes(b"no image")
+    with pytest.raises(DataRefused, match="none of the label maps can be read") as caught:
+        evaluate(*folders, jobs=0)
+    assert "a.nii.gz" in str(caught.value.why)
+    assert "1 more file" in str(caught.value.why)
+
+
+def test_references_go_with_predictions_by_their_names(tmp_path):
+    write_labels(tmp_path / "p" / "img0001.nii.gz", ball(), GRID)
+    write_labels(tmp_path / "r" / "label0001.nii.gz", ball(), GRID)
+    assert list(evaluate(tmp_path / "p", tmp_path / "r", jobs=0).cases) == ["img0001"]
 
 
 def test_undefined_scores_are_null(autoseg, folders):

@@ -8,7 +8,9 @@ import pytest
 
 from autoseg.cli import main as main_module
 from autoseg.cli.main import VERBS
+from autoseg.core.configs import shipped
 from autoseg.core.errors import GeometryMismatch
+from autoseg.runs.executors.executor import EXECUTORS
 
 CPU_SECONDS_OF_HELP = 0.3
 
@@ -45,6 +47,12 @@ def test_every_verb_has_help(autoseg, verb):
     ran = autoseg(verb, "--help")
     assert ran.code == 0
     assert "Usage: autoseg" in ran.stdout
+
+
+def test_help_names_every_preset_and_executor_there_is(autoseg):
+    for verb, names in (("plan", shipped("presets")), ("train", EXECUTORS)):
+        shown = autoseg(verb, "--help").stdout
+        assert [name for name in names if name not in shown] == []
 
 
 def test_a_mistyped_verb_is_answered_with_the_nearest(autoseg):

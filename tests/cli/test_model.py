@@ -153,12 +153,12 @@ def test_a_file_system_without_links_will_do(autoseg, selected, tmp_path, monkey
 @pytest.mark.parametrize(
     ("words", "code", "told"),
     [
-        (["export", "nowhere"], 2, "no trained model"),
+        (["export", "nowhere"], 2, "no file or folder nowhere"),
         (["export", "WORK", "--out", "model.zip"], 2, ".autoseg"),
         (["export", "WORK", "--configuration", "2d"], 2, "2d is not trained"),
-        (["import", "nowhere"], 2, "neither a bundle nor"),
+        (["import", "nowhere"], 2, "no file or folder nowhere"),
         (["import", "WORK"], 2, "model export"),
-        (["show", "nowhere"], 2, "no trained model"),
+        (["show", "nowhere"], 2, "no file or folder nowhere"),
         (["rename"], 2, "rename"),
     ],
 )

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from autoseg.cli import main as main_module
+from autoseg.cli.output import command_line
+from tests.data.arrangements import paired
 
 COMMAND = f'"{sys.executable}" -m autoseg explain E0401'
 
@@ -19,6 +25,27 @@ def shell(line: str, **variables: str) -> subprocess.CompletedProcess[str]:
     ran = subprocess.run(line, shell=True, capture_output=True, text=True, env=environment, timeout=60, check=False)
     assert "Traceback" not in ran.stderr
     return ran
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.lists(st.text("ab '\"$`\\!*(&;~-#é", min_size=1, max_size=8), min_size=1, max_size=4))
+def test_a_printed_command_is_read_by_a_shell_as_the_words_it_stands_for(names):
+    line = command_line("train", *map(Path, names), "--work", Path("w w"))
+    ran = shell(f"autoseg() {{ for word; do printf '%s\\0' \"$word\"; done; }}; {line}")
+    words = ran.stdout.split("\0")[:-1]
+    assert words[0] == "train"
+    assert [Path(word) for word in words[1:-2]] == [Path(name) for name in names]
+    assert not any(word.startswith("-") for word in words[1:-2])
+    assert words[-2:] == ["--work", "w w"]
+
+
+def test_the_next_command_of_plan_can_be_pasted(autoseg, tmp_path):
+    root = paired(tmp_path / "my data's $HOME set (1)")
+    ran = autoseg("plan", root, "--preset", "cpu", "--no-probe", "--work", tmp_path / "w w")
+    line = next(line for line in ran.stdout.splitlines() if line.startswith("next: "))
+    next_one, why = line.removeprefix("next: ").split("    why: ")
+    assert shlex.split(next_one) == ["autoseg", "train", str(root), "--work", str(tmp_path / "w w")]
+    assert shlex.split(why) == ["autoseg", "explain", str(root), "--work", str(tmp_path / "w w")]
 
 
 @pytest.mark.parametrize(("line", "code"), [(f"{COMMAND} >&-", 2), (f"{COMMAND} > /dev/full", 5)])

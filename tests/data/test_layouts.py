@@ -377,8 +377,11 @@ def test_labels_that_nobody_can_read_leave_the_classes_unknown(tmp_path):
     root = paired(tmp_path / "tiny")
     for file in (root / "labels").iterdir():
         file.write_bytes(b"nothing")
-    with pytest.raises(DataRefused, match="none of the 3 label files can be read"):
+    (root / "labels" / "case_b.nii.gz").write_bytes(b"")
+    with pytest.raises(DataRefused, match="none of the 3 label files can be read") as caught:
         detect_dataset(root)
+    assert "case_b.nii.gz is empty" in str(caught.value.why)
+    assert "(and 1 more files)" in str(caught.value.why)
 
 
 def test_an_unknown_folder_is_answered_with_its_content_and_all_layouts(tmp_path):

@@ -48,7 +48,7 @@ def test_what_was_not_trained_is_refused_with_what_was(work, tmp_path):
     assert "3d_fullres" in (error.value.do or "")
     with pytest.raises(UsageError, match="fold 4"):
         find_model(work, folds=(0, 4))
-    with pytest.raises(MissingInput, match="no trained model"):
+    with pytest.raises(MissingInput, match="no file or folder"):
         find_model(tmp_path / "nowhere")
 
 

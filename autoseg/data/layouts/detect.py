@@ -104,13 +104,14 @@ def _found_classes(root: Path, layout: str, cases: Sequence[Case]) -> tuple[Labe
     """Classes by the values in all label files, and a sentence that says how they were found."""
     files = [root / case.labels for case in cases if case.labels is not None]
     counts = count_label_files(files)
-    if not counts:
+    if not counts.voxels:
         raise DataRefused(
             f"none of the {len(files)} label files can be read, so the classes are unknown",
             where=str(root),
-            do="check one of them with another program; declare the classes in a manifest to see each file's fault",
+            why=counts.grouped_faults,
+            do="correct these files; a label map has one whole number per voxel",
         )
-    return find_classes(counts, made_for_objects=LAYOUTS[layout].made_for_objects)
+    return find_classes(counts.voxels, made_for_objects=LAYOUTS[layout].made_for_objects)
 
 
 def _found_channels(root: Path, found: Found) -> tuple[str, ...]:
