@@ -12,23 +12,23 @@ from pathlib import Path
 from autoseg import __version__
 from autoseg.api.model import find_model
 from autoseg.core.errors import AutoSegError, DataRefused, Interrupted, InterruptedEarly, UsageError, for_users
-from autoseg.core.files import remove_leftovers
+from autoseg.core.files import remove_leftovers, sha256_of_file
 from autoseg.core.limits import OVERLAP, RAM_GIB
 from autoseg.core.machine import BYTES_PER_GIB, available_memory_bytes
 from autoseg.core.progress import Progress, silent
-from autoseg.core.records import save
 from autoseg.core.workers import Helper
 from autoseg.data.inputs import Inputs, find_inputs
 from autoseg.data.model import Case
 from autoseg.inference.ensemble import Ensemble
 from autoseg.inference.manifest import (
-    MANIFEST_NAME,
+    BEING_WRITTEN,
     MANIFEST_VERSION,
+    REPORT_NAME,
     CaseOutcome,
     PredictionManifest,
-    done_before,
     written_names,
 )
+from autoseg.inference.outputs import OutputFolder
 from autoseg.inference.reading import CaseSize, MemoryLimit, ReadingTask, image_bytes, size_in
 from autoseg.inference.stream import PredictionStream, output_name
 from autoseg.launch.devices import use_cores
@@ -73,6 +73,7 @@ def predict(
     max_ram_gib: float | None = None,
     report: bool = True,
     device: str = "auto",
+    overwrite: bool = False,
     progress: Progress = silent,
 ) -> PredictionManifest:
     """Segments every case found in `inputs` and writes the label maps, a manifest and a report into `output`.
@@ -82,8 +83,8 @@ def predict(
     Args:
         model: a dataset's folder, its work folder, one run, a bundle, or a model of nnU-Net v2.
         inputs: image files or folders of them.
-        output: folder; made if needed. Label maps that the same call made of the same images are kept, others of the
-            same name are replaced.
+        output: folder; made if needed. Label maps that the same call made of the same images are kept; others that
+            AutoSeg wrote are replaced, and removed where a case fails now.
         configuration: this one alone; None for what was selected, else 3d_fullres, else the best.
         folds: these; empty for those selected, else all.
         overlap: fraction of a tile that neighbors share at least, 0 to 0.95.
@@ -92,11 +93,14 @@ def predict(
         max_ram_gib: memory to stay below; what does not fit is kept in a file. None for most of what is free.
         report: whether to write report.html about what was predicted.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
+        overwrite: whether files in `output` that AutoSeg did not write, or that changed since, may be replaced. If not,
+            a case whose label map is such a file is a failure, and the file stays.
         progress: called with finished and all cases, or tiles if there is only one case.
 
     Raises:
         MissingInput: there is no trained model or no image.
-        UsageError: a label map would replace an image; there is no such device.
+        UsageError: a label map would replace an image; the manifest or the report are somebody else's files; there is
+            no such device.
         InterruptedEarly: stopped before a case was done.
         Interrupted: stopped later; what is done stays.
     """
@@ -107,17 +111,19 @@ def predict(
     use_cores()
     found = _cases(inputs, plan)
     _prepare_output(output, found.cases, plan)
+    outputs = OutputFolder(output, replace(_manifest(files, mirroring, overlap), notes=found.notes), overwrite)
+    if report:
+        outputs.check_report(output / REPORT_NAME)
     with Helper() as helper:  # begins to start while the networks are loaded
         ensemble = make_ensemble(files, device, overlap, mirroring, scratch=output)
-        manifest = replace(_manifest(files, ensemble, mirroring, overlap), notes=found.notes)
-        manifest.cases.update({name: CaseOutcome("failed", None, 0.0, reason, None) for name, reason in found.failures})
-        manifest.cases.update(done_before(output, manifest, found.cases, has_probabilities=probabilities))
-        waiting = [case for case in found.cases if case.identifier not in manifest.cases]
-        stream = PredictionStream(plan, ensemble, output, helper, probabilities, max_ram_gib)
-        manifest = _predict_all(stream, waiting, manifest, output, progress)
+        for name, reason in found.failures:
+            outputs.finish(name, CaseOutcome("failed", None, 0.0, reason, None))
+        outputs.keep_done(found.cases, [output_name(case, plan.file_ending) for case in found.cases], probabilities)
+        stream = PredictionStream(plan, ensemble, outputs, helper, probabilities, max_ram_gib)
+        _predict_all(stream, found.cases, outputs, progress)
         if report:
-            _report(output, manifest, files, found.cases, helper)
-    return manifest
+            _report(outputs, files, found.cases, helper)
+    return outputs.manifest
 
 
 @for_users()
@@ -156,49 +162,47 @@ def _check_numbers(overlap: float, max_ram_gib: float | None = None) -> None:
     RAM_GIB.check("--max-ram", max_ram_gib)
 
 
-def _manifest(files: ModelFiles, ensemble: Ensemble, mirroring: bool, overlap: float) -> PredictionManifest:
+def _manifest(files: ModelFiles, mirroring: bool, overlap: float) -> PredictionManifest:
     return PredictionManifest(
         version=MANIFEST_VERSION,
         autoseg=__version__,
         model=files.record.name,
-        device=str(ensemble.members[0].predictor.device),
+        device="",  # where the last case is computed, once it is known
         mirroring=mirroring,
         overlap=overlap,
         labels=files.record.plan.labels,
     )
 
 
-def _predict_all(
-    stream: PredictionStream, cases: Sequence[Case], manifest: PredictionManifest, output: Path, progress: Progress
-) -> PredictionManifest:
-    """Predicts cases; saves the manifest after each of them, so that a stop loses no more than the cases in work."""
-    on_case, on_tile = (progress, silent) if len(cases) > 1 else (silent, progress)
+def _predict_all(stream: PredictionStream, cases: Sequence[Case], outputs: OutputFolder, progress: Progress) -> None:
+    """Predicts what is not done; saves the manifest after each case, so that a stop loses only the cases in work."""
+    waiting = [case for case in cases if case.identifier not in outputs.manifest.cases]
+    on_case, on_tile = (progress, silent) if len(waiting) > 1 else (silent, progress)
     with stoppable() as check:
         try:
-            for done, (name, outcome) in enumerate(stream.outcomes(cases, check, on_tile), start=1):
-                manifest.cases[name] = outcome
-                save(manifest, output / MANIFEST_NAME)
-                on_case(done, len(cases))
+            for done, (name, outcome) in enumerate(stream.outcomes(waiting, check, on_tile), start=1):
+                outputs.finish(name, outcome)
+                on_case(done, len(waiting))
         except Interrupted as stop:
-            raise _explained(stop, manifest) from stop
-    manifest = replace(manifest, device=stream.device, cases=dict(sorted(manifest.cases.items())))
-    save(manifest, output / MANIFEST_NAME)
-    return manifest
+            raise _explained(stop, outputs.manifest) from stop
+    ordered = dict(sorted(outputs.manifest.cases.items()))
+    outputs.save(replace(outputs.manifest, device=stream.device, cases=ordered))
 
 
-def _report(
-    output: Path, manifest: PredictionManifest, files: ModelFiles, cases: Sequence[Case], helper: Helper
-) -> None:
+def _report(outputs: OutputFolder, files: ModelFiles, cases: Sequence[Case], helper: Helper) -> None:
     """Writes report.html; label maps that are done are worth more than a report that cannot be written."""
     from autoseg.report.cases import examine_cases
     from autoseg.report.collect import write_prediction_report
 
     examine = partial(examine_cases, plan=files.record.plan, supervised=helper.map, progress=silent)
+    outputs.note_report(BEING_WRITTEN)
     try:
-        path = write_prediction_report(output, manifest, cases, files.record.typical, examine)
+        path = write_prediction_report(outputs.folder, outputs.manifest, cases, files.record.typical, examine)
     except (AutoSegError, OSError) as error:
         _log.warning("the report could not be written: %s", error)
+        outputs.note_report(None)
     else:
+        outputs.note_report(sha256_of_file(path))
         _log.info("report: %s", path)
 
 

@@ -69,6 +69,12 @@ jobs_option = click.option(
 seed_option = click.option(
     "--seed", type=whole(SEED), default=0, show_default=True, envvar="AUTOSEG_SEED", help="Random seed."
 )
+overwrite_option = click.option(
+    "--overwrite",
+    is_flag=True,
+    envvar="AUTOSEG_OVERWRITE",
+    help="Replace files that AutoSeg did not write, or that were changed since.",
+)
 dry_run_option = click.option("--dry-run", is_flag=True, help="Say what would be done; write nothing.")
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from autoseg.cli.options import Real, device_option, dry_run_option, output_options, whole
+from autoseg.cli.options import Real, device_option, dry_run_option, output_options, overwrite_option, whole
 from autoseg.cli.output import Output
 from autoseg.core.limits import FOLD, OVERLAP, RAM_GIB
 
@@ -70,6 +70,7 @@ SOME_FAILED = 4
     help="Do not write report.html: pictures, volumes, unusual cases.",
 )
 @device_option
+@overwrite_option
 @dry_run_option
 @output_options
 def predict(model: Path, inputs: tuple[Path, ...], folder: Path, output: Output, dry_run: bool, **options: Any) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,13 @@ Write = Callable[[Path, NDArray[Any], Geometry], None]
 """A `Format.write`."""
 
 
-def write_labels(path: Path, labels: NDArray[np.integer[Any]], geometry: Geometry) -> None:
+OnReplace = Callable[[Sequence[Path]], None]
+"""Called with every file that is about to be put into its place, what lies there included; may raise to prevent it."""
+
+
+def write_labels(
+    path: Path, labels: NDArray[np.integer[Any]], geometry: Geometry, on_replace: OnReplace | None = None
+) -> None:
     """Writes a label map; readers see the whole file or none.
 
     The format follows the ending. Values are stored as uint8, uint16 or int32, the first that holds them. A grid marked
@@ -31,6 +37,7 @@ def write_labels(path: Path, labels: NDArray[np.integer[Any]], geometry: Geometr
         path: file to write; its folder is made if needed.
         labels: integers (z, y, x).
         geometry: their grid.
+        on_replace: called before anything is put into its place.
 
     Raises:
         UsageError: the format cannot hold these values or this grid.
@@ -41,7 +48,7 @@ def write_labels(path: Path, labels: NDArray[np.integer[Any]], geometry: Geometr
         raise UsageError(f"labels are {labels.dtype.name}, not integers", where=place(path))
     low, high = (int(labels.min()), int(labels.max())) if labels.size else (0, 0)
     kind = np.uint8 if low >= 0 and high <= 255 else np.uint16 if low >= 0 and high <= 65535 else np.int32
-    _write(path, labels.astype(kind, copy=False)[None], geometry)
+    _write(path, labels.astype(kind, copy=False)[None], geometry, on_replace)
 
 
 def write_image(path: Path, volume: Volume) -> None:
@@ -57,7 +64,7 @@ def write_image(path: Path, volume: Volume) -> None:
     _write(path, volume.array, volume.geometry)
 
 
-def _write(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
+def _write(path: Path, array: NDArray[Any], geometry: Geometry, on_replace: OnReplace | None = None) -> None:
     """Writes (c, z, y, x) voxels in the format of the path's ending."""
     if array.shape[1:] != geometry.shape:
         raise GeometryMismatch(f"array of {array.shape[1:]} voxels for a grid of {geometry.shape}", where=place(path))
@@ -72,7 +79,7 @@ def _write(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
             f"{path.name}: this format cannot hold {limit}", where=place(path), do="write .nii.gz or .nrrd"
         )
     try:
-        _write_whole(path, found.write, array, geometry)
+        _write_whole(path, found.write, array, geometry, on_replace)
     except (OSError, RuntimeError, UnreadableFile) as error:
         raise NotEnoughResources(
             f"{path.name} could not be written completely",
@@ -82,7 +89,9 @@ def _write(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
         ) from error
 
 
-def _write_whole(path: Path, write: Write, array: NDArray[Any], geometry: Geometry) -> None:
+def _write_whole(
+    path: Path, write: Write, array: NDArray[Any], geometry: Geometry, on_replace: OnReplace | None
+) -> None:
     """Writes into a folder of its own, verifies what is there, and moves it to its place.
 
     Files beside the image (the spacing of a TIFF, the voxels of a .mhd header) are moved first, so that the image is
@@ -98,7 +107,10 @@ def _write_whole(path: Path, write: Write, array: NDArray[Any], geometry: Geomet
         verify_file(written)
         for file in folder.rglob("*"):
             sync(file)
-        for entry in sorted(folder.iterdir(), key=lambda entry: entry == written):
+        entries = sorted(folder.iterdir(), key=lambda entry: entry == written)
+        if on_replace is not None:
+            on_replace([path.with_name(entry.name) for entry in entries])
+        for entry in entries:
             swap_in(entry, path.with_name(entry.name))
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -1,23 +1,36 @@
-"""The record of a prediction in its output folder, and what an earlier one leaves to do."""
+"""The record of a prediction in its output folder: what was predicted, from what, and every file that was written."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterable
-from dataclasses import field, replace
-from pathlib import Path
-from typing import Literal
+from dataclasses import field
+from pathlib import Path, PureWindowsPath
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator
 
 from autoseg.core.errors import MissingInput, RecordFault
 from autoseg.core.files import sha256_of_file
 from autoseg.core.records import content_hash, load, record
 from autoseg.data.model import Case, LabelSet
-from autoseg.images.formats.files import files_of, hash_of_written
-
-_log = logging.getLogger(__name__)
+from autoseg.images.formats.files import files_of
 
 MANIFEST_NAME = "manifest.json"
-MANIFEST_VERSION = 1
+REPORT_NAME = "report.html"
+MANIFEST_VERSION = 2
+"""Since 2 it holds every file that was written; of 1 only the label maps are known."""
+
+BEING_WRITTEN = ""
+"""Stands for the hash of a file while it is written."""
+
+
+def _file_name(name: str) -> str:
+    if name in ("", ".", "..") or PureWindowsPath(name).name != name:
+        raise ValueError("it is no file name")
+    return name
+
+
+FileName = Annotated[str, AfterValidator(_file_name)]
+"""Of a file in the output folder itself."""
 
 
 @record
@@ -26,21 +39,30 @@ class CaseOutcome:
 
     Attributes:
         status: whether there is a label map.
-        output: name of the label file in the output folder, or None.
+        output: name of the label file in the output folder, or None. With a failed case it is one that was corrected
+            by hand since it was written.
         seconds: of reading, computing and writing.
         error: what went wrong, or None.
-        input: hash of the bytes of its image files, or None if they could not be read.
-        written: SHA-256 of the label file, or None if there is none.
+        input: hash of the bytes of all its image files, or None if they could not be read.
+        written: SHA-256 of the label file as it was written, or None if there is none.
         notes: what was settled while its images were read, and how they were turned.
+        beside: SHA-256 of every other file that was written for the case, by its name.
     """
 
     status: Literal["done", "failed"]
-    output: str | None
+    output: FileName | None
     seconds: float
     error: str | None
     input: str | None
     written: str | None = None
     notes: tuple[str, ...] = ()
+    beside: dict[FileName, str] = field(default_factory=dict)
+
+    @property
+    def files(self) -> dict[str, str]:
+        """Every file that was written for the case, by its name, and its SHA-256."""
+        own = {} if self.output is None or self.written is None else {self.output: self.written}
+        return {**own, **self.beside}
 
 
 @record
@@ -57,6 +79,8 @@ class PredictionManifest:
         labels: classes, and the values in the label files.
         cases: outcome of each case.
         notes: what lay among the images and was not segmented.
+        earlier: outcomes of cases that earlier predictions wrote into the same folder, and this one was not about.
+        report: SHA-256 of report.html, or None if it was not written.
     """
 
     version: int
@@ -68,6 +92,8 @@ class PredictionManifest:
     labels: LabelSet
     cases: dict[str, CaseOutcome] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    earlier: dict[str, CaseOutcome] = field(default_factory=dict)
+    report: str | None = None
 
     @property
     def failures(self) -> dict[str, str]:
@@ -81,48 +107,9 @@ def hash_of_images(case: Case) -> str:
 
 
 def written_names(folder: Path) -> frozenset[str]:
-    """Names of the label maps and probabilities that an earlier prediction wrote into a folder."""
+    """Names of all files that earlier predictions wrote for cases into a folder."""
     try:
         before = load(PredictionManifest, folder / MANIFEST_NAME)
     except (MissingInput, RecordFault):
         return frozenset()
-    done = {name: case.output for name, case in before.cases.items() if case.output is not None}
-    return frozenset([*done.values(), *(f"{name}.npz" for name in done)])
-
-
-def done_before(
-    output: Path, manifest: PredictionManifest, cases: Iterable[Case], *, has_probabilities: bool
-) -> dict[str, CaseOutcome]:
-    """Outcomes of the cases whose label map in `output` is what predicting them again would give.
-
-    The same model, options and program have made it from the same images, and nobody has changed it since: the hashes
-    of the images and of the label file are those that were noted.
-
-    Args:
-        output: folder of an earlier prediction, or not.
-        manifest: of the prediction to come.
-        cases: to be predicted.
-        has_probabilities: whether these are asked for, and so must be there too.
-    """
-    try:
-        before = load(PredictionManifest, output / MANIFEST_NAME)
-    except (MissingInput, RecordFault):
-        return {}
-    if replace(before, device=manifest.device, cases=manifest.cases, notes=manifest.notes) != manifest:
-        return {}
-    kept = {}
-    for case in cases:
-        outcome = before.cases.get(case.identifier)
-        has_files = (output / f"{case.identifier}.npz").is_file() or not has_probabilities
-        if outcome is not None and has_files and _is_intact(output, outcome, case):
-            kept[case.identifier] = outcome
-    if kept:
-        _log.info("%d cases were done before and are kept", len(kept))
-    return kept
-
-
-def _is_intact(output: Path, outcome: CaseOutcome, case: Case) -> bool:
-    if outcome.output is None or outcome.written is None:
-        return False
-    path = output / Path(outcome.output).name
-    return path.exists() and hash_of_written(path) == outcome.written and hash_of_images(case) == outcome.input
+    return frozenset(name for case in (*before.earlier.values(), *before.cases.values()) for name in case.files)

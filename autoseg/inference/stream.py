@@ -14,6 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,11 +28,12 @@ from autoseg.core.progress import Progress, silent
 from autoseg.core.workers import Helper
 from autoseg.data.labels import to_file_values
 from autoseg.data.model import Case
-from autoseg.images.formats.files import file_ending, find_format, hash_of_written
+from autoseg.images.formats.files import file_ending, find_format
 from autoseg.images.orientation import orientation_of, spelled
 from autoseg.images.writers import write_labels
 from autoseg.inference.ensemble import Ensemble, Prediction
 from autoseg.inference.manifest import CaseOutcome
+from autoseg.inference.outputs import OutputFolder
 from autoseg.inference.reading import MemoryLimit, ReadCase, ReadingTask, read_in
 from autoseg.inference.restore import label_kind
 from autoseg.planning.plan import Plan
@@ -54,7 +56,7 @@ class PredictionStream:
     Args:
         plan: of the model: classes, file ending, axes.
         ensemble: its networks.
-        output: folder of the label files.
+        outputs: folder of the label files.
         helper: process that reads the images.
         has_probabilities: whether the probabilities are written too.
         max_ram_gib: memory to stay below; what does not fit is kept in a file. None for most of what is free.
@@ -64,14 +66,14 @@ class PredictionStream:
         self,
         plan: Plan,
         ensemble: Ensemble,
-        output: Path,
+        outputs: OutputFolder,
         helper: Helper,
         has_probabilities: bool = False,
         max_ram_gib: float | None = None,
     ) -> None:
         self._plan = plan
         self._ensemble = ensemble
-        self._output = output
+        self._outputs = outputs
         self._helper = helper
         self._has_probabilities = has_probabilities
         allowed = max_ram_gib * BYTES_PER_GIB if max_ram_gib else available_memory_bytes() * _USABLE_MEMORY_SHARE
@@ -98,7 +100,7 @@ class PredictionStream:
         """
         self._progress = progress
         with self._threads() as (reader, computer, writer):
-            waiting: list[tuple[Case, Future[str]]] = []
+            waiting: list[tuple[Case, Future[CaseOutcome]]] = []
             for case in cases:
                 # each stage waits for the one before; a thread has one case at a time, so they come in order
                 reading = reader.submit(self._read, case)
@@ -133,7 +135,7 @@ class PredictionStream:
         self._seconds[case.identifier] = self._seconds.get(case.identifier, 0.0) + time.perf_counter() - begin
 
     def _read(self, case: Case) -> PreparedCase:
-        task = ReadingTask(case, self._plan, self._ensemble.preparations, self._limit(), self._output)
+        task = ReadingTask(case, self._plan, self._ensemble.preparations, self._limit(), self._outputs.folder)
         with self._timed(case):
             found = read_in(self._helper, task)
         self._read_cases[case.identifier] = replace(found, prepared={})  # without the arrays, which are large
@@ -171,33 +173,34 @@ class PredictionStream:
                 except (torch.OutOfMemoryError, MemoryError) as error:
                     self._go_on_with_less(prepared, error)
 
-    def _write(self, case: Case, computing: Future[Prediction]) -> str:
+    def _write(self, case: Case, computing: Future[Prediction]) -> CaseOutcome:
         prediction = computing.result()
+        outputs, name, labels = self._outputs, output_name(case, self._plan.file_ending), self._plan.labels
+        begin = partial(outputs.begin, case.identifier)
         with self._timed(case):
+            path, others = outputs.folder / name, []
+            write_labels(path, to_file_values(prediction.labels, labels), prediction.geometry, begin)
             if prediction.probabilities is not None:
-                with atomic_file(self._output / f"{case.identifier}.npz") as temporary:
+                others.append(outputs.folder / f"{case.identifier}.npz")
+                begin(others)
+                with atomic_file(others[0]) as temporary:
                     np.savez_compressed(temporary, probabilities=prediction.probabilities)
-            name = output_name(case, self._plan.file_ending)
-            write_labels(self._output / name, to_file_values(prediction.labels, self._plan.labels), prediction.geometry)
-            return name
+            written, beside = outputs.written(path, others)
+        found, seconds = self._read_cases[case.identifier], round(self._seconds[case.identifier], 3)
+        return CaseOutcome("done", name, seconds, None, found.content, written, found.notes, beside)
 
-    def _outcome(self, case: Case, writing: Future[str], check: Callable[[], None]) -> tuple[str, CaseOutcome]:
+    def _outcome(self, case: Case, writing: Future[CaseOutcome], check: Callable[[], None]) -> tuple[str, CaseOutcome]:
         while not wait_for([writing], timeout=_POLL_S).done:
             check()
-        found = self._read_cases.pop(case.identifier, ReadCase(None, {}))
-        content = found.content
         error = writing.exception()
         if error is None:
-            seconds, written = (
-                round(self._seconds[case.identifier], 3),
-                hash_of_written(self._output / writing.result()),
-            )
-            return case.identifier, CaseOutcome("done", writing.result(), seconds, None, content, written, found.notes)
+            return case.identifier, writing.result()
         if isinstance(error, Interrupted):
             check()
         reason = str(error) if isinstance(error, AutoSegError) else f"{type(error).__name__}: {error}"
         _log.warning("%s failed: %s", case.identifier, reason)
         _log.debug("%s failed", case.identifier, exc_info=error)
+        content = self._read_cases[case.identifier].content if case.identifier in self._read_cases else None
         return case.identifier, CaseOutcome("failed", None, 0.0, reason, content)
 
     def _free_bytes(self, prepared: PreparedCase) -> int:

@@ -19,7 +19,7 @@ from autoseg.data.model import Case, Dataset
 from autoseg.data.outliers import TrainingRange, find_outliers
 from autoseg.data.survey import Survey
 from autoseg.evaluation.scores import ClassScores
-from autoseg.inference.manifest import PredictionManifest
+from autoseg.inference.manifest import REPORT_NAME, PredictionManifest
 from autoseg.planning.plan import Plan, load_plan
 from autoseg.report.cases import (
     PICTURES,
@@ -37,8 +37,6 @@ from autoseg.runs.run import Run, RunRecord
 from autoseg.selection.record import Selection
 from autoseg.training.callbacks.history import read_history
 from autoseg.training.splits import Fold, make_folds
-
-REPORT_NAME = "report.html"
 
 T = TypeVar("T")
 

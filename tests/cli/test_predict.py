@@ -21,7 +21,7 @@ from autoseg.core.records import load
 from autoseg.data.model import Case
 from autoseg.images.readers import read_labels
 from autoseg.images.volume import Volume, plane_geometry
-from autoseg.images.writers import write_image
+from autoseg.images.writers import write_image, write_labels
 from autoseg.inference import stream
 from autoseg.inference.manifest import PredictionManifest
 from autoseg.inference.stream import output_name
@@ -311,13 +311,31 @@ def test_another_command_does_everything(autoseg, tmp_path, computed, change):
     assert computed == ["case0", "case0"]
 
 
-def test_a_damaged_manifest_is_no_obstacle(autoseg, work, tmp_path, computed):
+def test_a_manifest_that_is_none_is_not_replaced_unless_asked_for(autoseg, work, tmp_path, computed):
     images, out = write_cases(tmp_path / "in", 1), tmp_path / "out"
     words = ["predict", work, "-i", images, "-o", out, "--device", "cpu", "--no-report"]
     assert autoseg(*words).code == 0
     (out / "manifest.json").write_text("{")
-    assert autoseg(*words).code == 0
+    refused = autoseg(*words)
+    assert (refused.code, "--overwrite" in refused.stderr) == (2, True)
+    assert autoseg(*words, "--overwrite").code == 0
     assert computed == ["case0", "case0"]
+
+
+def test_a_corrected_label_map_is_kept_and_its_case_listed(autoseg, work, tmp_path, computed):
+    images, out = write_cases(tmp_path / "in", 2), tmp_path / "out"
+    words = ["predict", work, "-i", images, "-o", out, "--device", "cpu", "--json"]
+    assert autoseg(*words).code == 0
+    mine = read_labels(out / "case0.nii.gz")
+    write_labels(out / "case0.nii.gz", np.full_like(mine.array, 100), mine.geometry)
+    before = (out / "case0.nii.gz").read_bytes()
+    ran = autoseg(*words)
+    assert (ran.code, "kept" in ran.document["cases"]["case0"]["error"]) == (4, True)
+    assert (out / "case0.nii.gz").read_bytes() == before
+    assert computed == ["case0", "case1"]
+    assert autoseg(*words, "--overwrite").code == 0
+    assert (out / "case0.nii.gz").read_bytes() != before
+    assert computed == ["case0", "case1", "case0"]
 
 
 def test_a_report_is_written_beside_the_label_maps(autoseg, work, tmp_path):
