@@ -2,12 +2,17 @@
 
 import gzip
 import itertools
+import os
 import random
+import re
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import strategies as st
 
+from autoseg.core.errors import UnreadableFile
 from autoseg.core.geometry import Geometry
 
 ORIENTATIONS = [
@@ -85,3 +90,37 @@ def nifti_bytes(array, spacing=(1.0, 1.0, 1.0)) -> bytes:
 def write_gz(path: Path, content: bytes) -> Path:
     path.write_bytes(gzip.compress(content, mtime=0))
     return path
+
+
+def matrix_cells(share: int, *axes):
+    """All combinations of the values of some axes, or each `share`-th of them unless AUTOSEG_FULL_MATRIX is set.
+
+    They are shuffled, always alike, so that a share holds every pair of values.
+    """
+    cells = list(itertools.product(*axes))
+    random.Random(0).shuffle(cells)
+    return cells if os.environ.get("AUTOSEG_FULL_MATRIX") else cells[::share]
+
+
+def check_cells(cells, check):
+    """Checks every cell of a matrix: `check` returns "equal" or why the file has to be refused, and was.
+
+    Returns how many there are of each; fails with the first cells that are wrong.
+    """
+    counts, wrong = Counter(), []
+    for cell in cells:
+        try:
+            counts[check(cell)] += 1
+        except (Exception, pytest.fail.Exception) as error:
+            wrong.append(f"{cell}: {type(error).__name__}: {error}"[:400])
+    assert not wrong, f"{len(wrong)} of {len(cells)} cells are wrong:\n" + "\n".join(wrong[:8])
+    assert counts.total() == len(cells)
+    return counts
+
+
+def refused(read, path, reason):
+    """The reason, once a file was refused with it."""
+    with pytest.raises(UnreadableFile, match=re.escape(reason)) as error:
+        read([path])
+    assert error.value.do
+    return reason

@@ -177,10 +177,13 @@ def _read(path: Path, four_d: bool) -> Volume:
     fields = _fields(path)
     layout, is_color = _layout(fields, path), int(fields["kind"]) in _COLORS
     _check_axes(fields, four_d, path)
+    scaling = _scaling(fields, path)
     stored = headers.read_data(layout, path)
     array, is_2d = grids.channels_first(stored, stored.ndim - 1 if is_color else None, four_d, path)
     geometry, notes = _grid(_forms(fields), array.shape[1:], is_2d, path)
-    return Volume(array if is_color else _scaled(array, fields, path), geometry, notes)
+    if is_color:
+        return Volume(array, geometry, (*notes, f"its colors were read as {len(array)} channels"))
+    return Volume(array, geometry, notes) if scaling is None else Volume(_scaled(array, *scaling), geometry, notes)
 
 
 def _check_axes(fields: Any, four_d: bool, path: Path) -> None:
@@ -196,19 +199,22 @@ def _check_axes(fields: Any, four_d: bool, path: Path) -> None:
     grids.check_axes(sizes, four_d, _COLORS.get(int(fields["kind"]), 1), path)
 
 
-def _scaled(array: NDArray[Any], fields: Any, path: Path) -> NDArray[Any]:
-    """Stored numbers times the header's slope plus its intercept, computed in double precision, once.
-
-    A slope that is 0 or no number means that there is no scaling.
+def _scaling(fields: Any, path: Path) -> tuple[float, float] | None:
+    """Slope and intercept of the stored numbers; None where the slope is 0 or no number, which means no scaling.
 
     Raises:
         UnreadableFile: there is a slope, but the intercept is no number.
     """
     slope, inter = float(fields["slope"]), float(fields["inter"])
-    if not np.isfinite(slope) or slope == 0 or (slope, inter) == (1.0, 0.0):
-        return array
+    if not np.isfinite(slope) or slope == 0 or (slope, inter) == (1.0, 0.0) or int(fields["kind"]) in _COLORS:
+        return None
     if not np.isfinite(inter):
         raise unreadable(path, f"has an impossible header: scl_slope {slope:g} with scl_inter {inter}")
+    return slope, inter
+
+
+def _scaled(array: NDArray[Any], slope: float, inter: float) -> NDArray[Any]:
+    """Stored numbers times the slope plus the intercept, computed in double precision, slice by slice."""
     scaled = np.empty(array.shape, np.result_type(array.dtype, np.float32))
     for source, target in zip(array.reshape(-1, *array.shape[2:]), scaled.reshape(-1, *array.shape[2:]), strict=True):
         with np.errstate(over="ignore"):
