@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import platform
 import re
 import shutil
+import sys
 import time
 import uuid
 from collections.abc import Collection, Iterator
@@ -19,11 +21,16 @@ from autoseg.core.machine import is_running
 TEMPORARY_MARK = ".partial-"
 """Every unfinished file or folder carries this in its name; one that was left behind may be deleted."""
 
+REPLACED_MARK = ".replaced-"
+"""A folder that another one is about to replace carries this before its name; it is put back if that never came."""
+
 _HASH_BLOCK_BYTES = 1 << 20
 _LONGEST_NAME_BYTES = 255  # of a file, on all common file systems
 _HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
 _UNFINISHED = re.compile(rf"{re.escape(TEMPORARY_MARK)}(?:([0-9a-f]{{8}})-(\d+)-)?[0-9a-f]{{12}}-", re.ASCII)
 _ABANDONED_AFTER_S = 86_400.0  # what another machine began, of whose processes nothing is known here (assumption)
+_REPLACED = re.compile(rf"{re.escape(REPLACED_MARK)}([0-9a-f]{{8}})-(\d+)-(.+)", re.ASCII | re.DOTALL)
+_HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
 
 
 def temporary_beside(path: Path) -> Path:
@@ -94,16 +101,25 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 def swap_in(temporary: Path, path: Path) -> None:
     """Moves a file or folder to `path`; what lies there is replaced.
 
-    A folder is moved aside first and deleted last, so that a stop in between leaves either the old or the new one
-    under a complete name.
+    Folders change places in one step where the system can. Elsewhere the old one is moved aside under a name that
+    `remove_leftovers` puts back: at whatever moment the machine stops, one of the two is there or can be restored.
     """
-    outdated = temporary_beside(path) if temporary.is_dir() and path.exists() else None
-    if outdated is not None:
-        path.rename(outdated)
-    temporary.replace(path)
+    aside = path.with_name(f"{REPLACED_MARK}{_HOST}-{os.getpid()}-{path.name}")
+    if not temporary.is_dir() or not path.is_dir():
+        temporary.replace(path)
+    elif _exchange(temporary, path):
+        shutil.rmtree(temporary, ignore_errors=True)
+    else:
+        path.rename(aside)
+        temporary.replace(path)
     sync(path.parent)
-    if outdated is not None:
-        shutil.rmtree(outdated, ignore_errors=True)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Lets two entries of a file system change places in one step; False where the system cannot."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None) if sys.platform == "linux" else None
+    return rename is not None and rename(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:
@@ -124,10 +140,13 @@ def sha256_of_file(path: Path) -> str:
 def remove_leftovers(folder: Path) -> None:
     """Deletes unfinished files and folders that an interrupted writer left directly in `folder`.
 
-    Those of a process that is alive stay: it is still at them.
+    Those of a process that is alive stay: it is still at them. A folder that was moved aside, and whose successor never
+    came, is put back.
     """
     if not folder.is_dir():
         return
+    for entry in folder.glob(f"{REPLACED_MARK}*"):
+        _put_back(entry)
     for entry in folder.glob(f"{TEMPORARY_MARK}*"):
         if not _is_abandoned(entry):
             continue
@@ -135,6 +154,17 @@ def remove_leftovers(folder: Path) -> None:
             shutil.rmtree(entry, ignore_errors=True)
         else:
             entry.unlink(missing_ok=True)
+
+
+def _put_back(entry: Path) -> None:
+    """Gives a folder that was moved aside its name again, or deletes it if its successor came."""
+    match = _REPLACED.match(entry.name)
+    if match is None or entry.is_symlink() or (match[1] == _HOST and is_running(int(match[2]))):
+        return
+    if not (place := entry.with_name(match[3])).exists():
+        entry.rename(place)
+    else:
+        shutil.rmtree(entry, ignore_errors=True)
 
 
 def _is_abandoned(entry: Path) -> bool:

@@ -151,3 +151,51 @@ def test_kill_9_at_any_moment_leaves_a_whole_file(tmp_path):
         lines = path.read_text().splitlines()
         assert len(lines) == 20000
         assert len(set(lines)) == 1
+
+
+KILLED = """
+import os, shutil, sys
+from pathlib import Path
+from autoseg.core import files
+folder, way = Path(sys.argv[1]), sys.argv[2]
+if way == "aside":
+    files._exchange = lambda one, other: False
+outcomes = set()
+for last in range(60):
+    shutil.rmtree(folder, ignore_errors=True)
+    case = folder / "case"
+    case.mkdir(parents=True)
+    for name in ("image", "labels"):
+        (case / name).write_text("old")
+    child = os.fork()
+    if not child:
+        calls = []
+        def count(event, _arguments):
+            if event.startswith(("os.", "shutil.", "ctypes.")):
+                calls.append(event)
+                if len(calls) > last:
+                    os._exit(9)
+        sys.addaudithook(count)
+        with files.atomic_folder(case) as temporary:
+            for name in ("image", "labels"):
+                (temporary / name).write_text("new")
+        os._exit(0)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    files.remove_leftovers(folder)
+    found = {path.name: path.read_text() for path in case.iterdir()}
+    assert found.keys() == {"image", "labels"} and len(set(found.values())) == 1, (last, found)
+    assert [path.name for path in folder.iterdir()] == ["case"], (last, list(folder.iterdir()))
+    outcomes.add((code, found["image"]))
+    if not code:
+        break
+assert outcomes == {(9, "old"), (9, "new"), (0, "new")}, outcomes
+print(last, "kills")
+"""
+
+
+@pytest.mark.parametrize("way", ["exchange", "aside"])
+def test_a_kill_at_any_system_call_leaves_the_old_folder_or_the_new_one(tmp_path, way):
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "store"), way]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert int(ran.stdout.split()[0]) > 8
