@@ -11,7 +11,7 @@ from typing import Any
 from autoseg.core.errors import DataRefused, Interrupted, MissingInput, RecordFault, for_users
 from autoseg.core.files import remove_leftovers
 from autoseg.core.progress import Progress, silent
-from autoseg.core.records import from_data, load, read_table, save
+from autoseg.core.records import from_data, load, read_table, save_sealed
 from autoseg.core.workspace import Workspace, workspace_of
 from autoseg.data.fingerprint import Fingerprint
 from autoseg.data.layouts.description import describe_nnunet
@@ -111,13 +111,13 @@ def plan_dataset(
     found = _survey(dataset, workspace, jobs, progress, dry_run)
     if not dry_run:
         remove_leftovers(workspace.root)
-        save(dataset, workspace.dataset)
-        save(found, workspace.check)
+        save_sealed(dataset, workspace.dataset)
+        save_sealed(found, workspace.check)
     _refuse(dataset, found, strict)
     plan = make_plan(dataset, found.fingerprint, options)
     if not dry_run:
-        save(found.fingerprint, workspace.fingerprint)
-        save(plan, workspace.plan)
+        save_sealed(found.fingerprint, workspace.fingerprint)
+        save_sealed(plan, workspace.plan)
     return Planned(plan, dataset, found)
 
 
@@ -126,7 +126,7 @@ def _survey(dataset: Dataset, workspace: Workspace, jobs: int, progress: Progres
     kept: list[Survey] = []
 
     def keep(partial: Survey) -> None:
-        save(partial, workspace.check)
+        save_sealed(partial, workspace.check)
         kept.append(partial)
 
     try:

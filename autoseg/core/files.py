@@ -195,13 +195,22 @@ def remove_made(path: Path, root: Path, marks: Collection[str]) -> None:
     """
     if not path.exists() and not path.is_symlink():
         return
+    check_made(path, root, marks)
+    doomed = temporary_beside(path)
+    path.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def check_made(path: Path, root: Path, marks: Collection[str]) -> None:
+    """Refuses to delete a folder, or what is in it, as `remove_made` does.
+
+    Raises:
+        IntegrityRefusal: it is a link, lies elsewhere, or was not made by AutoSeg.
+    """
     if (fault := _fault_of_made(path, root.resolve(), marks)) is not None:
         raise IntegrityRefusal(
             f"{path.name} is not deleted", where=str(path), why=fault, do="move it away, and run the same command again"
         )
-    doomed = temporary_beside(path)
-    path.rename(doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def _fault_of_made(path: Path, root: Path, marks: Collection[str]) -> str | None:

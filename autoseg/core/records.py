@@ -24,6 +24,9 @@ _SHOWN_FAULTS = 20
 _LONGEST_SHOWN = 60
 _PLAIN_WORDS = {"missing": "missing", "missing_argument": "missing", "unexpected_keyword_argument": "unknown entry"}
 
+SEAL = "seal"
+"""Entry of a sealed record: a hash of all the others, by which a change by other hands is noticed."""
+
 _RESTORE = "restore the file, or delete it and run the command that wrote it again"
 
 _adapters: dict[Any, Any] = {}
@@ -118,13 +121,32 @@ def load(kind: type[T], path: Path) -> T:
 
     Raises:
         MissingInput: there is no such file.
-        RecordFault: it is not a valid record of this kind.
+        RecordFault: it is not a valid record of this kind, or not what was sealed.
     """
     try:
         text = path.read_bytes()
     except FileNotFoundError as error:
         raise MissingInput(f"{path.name} is missing", where=str(path.parent)) from error
-    return from_json(kind, text, str(path))
+    return from_json(kind, _unsealed(text, path), str(path))
+
+
+def _unsealed(text: bytes, path: Path) -> bytes | str:
+    """The text without its seal; one without any, as earlier versions wrote, as it is.
+
+    Raises:
+        RecordFault: the seal is that of another content.
+    """
+    if f'"{SEAL}"'.encode() not in text:
+        return text
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError):
+        return text  # whose faults are described with those of its fields
+    if not isinstance(data, dict) or SEAL not in data:
+        return text
+    if data.pop(SEAL) != content_hash(data):
+        raise RecordFault(f"{path.name} was changed since AutoSeg wrote it", where=str(path), do=_RESTORE)
+    return json.dumps(data)
 
 
 def read_json(path: Path) -> Any:
@@ -162,6 +184,17 @@ def read_table(path: Path) -> dict[str, Any]:
 def save(record: object, path: Path) -> None:
     """Writes the record as JSON, atomically."""
     write_atomic(path, to_json(record))
+
+
+def to_sealed_json(record: object) -> str:
+    """The record as JSON with its seal, which `load` compares."""
+    data = json.loads(to_json(record))
+    return json.dumps({**data, SEAL: content_hash(data)}, indent=1) + "\n"
+
+
+def save_sealed(record: object, path: Path) -> None:
+    """Writes a record that nobody is meant to change as JSON, atomically; `load` refuses it where it was changed."""
+    write_atomic(path, to_sealed_json(record))
 
 
 def content_hash(*parts: object) -> str:

@@ -65,9 +65,15 @@ class RunFolder:
 
 @dataclass(frozen=True, slots=True)
 class Workspace:
-    """The work folder of one dataset, by default `DATASET/autoseg`."""
+    """The work folder of one dataset, by default `DATASET/autoseg`.
+
+    Attributes:
+        root: the work folder.
+        dataset_folder: where the dataset is, if it was named; None where only the work folder is known.
+    """
 
     root: Path
+    dataset_folder: Path | None = None
 
     @property
     def dataset(self) -> Path:
@@ -153,10 +159,15 @@ def workspace_of(dataset: Path, work: Path | None) -> Workspace:
         MissingInput: neither the dataset nor a work folder is there.
     """
     if work is not None:
-        return Workspace(work)
+        is_named = dataset.exists() and not _is_same(dataset, work)
+        return Workspace(work, (dataset if dataset.is_dir() else dataset.parent) if is_named else None)
     if not dataset.exists():
         raise MissingInput(f"there is no folder {dataset}", where=str(dataset), do="check the path of the dataset")
     folder = dataset if dataset.is_dir() else dataset.parent
     if not (folder / WORK_FOLDER_NAME / "plan.json").exists() and (folder / "plan.json").exists():
         return Workspace(folder)  # the work folder itself was named
-    return Workspace(folder / WORK_FOLDER_NAME)
+    return Workspace(folder / WORK_FOLDER_NAME, folder)
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    return other.exists() and one.samefile(other)

@@ -74,10 +74,18 @@ def check_case(dataset: Dataset, case: Case) -> CheckedCase:
             code, what = difference
             check.note(code, case.labels, what)
     training = None if labels is None else check.training_values(labels)
-    images, label_files = case.images, [] if case.labels is None else [case.labels]
-    content = _hash_of(check.root, images) + _hash_of(check.root, label_files)
-    checked = CheckedCase(tuple(check.problems), content, volume, training)
+    checked = CheckedCase(tuple(check.problems), content_of(dataset, case), volume, training)
     return replace(checked, volume=None, labels=None) if checked.is_refused else checked
+
+
+def content_of(dataset: Dataset, case: Case) -> str:
+    """The hash that ties everything derived from a case to the bytes of its files, as in `CheckedCase.content`."""
+    return _hash_of(Path(dataset.root), case.images) + labels_hash(dataset, case)
+
+
+def labels_hash(dataset: Dataset, case: Case) -> str:
+    """The half of `content_of` that stands for the labels."""
+    return _hash_of(Path(dataset.root), [] if case.labels is None else [case.labels])
 
 
 class _Check:

@@ -119,6 +119,7 @@ class Dataset:
         four_d: whether a fourth axis of the image files holds the channels (Decathlon).
         announced_cases: number of training cases that the dataset's own description announces, if any.
         notes: what of its description was understood otherwise than it is written, or is not read.
+        source: file in the root that was named instead of the folder (a manifest), or "".
     """
 
     name: str
@@ -132,6 +133,7 @@ class Dataset:
     four_d: bool = False
     announced_cases: int | None = None
     notes: tuple[str, ...] = ()
+    source: str = ""
 
 
 @dataclass(frozen=True, slots=True)

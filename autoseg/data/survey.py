@@ -1,8 +1,8 @@
 """One pass over every case: check it and take its statistics while its voxels are in memory; then look across cases.
 
 One pass, because reading and decompressing takes nearly all of the time. What was found out about each case is kept
-with the size and time of its files, so that only changed cases are read again, and with a hash of their bytes, which
-finds equal images and ties everything derived from a case to what it was made from.
+with the stamps of its files, so that only changed cases are read again, and with a hash of their bytes, which decides
+where stamps do not, finds equal images, and ties everything derived from a case to what it was made from.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ import numpy as np
 from autoseg.core.geometry import is_picture
 from autoseg.core.progress import Progress, silent
 from autoseg.core.records import content_hash
+from autoseg.core.stamps import Stamps, are_unchanged, stamp
 from autoseg.core.workers import map_supervised
-from autoseg.data.check import HASH_DIGITS, check_case, count_noun
+from autoseg.data.check import HASH_DIGITS, check_case, content_of, count_noun
 from autoseg.data.fingerprint import (
     CaseStatistics,
     Fingerprint,
@@ -48,21 +49,6 @@ _FEW_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class FileStamp:
-    """A file as it was when it was read; equal stamps mean that it need not be read again.
-
-    Attributes:
-        path: relative to the dataset's root, or absolute where the dataset has it so.
-        size: bytes; -1 if the file was missing.
-        mtime_ns: time of its last change.
-    """
-
-    path: str
-    size: int
-    mtime_ns: int
-
-
-@dataclass(frozen=True, slots=True)
 class CaseSummary:
     """What was found out about one case; with its `CaseStatistics`, nothing of it needs to be read again.
 
@@ -75,7 +61,7 @@ class CaseSummary:
     """
 
     identifier: str
-    files: tuple[FileStamp, ...]
+    files: Stamps
     content: str
     problems: tuple[Problem, ...]
     foreground: tuple[IntensityQuantiles, ...]
@@ -103,10 +89,8 @@ class Survey:
 Examined = tuple[CaseSummary, CaseStatistics | None]
 """A case with its entry of the fingerprint; None if it is refused."""
 
-Stamps = tuple[FileStamp, ...]
-
-_Task = tuple[Case, Stamps, str | None]
-"""A case to examine, its files, and the orientation that it is turned to before."""
+_Task = tuple[Case, str | None]
+"""A case to examine, and the orientation that it is turned to before."""
 
 
 def survey(
@@ -120,7 +104,8 @@ def survey(
 
     Each file is read once, in worker processes; a case whose worker dies or hangs is refused with the reason. Cases
     that are stored along other axes than most are read again, and examined as if they were stored like these. Cases
-    whose files have not changed since `known` are not read at all. The result does not depend on `jobs`.
+    whose files have not changed since `known` are not decoded again; their bytes are hashed where stamps do not settle
+    it. The result does not depend on `jobs`.
 
     Args:
         dataset: as detected.
@@ -129,38 +114,38 @@ def survey(
         progress: called for every case examined.
         keep: called every `KEEP_SECONDS` with a survey of the cases examined so far, to be `known` after a stop.
     """
-    read_as = content_hash(replace(dataset, cases=(), announced_cases=None, layout_reason="", name="", notes=()))
-    stamps = {case.identifier: _stamps(dataset, case) for case in dataset.cases}
-    examined = _known_cases(known, read_as, stamps)
-    unread = [(case, stamps[case.identifier], None) for case in dataset.cases if case.identifier not in examined]
-    next_keep = time.monotonic() + KEEP_SECONDS
     bare, total = replace(dataset, cases=()), len(dataset.cases)  # sent with every task, so without the cases
+    read_as = content_hash(replace(bare, announced_cases=None, layout_reason="", name="", root="", notes=()))
+    examined = _known_cases(known, read_as, dataset)
+    unread: list[_Task] = [(case, None) for case in dataset.cases if case.identifier not in examined]
+    next_keep = time.monotonic() + KEEP_SECONDS
 
     def examine(tasks: Sequence[_Task]) -> None:
         nonlocal next_keep
         progress(total - len(tasks), total)
-        for done, outcome in enumerate(map_supervised(partial(_examine, bare), tasks, _processes(tasks, jobs)), 1):
+        processes = _processes(dataset, tasks, jobs)
+        for done, outcome in enumerate(map_supervised(partial(_examine, bare), tasks, processes), 1):
             case = tasks[outcome.index][0]
-            examined[case.identifier] = outcome.value or _lost(case, stamps[case.identifier], outcome.failure or "")
+            examined[case.identifier] = outcome.value or _lost(case, outcome.failure or "")
             progress(total - len(tasks) + done, total)
             if keep is not None and time.monotonic() >= next_keep:
                 keep(_survey_of(dataset, read_as, examined))
                 next_keep = time.monotonic() + KEEP_SECONDS
 
     examine(unread)
-    if stored_otherwise := _to_turn(dataset, examined, stamps):
+    if stored_otherwise := _to_turn(dataset, examined):
         examine(stored_otherwise)
     return _survey_of(dataset, read_as, examined)
 
 
-def _to_turn(dataset: Dataset, examined: Mapping[str, Examined], stamps: Mapping[str, Stamps]) -> list[_Task]:
+def _to_turn(dataset: Dataset, examined: Mapping[str, Examined]) -> list[_Task]:
     """Cases that were examined along other axes than they are to be used along: those of most cases."""
     found = {name: statistics for name, (_, statistics) in examined.items() if statistics is not None}
     own = {case.identifier: found[case.identifier] for case in dataset.cases if case.identifier in found}
     usual = usual_orientation(own.values())
     wanted = {name: None if case.orientation in (None, usual) else usual for name, case in own.items()}
     return [
-        (case, stamps[case.identifier], wanted[case.identifier])
+        (case, wanted[case.identifier])
         for case in dataset.cases
         if case.identifier in own and own[case.identifier].turned_to != wanted[case.identifier]
     ]
@@ -216,41 +201,49 @@ def _survey_of(dataset: Dataset, read_as: str, examined: Mapping[str, Examined])
     )
 
 
-def _known_cases(known: Survey | None, read_as: str, stamps: Mapping[str, Stamps]) -> dict[str, Examined]:
-    """The cases whose files have not changed since an earlier survey."""
+def _known_cases(known: Survey | None, read_as: str, dataset: Dataset) -> dict[str, Examined]:
+    """The cases whose files have not changed since an earlier survey, with their stamps of now."""
     if known is None or (known.version, known.read_as) != (SURVEY_VERSION, read_as):
         return {}
     statistics = {case.identifier: case for case in known.fingerprint.cases}
-    unchanged = (case for case in known.cases if case.files == stamps.get(case.identifier))
-    return {case.identifier: (case, statistics.get(case.identifier)) for case in unchanged}
+    summaries = {summary.identifier: summary for summary in known.cases if summary.content}
+    found = {}
+    for case in dataset.cases:
+        summary = summaries.get(case.identifier)
+        if summary is not None and (stamps := unchanged_stamps(dataset, case, summary)) is not None:
+            found[case.identifier] = (replace(summary, files=stamps), statistics.get(case.identifier))
+    return found
 
 
-def _stamps(dataset: Dataset, case: Case) -> Stamps:
+def stamps_of(dataset: Dataset, case: Case) -> Stamps:
+    """The stamps of all files of a case, spacing and voxels that lie beside them included."""
     root = Path(dataset.root)
     own = [root / file for file in (*case.images, case.labels) if file is not None]
     paths = [path for file in own for path in files_of(file)]
     ordered = sorted(paths, key=lambda path: path not in own)  # side-cars last, as check.json has them
-    return tuple(_stamp(root, relative(path, root)) for path in ordered)
+    return tuple(stamp(root, relative(path, root)) for path in ordered)
 
 
-def _stamp(root: Path, file: str) -> FileStamp:
-    try:
-        status = (root / file).stat()
-    except OSError:
-        return FileStamp(file, -1, 0)
-    return FileStamp(file, status.st_size, status.st_mtime_ns)
+def unchanged_stamps(dataset: Dataset, case: Case, summary: CaseSummary) -> Stamps | None:
+    """The stamps of a case's files if they are what they were in an earlier survey, by their bytes where need be."""
+    now = stamps_of(dataset, case)
+    is_same = are_unchanged(summary.files, now) or content_of(dataset, case) == summary.content
+    return now if is_same else None
 
 
-def _processes(to_read: Sequence[_Task], jobs: int) -> int:
+def _processes(dataset: Dataset, to_read: Sequence[_Task], jobs: int) -> int:
     """One process is enough for little work; readers still run outside the main process, whatever they do."""
-    total = sum(stamp.size for _, stamps, _ in to_read for stamp in stamps)
+    total = sum(stamp.size for case, _ in to_read for stamp in stamps_of(dataset, case))
     return 1 if total < _FEW_BYTES else jobs
 
 
 def _examine(dataset: Dataset, task: _Task) -> Examined:
     """Checks a case and takes its statistics, in a worker process."""
-    case, stamps, codes = task
+    case, codes = task
+    stamps = stamps_of(dataset, case)
     checked = check_case(dataset, case)
+    if stamps != stamps_of(dataset, case):
+        return _lost(case, "its files changed while they were read; run the same command again")
     summary = CaseSummary(case.identifier, stamps, checked.content, checked.problems, ())
     if checked.volume is None or checked.labels is None:
         return summary, None
@@ -261,14 +254,10 @@ def _examine(dataset: Dataset, task: _Task) -> Examined:
     return replace(summary, foreground=foreground), replace(statistics, orientation=stored, turned_to=codes)
 
 
-def _lost(case: Case, stamps: Stamps, failure: str) -> Examined:
-    """A case that could not be examined at all.
-
-    No file has a time of -1 ns, so its stamps never match and the next survey tries it again.
-    """
+def _lost(case: Case, failure: str) -> Examined:
+    """A case that could not be examined at all; without a hash, the next survey tries it again."""
     found = problem("E0402", case.identifier, case.images[0], f"examining the case failed: {failure}")
-    unknown = tuple(replace(stamp, mtime_ns=-1) for stamp in stamps)
-    return CaseSummary(case.identifier, unknown, "", (found,), ()), None
+    return CaseSummary(case.identifier, (), "", (found,), ()), None
 
 
 def _duplicates(contents: Mapping[str, str]) -> Iterable[Problem]:

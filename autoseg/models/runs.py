@@ -9,9 +9,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from autoseg.core.errors import MissingInput, PlanFault, UsageError
+from autoseg.core.errors import MissingInput, PlanFault, RecordFault, UsageError
 from autoseg.core.records import content_hash, load, to_data
 from autoseg.core.workspace import WORK_FOLDER_NAME, RunFolder, Workspace
+from autoseg.data.changes import find_changes, listed_changes, load_dataset
 from autoseg.data.fingerprint import Fingerprint
 from autoseg.data.model import Dataset
 from autoseg.data.outliers import TrainingRange, properties, training_ranges
@@ -19,7 +20,7 @@ from autoseg.inference.postprocessing import PostprocessingStep
 from autoseg.models.record import Member, ModelFiles, ModelRecord, Provenance, Scores
 from autoseg.networks.weights import newest_weights
 from autoseg.planning.plan import Plan
-from autoseg.runs.run import Run, RunRecord, Runs, trained_runs
+from autoseg.runs.run import Run, RunRecord, Runs, changed_data, damaged_run, trained_runs
 from autoseg.selection.record import SelectedMember, Selection, plan_hash
 
 _log = logging.getLogger(__name__)
@@ -176,6 +177,7 @@ def _check_selected(selection: Selection, trained: Runs, name: str, folds: Seque
     """Raises UsageError if a run of the selection is gone or was trained again."""
     for fold in folds:
         run = trained.get(name, {}).get(fold)
+        _refuse_damaged([] if run is None else [run])
         if run is not None and run.weights_hash == selection.runs.get(run.key):
             continue
         found = "is not there any more" if run is None else "was trained again since"
@@ -201,7 +203,9 @@ def _with_stages(trained: Runs, names: Iterable[str]) -> list[str]:
 def _assemble(workspace: Workspace, trained: Runs, choice: _Choice) -> ModelFiles:
     runs = {name: {fold: trained[name][fold] for fold in folds} for name, folds in choice.folds.items()}
     for name, own in runs.items():
+        _refuse_damaged(own.values())
         _warn_of_unfinished(name, own)
+    _warn_of_changed_data(workspace, runs)
     plan = _common_plan(workspace, runs)
     members = tuple(_member(plan, name, runs[name], share) for name, share in choice.shares.items())
     first = dict.fromkeys(one.configuration.cascade_from for one in members)
@@ -289,7 +293,39 @@ def _oriented(plan: Plan, workspace: Workspace) -> Plan:
 
 def _shared(plan: Plan) -> Plan:
     """What of a plan all networks of a model must agree on."""
-    return replace(plan, preset="", memory_gib=0.0, file_ending="", configurations={}, decisions=(), fingerprint="")
+    return replace(
+        plan,
+        dataset="",
+        preset="",
+        memory_gib=0.0,
+        file_ending="",
+        configurations={},
+        decisions=(),
+        fingerprint="",
+    )
+
+
+def _refuse_damaged(runs: Iterable[Run]) -> None:
+    """Raises IntegrityRefusal if a finished run has lost its last weights: its scores are not those of earlier ones."""
+    for run in runs:
+        if fault := run.weights_fault:
+            raise damaged_run(run, fault)
+
+
+def _warn_of_changed_data(workspace: Workspace, runs: Runs) -> None:
+    """Says which training cases are not what the networks were trained with; the networks are what they are."""
+    try:
+        dataset, fingerprint = load_dataset(workspace), load(Fingerprint, workspace.fingerprint)
+    except (MissingInput, RecordFault):  # a model without its data
+        return
+    now = {case.identifier: case.content for case in fingerprint.cases}
+    known: dict[str, str] = {}
+    for run in (run for own in runs.values() for run in own.values()):
+        known |= run.record().contents
+    is_there = Path(dataset.root).is_dir()
+    changed = changed_data(known, now) | (find_changes(workspace, dataset, fingerprint).cases if is_there else {})
+    if changed:
+        _log.warning("the training data changed after the training: %s", "; ".join(listed_changes(changed)))
 
 
 def _warn_of_unfinished(name: str, runs: Mapping[int, Run]) -> None:

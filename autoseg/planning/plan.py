@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from autoseg.core.machine import BYTES_PER_GIB
 from autoseg.core.records import load, record, to_data
 from autoseg.core.registry import one_of
 from autoseg.core.workspace import Workspace
+from autoseg.data.changes import find_changes, load_dataset, shortened
 from autoseg.data.fingerprint import Fingerprint, IntensityStatistics, fingerprint_hash
 from autoseg.data.inputs import ExpectedImages
 from autoseg.data.model import Dataset, LabelSet
@@ -39,6 +41,9 @@ WHOLE_NAMES: Final = "whole_names"
 
 LARGEST_PATCH = 1 << 28
 """Voxels; a file that asks for more would only take memory (assumption)."""
+
+
+_log = logging.getLogger(__name__)
 
 
 def _distinct(values: tuple[int, ...]) -> tuple[int, ...]:
@@ -274,14 +279,14 @@ def load_plan(workspace: Workspace) -> Plan:
 
 
 def load_planned(workspace: Workspace) -> tuple[Dataset, Fingerprint, Plan]:
-    """What `autoseg plan` left in the work folder.
+    """What `autoseg plan` left in the work folder, if the dataset still is what it was planned from.
 
     Raises:
         MissingInput: there is no plan, or the dataset is not where it was planned.
-        PlanFault: the plan was made from another fingerprint.
+        PlanFault: the plan was made from another fingerprint or other classes, or the data changed since.
     """
     plan = load_plan(workspace)
-    dataset = load(Dataset, workspace.dataset)
+    dataset = load_dataset(workspace)
     fingerprint = load(Fingerprint, workspace.fingerprint)
     if not Path(dataset.root).exists():
         raise MissingInput(
@@ -289,11 +294,23 @@ def load_planned(workspace: Workspace) -> tuple[Dataset, Fingerprint, Plan]:
             where=str(workspace.dataset),
             do="run `autoseg plan` with the folder where it is now",
         )
-    if plan.fingerprint != fingerprint_hash(fingerprint):
+    is_same_dataset = (plan.labels, plan.channels) == (dataset.labels, dataset.channels)
+    if plan.fingerprint != fingerprint_hash(fingerprint) or not is_same_dataset:
         raise PlanFault(
-            "plan.json was made from another fingerprint than fingerprint.json",
+            f"plan.json was made from another {'fingerprint' if is_same_dataset else 'dataset'} than "
+            f"{'fingerprint' if is_same_dataset else 'dataset'}.json",
             where=str(workspace.root),
-            why="one of them was changed or copied from elsewhere",
+            why="one of them was changed or copied from elsewhere, or planning was stopped in between",
             do="run `autoseg plan` again",
         )
+    changes = find_changes(workspace, dataset, fingerprint)
+    if changes.sentence:
+        raise PlanFault(
+            f"the dataset changed since it was planned: {changes.sentence}",
+            where=dataset.root,
+            why="what is prepared, trained or compared now would be of the former data, or a mixture",
+            do=f"run `autoseg plan {dataset.root}` again, with the options as before; only what changed is read again",
+        )
+    if changes.new:
+        _log.warning("%s: not planned, `autoseg plan` again would use it", shortened(changes.new))
     return dataset, fingerprint, plan

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from autoseg.core.errors import AutoSegError, GeometryMismatch
 from autoseg.core.files import atomic_folder, remove_leftovers, write_atomic
-from autoseg.core.records import content_hash, load, to_json
+from autoseg.core.records import content_hash, load, to_json, to_sealed_json
 from autoseg.data.model import LabelSet
 from autoseg.images.crop import slices
 from autoseg.images.resample import resample_labels
@@ -154,7 +154,7 @@ def write_first_stage(folder: Path, record: FirstStageRecord, array: NDArray[np.
     with atomic_folder(folder / record.identifier) as temporary:
         np.save(temporary / ARRAY, array, allow_pickle=False)
         written = replace(record, file=stored_file(temporary / ARRAY))
-        (temporary / RECORD).write_text(to_json(written))
+        (temporary / RECORD).write_text(to_sealed_json(written))
 
 
 def is_first_stage_intact(folder: Path, record: FirstStageRecord) -> bool:

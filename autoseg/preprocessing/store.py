@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.core.errors import AutoSegError, IntegrityRefusal
+from autoseg.core.errors import AutoSegError, IntegrityRefusal, RecordFault
 from autoseg.core.files import remove_made, sha256_of_file, temporary_beside
-from autoseg.core.records import content_hash, load, to_data, to_json
+from autoseg.core.records import content_hash, load, to_data, to_sealed_json
 from autoseg.core.workspace import work_folder_of
 from autoseg.data.fingerprint import Fingerprint
 from autoseg.data.model import LabelSet
@@ -171,9 +171,7 @@ def open_case(folder: Path) -> StoredCase:
         MissingInput: the case is not in the store.
         IntegrityRefusal: a file is missing or has another size or shape than its record says.
     """
-    record = load(CaseRecord, folder / RECORD)
-    if not all(name in record.files and record.files[name].has_size(folder / name) for name in ARRAYS):
-        raise damaged(folder, f"{', '.join(ARRAYS)} are not of the sizes that its record says")
+    record = _record_of(folder)
     try:
         image, labels, rows = (map_array(folder / name) for name in ARRAYS)
     except (ValueError, OSError) as error:
@@ -184,6 +182,16 @@ def open_case(folder: Path) -> StoredCase:
     parts = np.split(rows, np.cumsum(counts, dtype=int))  # views, of which nothing is read; the last one is empty
     locations = {int(key): part for key, part in zip(record.locations, parts, strict=False)}
     return StoredCase(record.identifier, image, labels, locations, record.placement)
+
+
+def _record_of(folder: Path) -> CaseRecord:
+    try:
+        record = load(CaseRecord, folder / RECORD)
+    except RecordFault as error:
+        raise damaged(folder, error.what) from error
+    if not all(name in record.files and record.files[name].has_size(folder / name) for name in ARRAYS):
+        raise damaged(folder, f"{', '.join(ARRAYS)} are not of the sizes that its record says")
+    return record
 
 
 def is_intact(folder: Path, content: str) -> bool:
@@ -219,7 +227,7 @@ def write_case(folder: Path, content: str, prepared: Prepared, locations: dict[i
         files = {name: stored_file(temporary / name) for name in sorted(ARRAYS)}
         counts = {str(key): len(found) for key, found in locations.items()}
         record = CaseRecord(STORE_VERSION, folder.name, content, prepared.placement, counts, files)
-        (temporary / RECORD).write_text(to_json(record))
+        (temporary / RECORD).write_text(to_sealed_json(record))
         # a damaged one, or one of other files; WORK/store/<hash>/<case> must not lead out of WORK
         remove_made(folder, work_folder_of(folder), (RECORD, *ARRAYS))
         temporary.rename(folder)

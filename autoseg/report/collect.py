@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from autoseg.core.errors import MissingInput, RecordFault
+from autoseg.core.errors import AutoSegError, MissingInput, RecordFault
 from autoseg.core.files import write_atomic
 from autoseg.core.progress import Progress, silent
 from autoseg.core.records import load
 from autoseg.core.workers import map_supervised
 from autoseg.core.workspace import Workspace
+from autoseg.data.changes import find_changes, load_dataset
+from autoseg.data.fingerprint import Fingerprint, fingerprint_hash
 from autoseg.data.model import Case, Dataset
 from autoseg.data.outliers import TrainingRange, find_outliers
 from autoseg.data.survey import Survey
@@ -29,11 +31,12 @@ from autoseg.report.cases import (
     examine_cases,
     mean_dice,
     picture_bytes,
+    without_folders,
     worst_first,
 )
 from autoseg.report.pages import prediction_page
 from autoseg.report.sections import DatasetReport, ReportedRun, dataset_page
-from autoseg.runs.run import Run, RunRecord
+from autoseg.runs.run import Run, RunRecord, check_same_cases, check_same_plan, is_same_image
 from autoseg.selection.record import Selection
 from autoseg.training.callbacks.history import read_history
 from autoseg.training.splits import Fold, make_folds
@@ -72,9 +75,9 @@ def write_report(
         MissingInput: the dataset is not planned yet.
     """
     plan = load_plan(workspace)
-    dataset, survey = load(Dataset, workspace.dataset), load(Survey, workspace.check)
+    dataset, survey = load_dataset(workspace), load(Survey, workspace.check)
     folds = _loaded(list[Fold], workspace.splits) or make_folds([case.identifier for case in survey.fingerprint.cases])
-    runs, selection = _runs(workspace, plan, len(folds)), _loaded(Selection, workspace.selection)
+    runs, selection = _runs(workspace, plan, survey.fingerprint, folds), _loaded(Selection, workspace.selection)
     if selection is None:
         source, predicted = _best_cases(plan, runs)
     else:
@@ -94,7 +97,10 @@ def write_report(
         cases=examined,
         references="" if references is None else "/".join(references.resolve().parts[-2:]),
         own_dice=mean_dice(cases),
+        stale=tuple(_stale(workspace, dataset, plan, survey, selection)),
     )
+    for sentence in report.stale:
+        _log.warning("%s", sentence)
     path = out or workspace.report
     write_atomic(path, dataset_page(report))
     return path
@@ -161,23 +167,56 @@ def _loaded(kind: type[T], path: Path) -> T | None:
         return None
 
 
-def _runs(workspace: Workspace, plan: Plan, folds: int) -> list[ReportedRun]:
+def _stale(
+    workspace: Workspace, dataset: Dataset, plan: Plan, survey: Survey, selection: Selection | None
+) -> Iterator[str]:
+    """What of a work folder is not of the files, runs and plan of now."""
+    if plan.fingerprint != fingerprint_hash(survey.fingerprint):
+        yield "The data was examined again since the plan was made; run `autoseg plan` again."
+    if changes := find_changes(workspace, dataset, survey.fingerprint).sentence:
+        yield f"The dataset changed since it was planned: {without_folders(changes)}. Run `autoseg plan` again."
+    if selection is not None:
+        yield from _stale_choice(workspace, selection)
+
+
+def _stale_choice(workspace: Workspace, selection: Selection) -> Iterator[str]:
+    weights = {run.key: _weights(run) for run in (Run(*own) for own in workspace.run_folders())}
+    if gone := [key for key, own in selection.runs.items() if weights.get(key) != own]:
+        yield f"The choice was made of other networks ({', '.join(gone)}); run `autoseg select` again."
+    if changed := [name for name, own in selection.maps.items() if not is_same_image(workspace.selected / name, own)]:
+        yield f"Label maps of the choice were changed ({', '.join(changed)}); run `autoseg select` again."
+
+
+def _weights(run: Run) -> str | None:
+    try:
+        return run.weights_hash
+    except AutoSegError:  # none, or none that is intact
+        return None
+
+
+def _runs(workspace: Workspace, plan: Plan, fingerprint: Fingerprint, folds: Sequence[Fold]) -> list[ReportedRun]:
     """Every configuration and fold, whether it was started or not, and folds of earlier splits that were started."""
-    expected = {Run(name, fold, workspace.run(name, fold)) for name in plan.configurations for fold in range(folds)}
+    numbers = range(len(folds))
+    expected = {Run(name, fold, workspace.run(name, fold)) for name in plan.configurations for fold in numbers}
     started = {Run(*own) for own in workspace.run_folders() if own[0] in plan.configurations}
     order = list(plan.configurations)
     return [
-        _run(run, plan) for run in sorted(expected | started, key=lambda run: (order.index(run.configuration), run))
+        _run(run, plan, fingerprint, folds)
+        for run in sorted(expected | started, key=lambda run: (order.index(run.configuration), run))
     ]
 
 
-def _run(run: Run, plan: Plan) -> ReportedRun:
+def _run(run: Run, plan: Plan, fingerprint: Fingerprint, folds: Sequence[Fold]) -> ReportedRun:
     status, record = run.status, _loaded(RunRecord, run.folder.recipe)
     if status is None or record is None:
         return ReportedRun(run, remark="its records are damaged" if run.folder.state.exists() else "")
-    own = _loaded(Plan, run.folder.plan)
-    is_current = own is not None and own.configurations.get(run.configuration) == plan.configurations[run.configuration]
-    remark = "" if is_current else "trained with an earlier plan"
+    remark = run.fault or ""
+    try:
+        check_same_plan(run, plan, {case.identifier: case.content for case in fingerprint.cases})
+        if run.fold < len(folds):
+            check_same_cases(run, folds[run.fold])
+    except AutoSegError as error:
+        remark = error.what
     return ReportedRun(run, status, read_history(run.folder.history), record.device, remark)
 
 

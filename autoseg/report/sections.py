@@ -79,6 +79,7 @@ class DatasetReport:
         cases: worst first.
         references: folder of other label maps that the cases are compared with; empty for the dataset's own.
         own_dice: then the mean Dice of the cases on the dataset's own label maps.
+        stale: sentences about what is not of the files, runs and plan of now.
     """
 
     plan: Plan
@@ -90,6 +91,7 @@ class DatasetReport:
     cases: tuple[ReportedCase, ...]
     references: str = ""
     own_dice: float | None = None
+    stale: tuple[str, ...] = ()
 
     @property
     def usable(self) -> tuple[CaseStatistics, ...]:

@@ -77,7 +77,7 @@ def fill_first_stage(
     plan, configuration = queue.plan, queue.plan.configurations[cascade]
     named = {name for fold in queue.folds for name in (*fold.train, *fold.val)}
     cases = sorted(name for name in named if (store / name / RECORD).exists())
-    runs = _finished_runs(workspace, plan, configuration, len(queue.folds))
+    runs = _finished_runs(workspace, queue, configuration)
     predict = _missing_case_predictor(workspace, plan, plan.configurations[runs[0].configuration], device)
     weights = {run: run.weights_hash for run in runs}
     sources: dict[str, FirstStageSource] = {}
@@ -168,9 +168,9 @@ def check_first_stage(run: Run) -> None:
             )
 
 
-def _finished_runs(workspace: Workspace, plan: Plan, configuration: Configuration, folds: int) -> list[Run]:
+def _finished_runs(workspace: Workspace, queue: Queue, configuration: Configuration) -> list[Run]:
     first = str(configuration.cascade_from)
-    runs = [Run(first, number, workspace.run(first, number)) for number in range(folds)]
+    runs = [Run(first, number, workspace.run(first, number)) for number in range(len(queue.folds))]
     if unfinished := [str(run.fold) for run in runs if not run.is_done]:
         raise MissingInput(
             f"{configuration.name} needs every fold of {first}; not trained yet: {', '.join(unfinished)}",
@@ -179,7 +179,7 @@ def _finished_runs(workspace: Workspace, plan: Plan, configuration: Configuratio
             do=f"run autoseg train with --configuration {first} for these folds first, or without --configuration",
         )
     for run in runs:
-        check_same_plan(run, plan)
+        check_same_plan(run, queue.plan, queue.contents)
     return runs
 
 

@@ -9,16 +9,15 @@ from contextlib import contextmanager, nullcontext
 
 import torch
 
-from autoseg.core.errors import AutoSegError, Busy, DataRefused, Interrupted, NotEnoughResources, UsageError
-from autoseg.core.files import remove_made
+from autoseg.core.errors import AutoSegError, Busy, DataRefused, Interrupted, NotEnoughResources
+from autoseg.core.files import check_made, remove_made, temporary_beside
 from autoseg.core.progress import Progress
 from autoseg.core.workspace import RunFolder, work_folder_of
-from autoseg.runs.budget import INTERVALS_FILE, heartbeat
-from autoseg.runs.cascade import check_first_stage
+from autoseg.runs.budget import FORMER_FILE, INTERVALS_FILE, heartbeat
+from autoseg.runs.cascade import OUT_OF_FOLD_FOLDER, check_first_stage
 from autoseg.runs.queue import Queue, RunTask
-from autoseg.runs.run import Run, RunRecord, RunResult, check_same_plan, differing
+from autoseg.runs.run import Run, RunResult, check_same_cases, check_same_plan, differing
 from autoseg.runs.training import train_and_validate
-from autoseg.training.splits import Fold
 
 _log = logging.getLogger(__name__)
 
@@ -55,9 +54,9 @@ def execute(task: RunTask, device: torch.device, check_stop: Callable[[], None],
 def result_of_done(run: Run, queue: Queue) -> RunResult:
     """The result of a run that was done before, if it is what the command would make of it."""
     try:
-        check_same_plan(run, queue.plan)
+        check_same_plan(run, queue.plan, queue.contents)
+        check_same_cases(run, queue.folds[run.fold])
         record = run.record()
-        _refuse_other_cases(run, record, queue.folds[run.fold])
         check_first_stage(run)
     except AutoSegError as error:
         return RunResult(run, "failed", error)
@@ -67,25 +66,28 @@ def result_of_done(run: Run, queue: Queue) -> RunResult:
 
 
 def discard(folder: RunFolder) -> None:
-    """Deletes a run (`--fresh`), and nothing else.
+    """Deletes what AutoSeg wrote about a run (`--fresh`), and nothing else: other files in its folder stay.
 
     Raises:
         IntegrityRefusal: the folder leads out of the work folder, or holds no run.
     """
-    files = (folder.recipe, folder.plan, folder.state, folder.history, folder.checkpoint, folder.validation)
-    marks = {*(file.name for file in files), INTERVALS_FILE}
-    remove_made(folder.root, work_folder_of(folder.root), marks)
-
-
-def _refuse_other_cases(run: Run, record: RunRecord, fold: Fold) -> None:
-    """An error if a run was trained with other folds; cases that could not be prepared may be missing in it."""
-    if not (set(record.train) <= set(fold.train) and set(record.val) <= set(fold.val)):
-        raise UsageError(
-            f"{run.title} is done, with other cases in this fold",
-            where=str(run.folder.root),
-            why="the dataset or its folds changed since",
-            do="restore the former folds, or train with --fresh to discard the run",
-        )
+    own = (folder.checkpoint, folder.validation, folder.history, folder.curves, folder.plan)
+    others = (folder.root / name for name in (OUT_OF_FOLD_FOLDER, INTERVALS_FILE, FORMER_FILE))
+    written = [entry for entry in (folder.state, *own, *others, folder.recipe) if entry.exists()]
+    marks, work = {entry.name for entry in written}, work_folder_of(folder.root)
+    kept = sorted({entry.name for entry in folder.root.iterdir()} - marks) if folder.root.is_dir() else []
+    if not kept:
+        remove_made(folder.root, work, marks)
+        return
+    check_made(folder.root, work, marks)
+    doomed = temporary_beside(folder.root)
+    doomed.mkdir()
+    # What says that the run is done comes before what says that it has begun: an interruption in between leaves a run
+    # that goes on with less.
+    for entry in written:
+        entry.rename(doomed / entry.name)
+    remove_made(doomed, work, marks)
+    _log.info("%s: not written by AutoSeg and kept: %s", folder.root, ", ".join(kept))
 
 
 @contextmanager
@@ -128,5 +130,5 @@ def _resource_errors(run: Run, device: torch.device) -> Iterator[None]:
         raise NotEnoughResources(
             f"the disk became full while {run.title} was trained",
             where=str(run.folder.root),
-            do="free some space; the same command goes on from the last checkpoint",
+            do="free some space; the same command, without --fresh, goes on from the last checkpoint",
         ) from error

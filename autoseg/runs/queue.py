@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,10 +15,10 @@ from autoseg.core.workspace import Workspace
 from autoseg.data.fingerprint import CaseStatistics, Fingerprint
 from autoseg.data.model import Dataset, LabelSet
 from autoseg.planning.plan import Configuration, Plan, load_planned
-from autoseg.runs.run import Run, Stage
+from autoseg.runs.run import Run, Stage, check_same_cases
 from autoseg.training.grouping import SplitFacts, case_groups
 from autoseg.training.recipe import Recipe, load_recipe
-from autoseg.training.splits import Fold, settle_folds
+from autoseg.training.splits import Fold, holds_folds, settle_folds
 
 PROBABILITIES_GIB = 10.0
 """Disk that the kept probabilities of all runs of a dataset may take by default (assumption: little beside a store)."""
@@ -84,7 +84,8 @@ class Queue:
         recipe: asked for.
         folds: of the dataset.
         runs: in order; all folds of a cascade's first stage come before the cascade.
-        stages: of each run when the queue was made; with `--fresh` all are new.
+        stages: of each run when the queue was made; with `--fresh` all are new, and one that is done but has lost
+            something is started.
     """
 
     plan: Plan
@@ -94,6 +95,11 @@ class Queue:
     folds: tuple[Fold, ...]
     runs: tuple[Run, ...]
     stages: dict[Run, Stage]
+
+    @property
+    def contents(self) -> dict[str, str]:
+        """Case -> hash of its files."""
+        return {case.identifier: case.content for case in self.fingerprint.cases}
 
     @property
     def open_runs(self) -> list[Run]:
@@ -124,6 +130,7 @@ class RunTask:
         first_stage: folder of the first stage's label maps, as `fill_first_stage` returns it; None without a cascade.
         begin: of the work on it, in seconds since the epoch.
         deadline: `time.monotonic()` at which it must be over, or None.
+        contents: case -> hash of its files; empty where it is not known.
     """
 
     run: Run
@@ -136,6 +143,7 @@ class RunTask:
     first_stage: Path | None
     begin: float
     deadline: float | None
+    contents: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def configuration(self) -> Configuration:
@@ -176,8 +184,50 @@ def make_queue(workspace: Workspace, options: TrainOptions) -> Queue:
     missing = _missing_first_stages(workspace, plan, runs, len(folds))
     _refuse_named(missing, options.configurations)
     kept = tuple(run for run in runs if run.configuration not in missing)
-    stages: dict[Run, Stage] = {run: "new" if options.is_fresh else run.stage for run in kept}
-    return Queue(plan, dataset, fingerprint, recipe, folds, kept, stages)
+    _refuse_mixed_folds(workspace, folds, kept if options.is_fresh else ())
+    return Queue(plan, dataset, fingerprint, recipe, folds, kept, _stages(kept, is_fresh=options.is_fresh))
+
+
+def _refuse_mixed_folds(workspace: Workspace, folds: Sequence[Fold], discarded: Collection[Run]) -> None:
+    """An error if splits.json would be replaced under runs that were trained with other folds and stay.
+
+    Raises:
+        UsageError: naming these runs.
+    """
+    if not workspace.splits.exists() or holds_folds(workspace.splits, folds):
+        return
+    stay = [own for own in (Run(*found) for found in workspace.run_folders()) if own.stage != "new"]
+    mixed = [own.title for own in stay if own not in discarded and not _fits(own, folds)]
+    if mixed:
+        raise UsageError(
+            f"other folds than before are asked for, and runs of the former ones are there: {', '.join(mixed)}",
+            where=str(workspace.splits),
+            why="a case would be validated by one run and trained on by another, so their scores would not compare",
+            do="leave out --group-by and --stratify to keep the former folds where the data is the same, or train all "
+            "of these runs anew with --fresh, or give another work folder with --work",
+        )
+
+
+def _fits(run: Run, folds: Sequence[Fold]) -> bool:
+    try:
+        check_same_cases(run, folds[run.fold])
+    except (UsageError, IndexError):
+        return False
+    return True
+
+
+def _stages(runs: Sequence[Run], *, is_fresh: bool) -> dict[Run, Stage]:
+    return {run: "new" if is_fresh else _stage(run) for run in runs}
+
+
+def _stage(run: Run) -> Stage:
+    """How far a run is; one that is done but has lost something goes on from what there is."""
+    if run.is_done and (fault := run.fault):
+        _log.warning("%s was done and %s; it goes on from what is intact", run.title, fault)
+        return "started"
+    if run.status is None and run.folder.state.exists():
+        _log.warning("%s: state.json is damaged or was changed; it is written anew", run.title)
+    return run.stage
 
 
 def _folds(workspace: Workspace, dataset: Dataset, fingerprint: Fingerprint, options: TrainOptions) -> tuple[Fold, ...]:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from autoseg.core.errors import AutoSegError, MissingInput, PlanFault, RecordFault
+from autoseg.core.errors import AutoSegError, IntegrityRefusal, MissingInput, PlanFault, RecordFault, UsageError
 from autoseg.core.records import load, record
 from autoseg.core.workspace import RunFolder, Workspace
-from autoseg.networks.weights import generations, weights_hash
+from autoseg.data.changes import describe_change, listed_changes
+from autoseg.images.formats.files import hash_of_written
+from autoseg.networks.weights import fault_of, generations, weights_hash
 from autoseg.planning.plan import Plan
 from autoseg.training.recipe import Recipe
+from autoseg.training.splits import Fold
 
 RECORD_VERSION = 1
 
@@ -45,6 +49,7 @@ class RunRecord:
         val: cases kept back.
         decisions: sentences that say why.
         previous: name of the first stage's label maps that a cascade is trained with; None without one.
+        contents: case -> hash of its files; earlier versions did not note it.
     """
 
     version: int
@@ -62,6 +67,7 @@ class RunRecord:
     val: tuple[str, ...]
     decisions: tuple[str, ...]
     previous: str | None = None
+    contents: dict[str, str] = field(default_factory=dict)
 
 
 @record
@@ -78,6 +84,7 @@ class RunStatus:
         foreground_dice: mean of it over the classes.
         validated_cases: number of cases that the validation covers.
         notes: sentences about what is not as usual.
+        weights: hash of the final weights; empty before the end, and earlier versions did not note it.
     """
 
     state: str
@@ -89,6 +96,7 @@ class RunStatus:
     foreground_dice: float | None = None
     validated_cases: int = 0
     notes: tuple[str, ...] = ()
+    weights: str = ""
 
     @property
     def dice(self) -> float | None:
@@ -107,6 +115,9 @@ class FoldScores:
         left_out: validation cases that the time budget left no time for.
         mirror_axes: axes along which the prediction was averaged over mirrored images.
         seconds: of computing each case with one network and writing it; reading and preparing do not count.
+        weights: hash of the weights that predicted; earlier versions did not note it.
+        maps: SHA-256 of the label maps by file name; earlier versions did not note it.
+        probabilities: SHA-256 of the kept probabilities by file name, which may be deleted; likewise.
     """
 
     cases: dict[str, CaseScores]
@@ -115,6 +126,9 @@ class FoldScores:
     left_out: tuple[str, ...]
     mirror_axes: tuple[int, ...]
     seconds: dict[str, float] = field(default_factory=dict)
+    weights: str = ""
+    maps: dict[str, str] = field(default_factory=dict)
+    probabilities: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -170,6 +184,37 @@ class Run:
     def weights_hash(self) -> str:
         """Changes whenever the run is trained again."""
         return weights_hash(self.folder.checkpoint)
+
+    @property
+    def weights_fault(self) -> str | None:
+        """Why the weights of a finished run are not those that its training ended with, as half a sentence."""
+        status = self.status
+        if status is None or status.state != "done":
+            return None
+        try:
+            is_final = self.weights_hash == status.weights if status.weights else self._has_newest_generation
+        except AutoSegError as error:
+            return f"has no weights any more: {error.what}"
+        return None if is_final else "has lost its last checkpoint, or it is damaged"
+
+    @property
+    def fault(self) -> str | None:
+        """What of a finished run is not what its training and validation left, as half a sentence; None if all is."""
+        status, scores, weights = self.status, self.scores, self.weights_fault
+        if weights is not None or status is None or status.state != "done":
+            return weights
+        if scores is None:
+            return "has no validation scores any more, or they are damaged"
+        if scores.weights not in ("", status.weights):
+            return "has validation scores of other weights"
+        folder = self.folder.validation
+        changed = [name for name, own in scores.maps.items() if not is_same_image(folder / name, own)]
+        return f"has another label map {changed[0]} than its validation wrote" if changed else None
+
+    @property
+    def _has_newest_generation(self) -> bool:
+        found = generations(self.folder.checkpoint)
+        return bool(found) and fault_of(found[-1]) is None
 
     def record(self) -> RunRecord:
         """What it was started with.
@@ -228,26 +273,77 @@ def trained_runs(workspace: Workspace) -> Runs:
     return found
 
 
-def check_same_plan(run: Run, plan: Plan) -> None:
-    """Raises PlanFault if a run was started with another plan, as far as it concerns the run."""
-    before, configuration = run.plan(), plan.configurations[run.configuration]
+def check_same_plan(run: Run, plan: Plan, contents: Mapping[str, str]) -> None:
+    """Refuses a run that was started with another plan, as far as it concerns the run, or with other data.
+
+    Args:
+        run: that has begun.
+        plan: of now. The name of its dataset is no decision.
+        contents: case -> hash of its files now, as the fingerprint has it.
+
+    Raises:
+        PlanFault: with what is different.
+    """
+    before, configuration, known = run.plan(), plan.configurations[run.configuration], run.record().contents
     own = before.configurations.get(run.configuration)
-    # What is turned to the orientation is in the fingerprint; plans of old runs know of none, and turned nothing.
-    apart: dict[str, Any] = {
-        "configurations": {},
-        "decisions": (),
-        "memory_gib": 0.0,
-        "preset": "",
-        "orientation": None,
-    }
-    now, then = replace(plan, **apart), replace(before, **apart)
-    changed = [*_changed_fields(then, now), *_changed_fields(own, configuration)]
-    if changed:
+    then, now = (_compared(one, by_case=bool(known)) for one in (before, plan))
+    if changed := [*_changed_fields(then, now), *_changed_fields(own, configuration)]:
         raise PlanFault(
             f"this run was started with another plan (different: {', '.join(changed)})",
             where=str(run.folder.root),
             why="the plan or the data changed since",
             do="train with --fresh to discard the run, or plan again with the former options",
+        )
+    if data := changed_data(known, contents):
+        raise PlanFault(
+            f"{run.title} was started with other data ({'; '.join(listed_changes(data))})",
+            where=str(run.folder.root),
+            why="what it learned, and its scores, are of the former files",
+            do="train with --fresh to discard the run, or restore the files and plan again",
+        )
+
+
+def _compared(plan: Plan, *, by_case: bool) -> Plan:
+    """What of a plan concerns every run.
+
+    Args:
+        plan: of a run, or of now.
+        by_case: whether the run knows the hash of each of its cases. Else the fingerprint of all of them stands for
+            what they are, and for how they are turned: the plan of such a run knows of no orientation.
+    """
+    apart: dict[str, Any] = {"fingerprint": ""} if by_case else {"orientation": None}
+    return replace(plan, dataset="", preset="", memory_gib=0.0, configurations={}, decisions=(), **apart)
+
+
+def damaged_run(run: Run, fault: str) -> IntegrityRefusal:
+    """The error that refuses a finished run of which something is not what it left."""
+    return IntegrityRefusal(
+        f"{run.title} is done and {fault}",
+        where=str(run.folder.root),
+        why="what it predicts, and its scores, would not belong together",
+        do="run autoseg train again, which goes on from what is intact, or restore the files",
+    )
+
+
+def changed_data(before: Mapping[str, str], now: Mapping[str, str]) -> dict[str, str]:
+    """What changed about each case, by the hashes of their files; cases without one are passed over."""
+    gone = {name: "it is not used any more" for name in before if name not in now}
+    return gone | {name: what for name, own in before.items() if (what := describe_change(own, now.get(name, "")))}
+
+
+def check_same_cases(run: Run, fold: Fold) -> None:
+    """Refuses a run that was trained with other folds; cases that could not be prepared may be missing in it.
+
+    Raises:
+        UsageError: a case is in none of the fold's lists, or on the other side.
+    """
+    record = run.record()
+    if not (set(record.train) <= set(fold.train) and set(record.val) <= set(fold.val)):
+        raise UsageError(
+            f"{run.title} was trained with other cases in this fold",
+            where=str(run.folder.root),
+            why="the dataset or its folds changed since",
+            do="restore the former folds, or train with --fresh to discard the run",
         )
 
 
@@ -261,6 +357,14 @@ def differing(asked: Recipe, recorded: Recipe) -> list[str]:
 
 def _changed_fields(then: Any, now: Any) -> list[str]:
     return [own.name for own in fields(now) if getattr(then, own.name, None) != getattr(now, own.name)]
+
+
+def is_same_image(path: Path, sha256: str) -> bool:
+    """Whether an image that AutoSeg wrote is there, every byte as it was written."""
+    try:
+        return hash_of_written(path) == sha256
+    except OSError:
+        return False
 
 
 def _read(kind: type[T], path: Path) -> T | None:

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from autoseg.core.errors import UsageError
+from autoseg.core.errors import MissingInput, UsageError
 from autoseg.core.progress import Progress, silent
-from autoseg.core.records import save
+from autoseg.core.records import save_sealed
 from autoseg.launch.precision import choose_compute, compiled, step_seconds
 from autoseg.preprocessing.first_stage import open_with_first_stage
 from autoseg.preprocessing.store import StoredCase
@@ -88,7 +88,7 @@ def set_up(
         UsageError: the run was started with another recipe, seed or budget, or with other cases.
     """
     assert (task.first_stage is None) == (task.configuration.cascade_from is None), "a cascade needs its first stage"
-    is_new = not task.run.folder.recipe.exists() or _starts_over(task)
+    is_new = _is_new(task) or _starts_over(task)
     network = _fresh_network(task)
     record = _decide(task, network, device) if is_new else _checked_record(task, device)
     compute = Compute(device, record.precision, record.memory_format)
@@ -100,8 +100,8 @@ def set_up(
         if is_new:
             record = _with_fitting_epochs(record, left, forecast.step_seconds)
     if is_new:
-        save(task.plan, task.run.folder.plan)
-        save(record, task.run.folder.recipe)
+        save_sealed(task.plan, task.run.folder.plan)
+        save_sealed(record, task.run.folder.recipe)
     for sentence in record.decisions:
         _log.info("%s: %s", task.run.title, sentence)
     state = start_state(network, record.recipe, compute, task.configuration.dimensions)
@@ -117,16 +117,31 @@ def _batch_shape(task: RunTask) -> tuple[int, ...]:
     return (own.batch_size, task.input_channels, *own.patch_size)
 
 
+def _is_new(task: RunTask) -> bool:
+    """Whether a run has not begun; an error if it has, and what it was started with is gone."""
+    folder = task.run.folder
+    if folder.recipe.exists():
+        return False
+    if has_checkpoint(folder.checkpoint):
+        raise MissingInput(
+            "recipe.json is missing, and the run has a checkpoint",
+            where=str(folder.root),
+            why="without it nobody knows what the checkpoint was trained with",
+            do="restore the file, or train with --fresh to discard the run",
+        )
+    return True
+
+
 def _starts_over(task: RunTask) -> bool:
     """Whether a run without a checkpoint is asked for with another recipe: there is nothing to lose then."""
     if has_checkpoint(task.run.folder.checkpoint):
         return False
-    check_same_plan(task.run, task.plan)
+    check_same_plan(task.run, task.plan, task.contents)
     return task.run.record().asked != task.recipe
 
 
 def _checked_record(task: RunTask, device: torch.device) -> RunRecord:
-    check_same_plan(task.run, task.plan)
+    check_same_plan(task.run, task.plan, task.contents)
     record = task.run.record()
     if found := _differences(task, record):
         raise UsageError(
@@ -203,6 +218,7 @@ def _decide(task: RunTask, network: nn.Module, device: torch.device) -> RunRecor
         val=task.cases.val,
         decisions=(because,),
         previous=_first_stage_name(task),
+        contents={name: own for name, own in task.contents.items() if name in {*task.cases.train, *task.cases.val}},
     )
 
 

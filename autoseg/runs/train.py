@@ -12,10 +12,11 @@ from pathlib import Path
 
 import torch
 
-from autoseg.core.errors import AutoSegError, Busy, Interrupted, NotEnoughResources
+from autoseg.core.errors import AutoSegError, Busy, Interrupted, NotEnoughResources, PlanFault
 from autoseg.core.progress import Progress, silent
 from autoseg.core.workspace import Workspace
 from autoseg.launch.devices import choose_devices, use_cores
+from autoseg.planning.plan import load_plan
 from autoseg.preprocessing.fill import fill_store
 from autoseg.preprocessing.store import store_recipe
 from autoseg.runs.budget import budget_deadline, heartbeat, run_deadline
@@ -103,11 +104,11 @@ def train_queue(
     """
     check_executor(options.executor)
     queue = make_queue(workspace, options)
-    save_folds(queue.folds, workspace.splits)
     threads = use_cores()
     devices, because = choose_devices(options.device)
     _log.info("%s; %d threads", because, threads)
     trainer = _Trainer(queue, workspace, options, devices[: max(1, len(queue.open_runs))], check_stop, listeners)
+    save_folds(queue.folds, workspace.splits)  # once nothing is left that would refuse the command
     results, stop = trainer.work_through()
     return TrainReport(results, because, trainer.failures, stop)
 
@@ -242,15 +243,26 @@ class _Trainer:
         try:
             self.check_stop()
             while len(handles) < executor.slots and (run := self.schedule.next_run()) is not None:
+                self._refuse_another_plan()
                 if self._is_prepared(run):
                     task = self._task(run, executor.slots)
                     self.schedule.start(run)
                     handles.add(executor.submit(task))
                     self.idle_since = time.time()
-        except (Interrupted, NotEnoughResources) as error:
+        except (Interrupted, NotEnoughResources, PlanFault) as error:
             self.schedule.stop = self.schedule.stop or error
             executor.stop()
         return len(handles) > before
+
+    def _refuse_another_plan(self) -> None:
+        """Raises PlanFault if the plan was replaced while runs were trained: what is left would not belong to them."""
+        if load_plan(self.workspace) != self.queue.plan:
+            raise PlanFault(
+                "the plan was replaced while this command was training",
+                where=str(self.workspace.plan),
+                why="the runs of a queue must go by one plan to be compared",
+                do="plan again with the former options and train again to go on, or train with --fresh by the new plan",
+            )
 
     def _task(self, run: Run, slots: int) -> RunTask:
         now = time.monotonic()
@@ -267,6 +279,7 @@ class _Trainer:
             first_stage=self.first_stages.get(run.configuration),
             begin=self.idle_since,
             deadline=run_deadline(self.reporter.deadline, run, self.schedule.open_runs, slots, now),
+            contents=self.queue.contents,
         )
 
     def _is_prepared(self, run: Run) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor
 from autoseg.core.errors import Interrupted
 from autoseg.core.files import remove_leftovers
 from autoseg.core.progress import Progress, silent
-from autoseg.core.records import save
+from autoseg.core.records import save_sealed
 from autoseg.inference.predictor import Predictor
 from autoseg.planning.lateral import lateral_swap
 from autoseg.runs.queue import RunTask
@@ -86,7 +86,7 @@ def _train(active: ActiveRun, seconds: Callable[[], float]) -> None:
         folder=run.folder,
         classes=task.plan.labels.foreground,
         seconds=seconds,
-        save_status=lambda: save(_status(active, "training", seconds), run.folder.state),
+        save_status=lambda: save_sealed(_status(active, "training", seconds), run.folder.state),
     )
     callbacks = [*make_callbacks(recipe.callbacks, context), *_time_budget(active), _StepReport(active)]
     try:
@@ -96,7 +96,9 @@ def _train(active: ActiveRun, seconds: Callable[[], float]) -> None:
         raise Interrupted(
             f"{run.title} stopped at step {state.step} of {state.segment.end}, checkpoint written",
             where=str(run.folder.root),
-            do="run the same command again to go on from there",
+            do="run the same command again"
+            + (" without --fresh, which would discard it," if active.task.options.is_fresh else "")
+            + " to go on from there",
         ) from stop
 
 
@@ -163,6 +165,7 @@ def _status(
         foreground_dice=scores.foreground_mean["dice"] if scores else None,
         validated_cases=len(scores.cases) if scores else 0,
         notes=tuple(notes),
+        weights=active.task.run.weights_hash if state == "done" else "",
     )
 
 
@@ -172,15 +175,16 @@ def _validate(active: ActiveRun, seconds: Callable[[], float]) -> RunStatus:
     if not task.cases.val:
         status = _status(active, "done", seconds, notes=["no case was kept back, so no validation is possible"])
     else:
-        save(_status(active, "validating", seconds), folder.state)
+        save_sealed(_status(active, "validating", seconds), folder.state)
         network = active.state.final_network
         predictor = make_predictor(network, task.plan, task.configuration, compute.device, compute.precision)
         planned = _plan_validation(active, predictor)
-        scores = validate_fold(predictor, task, active.open_case, planned, _CaseClock(active, planned))
+        clock = _CaseClock(active, planned)
+        scores = validate_fold(predictor, task, active.open_case, planned, clock, task.run.weights_hash)
         late = len(scores.left_out) - len(planned.left_out)
         more = [f"{late} more cases were not validated, for lack of time"] if late else []
         status = _status(active, "done", seconds, scores, [*planned.notes, *more])
-    save(status, folder.state)
+    save_sealed(status, folder.state)
     for note in status.notes:
         _log.warning("%s: %s", title, note)
     if status.foreground_dice is not None:

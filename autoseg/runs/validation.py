@@ -12,16 +12,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from autoseg.core.errors import MissingInput
-from autoseg.core.files import remove_leftovers
+from autoseg.core.errors import MissingInput, PlanFault
+from autoseg.core.files import remove_leftovers, sha256_of_file
 from autoseg.core.machine import BYTES_PER_GIB, free_disk_bytes
-from autoseg.core.records import save
+from autoseg.core.records import save_sealed
 from autoseg.core.workspace import Workspace
-from autoseg.data.check import match_labels
+from autoseg.data.check import HASH_DIGITS, labels_hash, match_labels
 from autoseg.data.labels import to_file_values, to_training_values
 from autoseg.evaluation.confusion import overlaps
 from autoseg.evaluation.metrics import COUNT_METRICS
 from autoseg.evaluation.scores import count_scores, mean_scores
+from autoseg.images.formats.files import hash_of_written
 from autoseg.inference.out_of_fold import keeping_probabilities, probabilities_file
 from autoseg.inference.predictor import Predictor
 from autoseg.inference.restore import predict_case
@@ -30,7 +31,7 @@ from autoseg.planning.plan import Configuration, Plan
 from autoseg.preprocessing.first_stage import network_input
 from autoseg.preprocessing.store import StoredCase
 from autoseg.runs.queue import PROBABILITIES_GIB, RunTask
-from autoseg.runs.run import SCORES_FILE, CaseScores, FoldScores
+from autoseg.runs.run import SCORES_FILE, CaseScores, FoldScores, is_same_image
 
 LARGEST_VALIDATION_SHARE = 0.25
 """Share of a time budget that validation may take (assumption: training has to learn something to validate)."""
@@ -198,20 +199,40 @@ class _Fold:
     task: RunTask
     planned: ValidationPlan
     allowed_bytes: int
+    weights: str
     cases: dict[str, CaseScores] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    maps: dict[str, str] = field(default_factory=dict)
+    probabilities: dict[str, str] = field(default_factory=dict)
 
     def resume(self) -> None:
         """Goes on from what an interrupted validation of the same weights finished."""
         remove_leftovers(self.task.run.folder.validation)
         before = self.task.run.scores
-        if before is not None and before.mirror_axes == self.planned.mirror_axes:
-            self.cases = {name: own for name, own in before.cases.items() if self._is_complete(name, own)}
-            self.seconds = {name: spent for name, spent in before.seconds.items() if name in self.cases}
+        is_same = before is not None and before.weights in ("", self.weights)  # former versions did not note it
+        if before is None or not is_same or before.mirror_axes != self.planned.mirror_axes:
+            return
+        for name, scores in before.cases.items():
+            if self._is_complete(name, scores, before.maps):
+                self.cases[name] = scores
+                self.seconds |= {name: before.seconds[name]} if name in before.seconds else {}
+                self._note_files(name)
 
-    def _is_complete(self, name: str, scores: CaseScores) -> bool:
-        """Whether the label map is there, and every score that this version computes."""
-        return self._label_file(name).exists() and all(COUNT_METRICS.keys() <= own.keys() for own in scores.values())
+    def _is_complete(self, name: str, scores: CaseScores, maps: Mapping[str, str]) -> bool:
+        """Whether the label map is there as it was written, and every score that this version computes."""
+        file = self._label_file(name)
+        is_same = is_same_image(file, maps[file.name]) if file.name in maps else file.exists()
+        return is_same and all(COUNT_METRICS.keys() <= own.keys() for own in scores.values())
+
+    def _note_files(self, name: str) -> None:
+        """Notes the hashes of what was written about a case."""
+        label_map, kept = self._label_file(name), self._kept_file(name)
+        self.maps[label_map.name] = hash_of_written(label_map)
+        if kept.exists():
+            self.probabilities[kept.name] = sha256_of_file(kept)
+
+    def _kept_file(self, name: str) -> Path:
+        return probabilities_file(self.task.run.folder.validation, name)
 
     def _label_file(self, name: str) -> Path:
         return self.task.run.folder.validation / f"{name}{self.task.plan.file_ending}"
@@ -222,13 +243,14 @@ class _Fold:
         predicted = self._predicted(stored)
         self.seconds[stored.identifier] = round(time.perf_counter() - begin, 3)
         self.cases[stored.identifier] = _scores(predicted, self.task, stored)
+        self._note_files(stored.identifier)
 
     def _predicted(self, stored: StoredCase) -> Labels:
         from autoseg.images.writers import write_labels
 
         labels, placement, name = self.task.plan.labels, stored.placement, stored.identifier
         image = network_input(stored, labels)
-        kept = probabilities_file(self.task.run.folder.validation, name)
+        kept = self._kept_file(name)
         rolling_axis = self.predictor.tiling(image.shape[1:]).rolling_axis
         with keeping_probabilities(kept, placement, rolling_axis, labels, self.allowed_bytes) as take_row:
             predicted = predict_case(self.predictor, image, placement, labels, take_row)
@@ -240,8 +262,17 @@ class _Fold:
         """scores.json as far as it goes."""
         ordered = {name: self.cases[name] for name in sorted(self.cases)}
         mean, foreground = mean_scores(ordered, COUNT_METRICS)
-        axes = self.planned.mirror_axes
-        return FoldScores(ordered, mean, foreground, tuple(sorted(left_out)), axes, dict(sorted(self.seconds.items())))
+        return FoldScores(
+            cases=ordered,
+            mean=mean,
+            foreground_mean=foreground,
+            left_out=tuple(sorted(left_out)),
+            mirror_axes=self.planned.mirror_axes,
+            seconds=dict(sorted(self.seconds.items())),
+            weights=self.weights,
+            maps=dict(sorted(self.maps.items())),
+            probabilities=dict(sorted(self.probabilities.items())),
+        )
 
 
 def validate_fold(
@@ -250,6 +281,7 @@ def validate_fold(
     open_case: Callable[[str], StoredCase],
     planned: ValidationPlan,
     may_start: Callable[[str], bool],
+    weights: str = "",
 ) -> FoldScores:
     """Predicts and scores the validation cases; writes each label map and, after each case, scores.json.
 
@@ -262,11 +294,15 @@ def validate_fold(
         open_case: gives a stored case.
         planned: cases and mirroring.
         may_start: asked before each case; may raise to stop, or say that there is no time for it.
+        weights: hash of the network's weights; what other ones predicted before is predicted again.
+
+    Raises:
+        PlanFault: the labels of a case changed since it was planned.
     """
     folder = task.run.folder.validation
     folder.mkdir(parents=True, exist_ok=True)
     allowed = probability_allowance(task.run.folder.workspace, task.options.probabilities_gib)
-    fold = _Fold(replace(predictor, mirror_axes=planned.mirror_axes), task, planned, allowed)
+    fold = _Fold(replace(predictor, mirror_axes=planned.mirror_axes), task, planned, allowed, weights)
     fold.resume()
     left_out = list(planned.left_out)
     for name in planned.cases:
@@ -276,9 +312,9 @@ def validate_fold(
             left_out.append(name)
             continue
         fold.do(open_case(name))
-        save(fold.summary(left_out), folder / SCORES_FILE)
+        save_sealed(fold.summary(left_out), folder / SCORES_FILE)
     scores = fold.summary(left_out)
-    save(scores, folder / SCORES_FILE)
+    save_sealed(scores, folder / SCORES_FILE)
     return scores
 
 
@@ -286,11 +322,20 @@ def _scores(predicted: Labels, task: RunTask, stored: StoredCase) -> CaseScores:
     from autoseg.images.readers import read_labels
 
     dataset, labels, name = task.dataset, task.plan.labels, stored.identifier
-    file = next(case.labels for case in dataset.cases if case.identifier == name)
-    if file is None:
+    case = next(case for case in dataset.cases if case.identifier == name)
+    if case.labels is None:
         raise MissingInput(f"{name} has no label file", where=dataset.root, do="run autoseg plan again")
-    read, _ = match_labels(stored.placement.geometry, read_labels(Path(dataset.root) / file), file)
+    file = Path(dataset.root) / case.labels
+    read, _ = match_labels(stored.placement.geometry, read_labels(file), case.labels)
     reference = to_training_values(read.array, labels)
+    planned = task.contents.get(name, "")
+    if planned and labels_hash(dataset, case) != planned[HASH_DIGITS:]:
+        raise PlanFault(
+            f"{name}: its labels changed since it was planned",
+            where=str(file),
+            why="the network was trained on the former ones",
+            do="restore the file and run the same command again, or plan again and train with --fresh",
+        )
     return {
         label: {
             **count_scores(overlap),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import field, replace
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -116,6 +116,8 @@ class Selection:
         case_dice: case -> class -> Dice of the chosen one after postprocessing; None where undefined.
         runs: "configuration/fold_k" -> hash of the weights that predicted; another hash now means another training.
         notes: sentences about what is not as usual.
+        dataset: name that the dataset had then, which is part of `plan`; earlier versions did not note it.
+        maps: SHA-256 of the chosen one's out-of-fold label maps by file name; earlier versions did not note it.
     """
 
     version: int
@@ -132,6 +134,8 @@ class Selection:
     case_dice: dict[str, dict[str, float | None]]
     runs: dict[str, str]
     notes: tuple[str, ...] = ()
+    dataset: str = ""
+    maps: dict[str, str] = field(default_factory=dict)
 
     @property
     def steps(self) -> tuple[PostprocessingStep, ...]:
@@ -141,7 +145,7 @@ class Selection:
     def is_of(self, plan: Plan) -> bool:
         """Whether the plan still is, for the configurations compared, the one that they were trained with."""
         compared = {run.rsplit("/", 1)[0] for run in self.runs}
-        return self.plan == plan_hash(plan, compared)
+        return self.plan == plan_hash(replace(plan, dataset=self.dataset or plan.dataset), compared)
 
 
 def plan_hash(plan: Plan, configurations: Iterable[str]) -> str:

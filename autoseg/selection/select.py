@@ -12,12 +12,13 @@ import numpy as np
 
 from autoseg.core.files import atomic_folder
 from autoseg.core.progress import Progress, silent
-from autoseg.core.records import save
+from autoseg.core.records import save_sealed
 from autoseg.core.registry import choose
 from autoseg.core.workspace import Workspace
 from autoseg.data.labels import to_file_values
 from autoseg.data.model import LabelSet
 from autoseg.evaluation.statistics import bootstrap_interval, foreground_mean
+from autoseg.images.formats.files import hash_of_written
 from autoseg.images.writers import write_labels
 from autoseg.planning.plan import Plan, load_planned
 from autoseg.selection.candidates import EnsembleWeights, all_ensembles
@@ -91,6 +92,7 @@ def select_model(
     nested = nested_choices(table, rule, costs, seed)
     search = _postprocessing(table, weights, each)
     members, dice = table.members(weights), search.dice
+    maps = _write_label_maps(workspace, matrix.plan, search.cases)
     selection = Selection(
         version=SELECTION_VERSION,
         plan=plan_hash(matrix.plan, matrix.runs),
@@ -106,9 +108,10 @@ def select_model(
         case_dice={case: _by_class(table.classes, row) for case, row in zip(table.cases, dice, strict=True)},
         runs=matrix.weight_hashes(),
         notes=notes,
+        dataset=matrix.plan.dataset,
+        maps=maps,
     )
-    _write_label_maps(workspace, matrix.plan, search.cases)
-    save(selection, workspace.selection)
+    save_sealed(selection, workspace.selection)
     _log.info("%s: %s", selection.name, selection.because)
     return selection
 
@@ -181,9 +184,13 @@ def _by_class(classes: Sequence[str], dice: np.ndarray) -> dict[str, float | Non
     return {name: float(own) if np.isfinite(own) else None for name, own in zip(classes, dice, strict=True)}
 
 
-def _write_label_maps(workspace: Workspace, plan: Plan, cases: Sequence[PredictedCase]) -> None:
-    """The out-of-fold label maps of the choice, postprocessed, beside selection.json."""
+def _write_label_maps(workspace: Workspace, plan: Plan, cases: Sequence[PredictedCase]) -> dict[str, str]:
+    """The out-of-fold label maps of the choice, postprocessed, beside selection.json; their hashes by name."""
+    maps = {}
     with atomic_folder(workspace.selected) as folder:
         for case in cases:
             values = to_file_values(case.label_map, plan.labels)
-            write_labels(folder / f"{case.identifier}{plan.file_ending}", values, case.geometry)
+            name = f"{case.identifier}{plan.file_ending}"
+            write_labels(folder / name, values, case.geometry)
+            maps[name] = hash_of_written(folder / name)
+    return maps

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from autoseg.core.errors import IntegrityRefusal, MissingInput, UsageError
+from autoseg.core.files import sha256_of_file
 from autoseg.core.machine import BYTES_PER_GIB
 from autoseg.core.registry import choose
 from autoseg.core.workspace import Workspace
@@ -19,10 +21,10 @@ from autoseg.inference.predictor import Predictor
 from autoseg.networks.weights import WEIGHTS_FILE, generations
 from autoseg.planning.plan import Configuration, Plan
 from autoseg.runs.cascade import check_first_stage
-from autoseg.runs.run import FoldScores, Run, check_same_plan
+from autoseg.runs.run import FoldScores, Run, check_same_cases, check_same_plan, damaged_run
 from autoseg.selection.candidates import Costs
 from autoseg.selection.ensemble_dice import OutOfFoldFiles
-from autoseg.training.splits import settle_folds
+from autoseg.training.splits import Fold, settle_folds
 
 _FLOAT_BYTES = 4
 _SHOWN_RUNS = 6
@@ -75,13 +77,17 @@ def trained_matrix(
     Raises:
         UsageError: no such configuration, or runs are missing and that is not allowed.
         MissingInput: nothing is trained.
-        PlanFault: a run was trained with another plan, or with another first stage than there is now.
+        PlanFault: a run was trained with another plan or other data, or with another first stage than there is now.
+        UsageError: a run was trained with other folds.
+        IntegrityRefusal: a run has lost weights, scores or label maps.
     """
     dataset, fingerprint, plan = planned
     folds = _folds(workspace, dataset, fingerprint)
     names = _named(plan, configurations)
-    finished = {name: _finished_runs(workspace, plan, name, folds) for name in names}
-    missing = tuple(title for name, runs in finished.items() for title in _unfinished(name, runs, folds))
+    contents = {case.identifier: case.content for case in fingerprint.cases}
+    find_finished = partial(_finished_runs, workspace, plan, folds, contents)
+    finished = {name: find_finished(name) for name in names}
+    missing = tuple(title for name, runs in finished.items() for title in _unfinished(name, runs, range(len(folds))))
     runs = {name: own for name, own in finished.items() if own}
     if not runs:
         raise MissingInput(
@@ -91,7 +97,7 @@ def trained_matrix(
         )
     if missing and not allow_missing:
         raise _incomplete(workspace, missing, runs, len(folds))
-    stages = _runs_of_first_stages(workspace, plan, runs, folds)
+    stages = _runs_of_first_stages(workspace, plan, runs, find_finished)
     return TrainedMatrix(plan, dataset, fingerprint, tuple(runs), {**runs, **stages}, missing)
 
 
@@ -117,7 +123,7 @@ def common_cases(matrix: TrainedMatrix) -> tuple[list[OutOfFoldFiles], tuple[str
     for case in common:
         runs = [own[case] for own in run_of.values()]
         predictions = tuple(run.folder.validation / f"{case}{matrix.plan.file_ending}" for run in runs)
-        kept = tuple(_if_there(probabilities_file(run.folder.validation, case)) for run in runs)
+        kept = tuple(_kept_probabilities(run, matrix.runs[run.configuration][run], case) for run in runs)
         files.append(OutOfFoldFiles(case, runs[0].fold, references[case], predictions, kept))
     return files, _notes(matrix, files, len(predicted) - len(common))
 
@@ -153,10 +159,10 @@ def _named(plan: Plan, configurations: Sequence[str]) -> list[str]:
     return [name for name in plan.configurations if not configurations or name in configurations]
 
 
-def _folds(workspace: Workspace, dataset: Dataset, fingerprint: Fingerprint) -> range:
+def _folds(workspace: Workspace, dataset: Dataset, fingerprint: Fingerprint) -> tuple[Fold, ...]:
     usable = {case.identifier for case in fingerprint.cases}
     refused = {case.identifier for case in dataset.cases} - usable
-    return range(len(settle_folds(usable, refused, Path(dataset.root), workspace.splits)))
+    return settle_folds(usable, refused, Path(dataset.root), workspace.splits)
 
 
 def _first_stages(plan: Plan, names: Iterable[str]) -> dict[str, str]:
@@ -166,22 +172,31 @@ def _first_stages(plan: Plan, names: Iterable[str]) -> dict[str, str]:
 
 
 def _runs_of_first_stages(
-    workspace: Workspace, plan: Plan, runs: Mapping[str, FinishedRuns], folds: Iterable[int]
+    workspace: Workspace, plan: Plan, runs: Mapping[str, FinishedRuns], find_finished: Callable[[str], FinishedRuns]
 ) -> dict[str, FinishedRuns]:
     """Finished runs of the first stages that are not themselves compared; a cascade cannot predict without them."""
     found = {}
     for name, first in _first_stages(plan, runs).items():
         if first not in runs:
-            found[first] = _finished_runs(workspace, plan, first, folds)
+            found[first] = find_finished(first)
             if not found[first]:
                 sentence = f"{name} starts from {first}, which is not there"
                 raise MissingInput(sentence, where=str(workspace.root), do=f"train {first} first")
     return found
 
 
-def _finished_runs(workspace: Workspace, plan: Plan, name: str, folds: Iterable[int]) -> FinishedRuns:
-    runs = (Run(name, fold, workspace.run(name, fold)) for fold in folds)
-    return {run: scores for run in runs if run.is_done and (scores := _checked_scores(run, plan)) is not None}
+def _finished_runs(
+    workspace: Workspace, plan: Plan, folds: Sequence[Fold], contents: Mapping[str, str], name: str
+) -> FinishedRuns:
+    """Finished runs of a configuration with their scores, each checked to be of this plan, these data and folds."""
+    runs = [Run(name, number, workspace.run(name, number)) for number in range(len(folds))]
+    found = {}
+    for run in (run for run in runs if run.is_done):
+        check_same_plan(run, plan, contents)
+        check_first_stage(run)
+        found[run] = _checked_scores(run)
+        check_same_cases(run, folds[run.fold])
+    return found
 
 
 def _unfinished(name: str, finished: Iterable[Run], folds: Iterable[int]) -> list[str]:
@@ -189,13 +204,11 @@ def _unfinished(name: str, finished: Iterable[Run], folds: Iterable[int]) -> lis
     return [f"{name} fold {fold}" for fold in folds if fold not in done]
 
 
-def _checked_scores(run: Run, plan: Plan) -> FoldScores | None:
-    """Scores of a run that is still of this plan and validated on cases that it has not seen; None without any."""
-    scores = run.scores
-    if scores is None:
-        return None
-    check_same_plan(run, plan)
-    check_first_stage(run)
+def _checked_scores(run: Run) -> FoldScores:
+    """Scores of a finished run, if they are its network's, on cases that it has not seen."""
+    fault, scores = run.fault, run.scores
+    if fault is not None or scores is None:
+        raise damaged_run(run, str(fault))
     seen = sorted(set(run.record().train) & set(scores.cases))
     if seen:
         raise IntegrityRefusal(
@@ -255,8 +268,14 @@ def _is_common(case: str, run_of: Mapping[str, Mapping[str, Run]]) -> bool:
     return None not in runs and len({run.fold for run in runs if run is not None}) == 1
 
 
-def _if_there(path: Path) -> Path | None:
-    return path if path.exists() else None
+def _kept_probabilities(run: Run, scores: FoldScores, case: str) -> Path | None:
+    """The probabilities of a case that a run kept back; None if there was no room for them, or they were deleted."""
+    path = probabilities_file(run.folder.validation, case)
+    if not path.exists():
+        return None
+    if path.name in scores.probabilities and sha256_of_file(path) != scores.probabilities[path.name]:
+        raise damaged_run(run, f"has other kept probabilities {path.name} than its validation wrote")
+    return path
 
 
 def _seconds(configuration: Configuration, runs: FinishedRuns) -> float | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.core.errors import LeakingFolds, RecordFault, UsageError
+from autoseg.core.errors import LeakingFolds, MissingInput, RecordFault, UsageError
 from autoseg.core.files import write_atomic
 from autoseg.core.records import from_json, read_json, to_json
 from autoseg.training.grouping import RARE_BELOW, SplitFacts, spread, units_of
@@ -98,15 +98,22 @@ def settle_folds(
             _log.info("folds: %d of your %s", len(folds), name)
             if facts.are_chosen:
                 _log.warning("folds: your %s wins; --group-by and --stratify change nothing", name)
-            return _warned(folds, facts)
+            return _warned(folds, usable, facts, f"add them to your {name}")
     return _kept_or_new(usable, refused, work_file, facts)
 
 
 def save_folds(folds: Sequence[Fold], path: Path) -> None:
     """Writes the folds in nnU-Net's format, unless the file holds them already."""
-    text = to_json(folds_record(folds))
-    if not path.exists() or path.read_text() != text:
-        write_atomic(path, text)
+    if not holds_folds(path, folds):
+        write_atomic(path, to_json(folds_record(folds)))
+
+
+def holds_folds(path: Path, folds: Sequence[Fold]) -> bool:
+    """Whether a file holds exactly these folds."""
+    try:
+        return bool(read_json(path) == folds_record(folds))
+    except (MissingInput, RecordFault):
+        return False
 
 
 def read_folds(path: Path, usable: Collection[str], refused: Collection[str] = ()) -> tuple[Fold, ...]:
@@ -160,7 +167,8 @@ def _kept_or_new(
                 why="it was edited, or made with other options",
                 do="leave these options out to keep its folds, or delete the file to have new ones",
             )
-        return _warned(kept, facts)
+        do = f"add them to {work_file}, or delete it to have new folds (runs of the former ones then need --fresh)"
+        return _warned(kept, usable, facts, do)
     for fold, same in _leaks(folds, facts):
         raise LeakingFolds(
             f"{' and '.join(same)} are the same image, on both sides of fold {fold}",
@@ -189,8 +197,12 @@ def _leaks(folds: Sequence[Fold], facts: SplitFacts) -> Iterator[tuple[int, tupl
                 yield number, (name, trained[str(image)])
 
 
-def _warned(folds: tuple[Fold, ...], facts: SplitFacts) -> tuple[Fold, ...]:
-    """Folds of the user, with a warning if their scores will be too good."""
+def _warned(folds: tuple[Fold, ...], usable: Collection[str], facts: SplitFacts, do: str) -> tuple[Fold, ...]:
+    """Folds of the user, with a warning if their scores will be too good or they leave cases out."""
+    if left_out := sorted(set(usable) - {name for fold in folds for name in (*fold.train, *fold.val)}):
+        _log.warning("folds: %s: in no fold, neither trained on nor validated; %s", _some(left_out), do)
+    elif unseen := sorted(set(usable) - {name for fold in folds for name in fold.val}):
+        _log.info("folds: %s: never validated, as your folds have it", _some(unseen))
     for fold, same in list(_leaks(folds, facts))[:1]:
         _log.warning(
             "folds: %s are the same image, on both sides of fold %d; its scores are too good", " and ".join(same), fold

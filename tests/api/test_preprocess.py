@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import shutil
+
+import numpy as np
 import pytest
 
 from autoseg.api import preprocess as module
 from autoseg.api.preprocess import preprocess
 from autoseg.core.errors import Interrupted, MissingInput, PlanFault, UsageError
 from autoseg.core.records import save
-from tests.preprocessing.tiny_dataset import planned_tiny_dataset
+from tests.preprocessing.tiny_dataset import SHAPE, planned_tiny_dataset, write_volume
 
 
 @pytest.fixture
@@ -37,10 +40,22 @@ def test_a_fingerprint_that_the_plan_was_not_made_from_is_refused(planned):
         preprocess(planned.folder)
 
 
-def test_a_dataset_that_moved_away_is_named(planned, tmp_path):
+@pytest.mark.parametrize("named", ["", "autoseg"], ids=["dataset", "work folder"])
+def test_a_copied_dataset_uses_its_own_files_and_a_moved_one_goes_on(planned, tmp_path, named):
+    shutil.copytree(planned.folder, tmp_path / "copy")
+    write_volume(tmp_path / "copy" / "labelsTr" / "case_1.nii.gz", np.ones(SHAPE, np.uint8))
+    with pytest.raises(PlanFault, match="case_1: its labels changed"):
+        preprocess(tmp_path / "copy" / named)
+    planned.folder.rename(tmp_path / "elsewhere")
+    assert preprocess(tmp_path / "elsewhere" / named)["2d"].done == ("case_0", "case_1")
+
+
+def test_a_work_folder_without_its_dataset_is_named(planned, tmp_path):
+    (planned.folder / "autoseg").rename(tmp_path / "work")
     planned.folder.rename(tmp_path / "elsewhere")
     with pytest.raises(MissingInput, match="autoseg plan"):
-        preprocess(tmp_path / "elsewhere")
+        preprocess(tmp_path / "work")
+    assert preprocess(tmp_path / "elsewhere", work=tmp_path / "work")
 
 
 def test_ctrl_c_says_that_the_same_command_resumes(planned, monkeypatch):

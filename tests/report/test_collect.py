@@ -1,6 +1,5 @@
 """The report of a dataset: written at every stage, valid, self-contained, and showing what is known by then."""
 
-import json
 import re
 from dataclasses import replace
 from functools import partial
@@ -15,7 +14,7 @@ from autoseg.core.records import load, save
 from autoseg.core.workers import map_supervised
 from autoseg.core.workspace import Workspace
 from autoseg.data.inputs import ExpectedImages, find_inputs
-from autoseg.data.model import Problem
+from autoseg.data.model import Dataset, Problem
 from autoseg.data.survey import Survey
 from autoseg.evaluation.metrics import COUNT_METRICS, Metric
 from autoseg.images.orientation import orientation_of, turn_to
@@ -173,7 +172,7 @@ def test_a_run_of_an_earlier_plan_is_pointed_out(workspace):
     plan = load(Plan, workspace.plan)
     flat = replace(plan.configurations["2d"], batch_size=99)
     save(replace(plan, configurations={**plan.configurations, "2d": flat}), workspace.plan)
-    assert "trained with an earlier plan" in _text(_page(workspace))
+    assert "started with another plan" in _text(_page(workspace))
 
 
 def test_damaged_records_of_a_run_do_not_keep_the_rest_from_being_shown(workspace):
@@ -201,8 +200,7 @@ def test_names_that_contain_markup_stay_names(workspace):
     plan = load(Plan, workspace.plan)
     values = dict(zip(("background", evil, "lesion", "vessel"), plan.labels.classes.values(), strict=True))
     save(replace(plan, labels=replace(plan.labels, classes=values), channels=(evil, "two")), workspace.plan)
-    dataset = json.loads(workspace.dataset.read_text())
-    workspace.dataset.write_text(json.dumps({**dataset, "name": evil}))
+    save(replace(load(Dataset, workspace.dataset), name=evil), workspace.dataset)
     add_results(workspace, "2d", 0)
     assert evil.replace("\n", " ") in _text(_page(workspace))
 

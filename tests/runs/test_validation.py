@@ -166,7 +166,7 @@ def test_an_interrupted_validation_keeps_what_it_finished(stored, run, tmp_path)
     folder = run.folder.validation
     first = validated(stored, run, may_start=lambda name: name == "case_1")
     assert (set(first.cases), first.left_out) == ({"case_1"}, ("case_0", "case_2"))
-    (folder / ".partial-0123-case_0.nii.gz").touch()
+    (folder / ".partial-0123456789ab-case_0.nii.gz").touch()
     asked = []
     second = validated(stored, run, may_start=lambda name: asked.append(name) is None)
     assert asked == ["case_0", "case_2"]

@@ -5,6 +5,7 @@ Their predictions are the references with known mistakes.
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,7 +31,7 @@ from autoseg.runs.run import FoldScores, RunStatus
 from autoseg.training.splits import make_folds
 from tests.runs.trained import add_run, tiny_plan
 
-LABELS = LabelSet({"background": (0,), "liver": (1,), "tumor": (2,)})
+LABELS = LabelSet({"background": (0,), "liver": (1,), "tumor": (2,)}, file_values=(0, 1, 2))
 SHAPE = (6, 12, 12)
 CASES = tuple(f"case_{index}" for index in range(10))
 MISTAKES = {"2d": 60, "3d_fullres": 30, "3d_lowres": 60}
@@ -79,6 +80,9 @@ def write_cross_validated(root: Path) -> Workspace:
     """Writes the dataset and its work folder."""
     for index, case in enumerate(CASES):
         write_labels(root / "labelsTr" / f"{case}.nii.gz", reference(index), Geometry(SHAPE))
+        write_labels(root / "imagesTr" / f"{case}_0000.nii.gz", reference(index), Geometry(SHAPE))  # never read
+    described = {"channel_names": {"0": "channel_0"}, "labels": {"background": 0, "liver": 1, "tumor": 2}}
+    (root / "dataset.json").write_text(json.dumps({**described, "numTraining": 10, "file_ending": ".nii.gz"}))
     workspace = Workspace(root / "autoseg")
     intensity = IntensityStatistics(0.0, 0.0, 1.0, -1.0, 1.0, -1.0, 1.0)
     fingerprint = Fingerprint(FINGERPRINT_VERSION, tuple(map(statistics, CASES)), (intensity,), 1.0)

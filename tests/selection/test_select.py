@@ -216,12 +216,13 @@ def test_a_single_case_has_a_choice_but_no_nested_score(workspace) -> None:
 
 def test_where_no_score_is_defined_the_first_is_chosen(workspace, everything) -> None:
     keep_only(workspace, {"case_3", "case_4"})
-    dataset = load(Dataset, workspace.dataset)
-    for case in dataset.cases:
-        write_labels(workspace.root / case.labels, np.zeros(SHAPE, np.uint8), Geometry(SHAPE))
+    around = workspace.root.parent  # a dataset of its own, which is found because the work folder lies in it
+    shutil.copytree(everything / "imagesTr", around / "imagesTr")
+    shutil.copy(everything / "dataset.json", around)
+    for case in load(Dataset, workspace.dataset).cases:
+        write_labels(around / case.labels, np.zeros(SHAPE, np.uint8), Geometry(SHAPE))
     for file in (workspace.root / "runs").glob("*/*/validation/case_*.nii.gz"):
         write_labels(file, np.zeros(SHAPE, np.uint8), Geometry(SHAPE))
-    save(replace(dataset, root=str(workspace.root)), workspace.dataset)
     selection = select_model(workspace)
     assert (selection.nested, selection.postprocessing) == (None, ())
     assert selection.candidates[0].dice is None

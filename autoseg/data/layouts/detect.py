@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from autoseg.core.errors import AutoSegError, DataRefused, MissingInput
@@ -76,7 +77,9 @@ def _first_that_fits(folder: Path, layouts: Mapping[str, Layout]) -> Dataset | N
     for name, layout in layouts.items():
         found = layout.detect(folder) if folder.is_dir() or layout.takes_file else None
         if found is not None:
-            return _complete(folder if folder.is_dir() else folder.parent, name, found)
+            is_folder = folder.is_dir()
+            dataset = _complete(folder if is_folder else folder.parent, name, found)
+            return replace(dataset, source="" if is_folder else folder.name)
     return None
 
 
