@@ -149,3 +149,86 @@ def test_a_bmp_with_an_impossible_header_is_refused(tmp_path):
         path.write_bytes(damaged)
         with pytest.raises(UnreadableFile):
             verify_file(path)
+
+
+PALETTES = {
+    "gray": lambda count: np.repeat(np.arange(count)[:, None], 3, 1),
+    "black and white": lambda _count: np.array([[0, 0, 0], [255, 255, 255]]),
+    "white and black": lambda _count: np.array([[255, 255, 255], [0, 0, 0]]),
+    "colors": lambda count: np.random.default_rng(0).integers(0, 255, (count, 3)),
+}
+
+
+def bmp_bytes(rows, bits, height, palette=(), compression=0, width=11):
+    """A BMP of rows from the bottom up, or from the top down where the height is negative."""
+    colors = b"".join(bytes([*color[::-1], 0]) for color in np.asarray(palette).tolist())
+    start = 54 + len(colors)
+    data = b"".join(row.ljust(-(-len(row) // 4) * 4, b"\0") for row in rows)
+    sizes = struct.pack("<IiiHHIIiiII", 40, width, height, 1, bits, compression, len(data), 0, 0, len(palette), 0)
+    return b"BM" + struct.pack("<IHHI", start + len(data), 0, 0, start) + sizes + colors + data
+
+
+@pytest.mark.parametrize("palette", PALETTES)
+@pytest.mark.parametrize("bits", [1, 4, 8])
+@pytest.mark.parametrize("is_top_down", [False, True])
+def test_indices_of_a_bmp_are_as_stored_whatever_their_palette(tmp_path, palette, bits, is_top_down):
+    colors = PALETTES[palette](2**bits)
+    numbers = np.random.default_rng(bits).integers(0, min(2**bits, len(colors)), (9, 11))
+    rows = ["".join(f"{number:0{bits}b}" for number in row) for row in numbers]
+    rows = [int(row.ljust(-(-len(row) // 8) * 8, "0"), 2).to_bytes(-(-len(row) // 8), "big") for row in rows]
+    path = tmp_path / "case.bmp"
+    path.write_bytes(bmp_bytes(rows if is_top_down else rows[::-1], bits, -9 if is_top_down else 9, colors))
+    assert (read_labels(path).array[0] == numbers).all()
+    array = read_image([path]).array
+    assert (array == (numbers if len(array) == 1 else np.moveaxis(colors[numbers], -1, 0)[:, None])).all()
+
+
+@pytest.mark.parametrize("bits", [24, 32])
+def test_colors_of_a_bmp_are_as_stored(tmp_path, bits):
+    colors = np.random.default_rng(0).integers(0, 255, (9, 11, bits // 8)).astype(np.uint8)
+    path = tmp_path / "case.bmp"
+    path.write_bytes(bmp_bytes([row.tobytes() for row in colors], bits, -9))
+    assert (read_image([path]).array[:, 0] == np.moveaxis(colors[..., 2::-1], -1, 0)).all()
+
+
+def test_five_bits_a_color_are_stretched_with_a_note(tmp_path):
+    path = tmp_path / "case.bmp"
+    path.write_bytes(bmp_bytes([struct.pack("<11H", *[31 << 10] * 11)] * 9, 16, 9))
+    volume = read_image([path])
+    assert volume.array[:, 0, 0, 0].tolist() == [255, 0, 0]
+    assert "5 and 6 bits" in volume.notes[0]
+
+
+def test_run_length_encoding_in_bmp_is_refused_by_name(tmp_path):
+    path = tmp_path / "case.bmp"
+    path.write_bytes(bmp_bytes([bytes([11, 1, 0, 0])] * 9, 8, 9, PALETTES["gray"](256), compression=1))
+    with pytest.raises(UnreadableFile, match="run-length"):
+        read_image([path])
+
+
+def test_a_color_beyond_the_palette_is_refused(tmp_path):
+    path = indexed(tmp_path / "case.png")
+    content = path.read_bytes()
+    start = content.index(b"PLTE") - 4
+    length = int.from_bytes(content[start : start + 4], "big")
+    path.write_bytes(content[:start] + chunk(b"PLTE", bytes(6)) + content[start + 12 + length :])
+    with pytest.raises(UnreadableFile, match="uses color 2 of a palette of 2"):
+        read_image([path])
+
+
+def test_chunks_where_pillow_would_not_look_are_refused(tmp_path):
+    path = save(tmp_path / "case.png", np.tile(GRAY, (9, 9)))
+    content = path.read_bytes()
+    head, start = content[8:33], content.index(b"IDAT") - 4
+    for first, second in ((content[:start] + head, content[start:]), (content[:-12], content[start:])):
+        path.write_bytes(first + (chunk(b"tEXt", b"a\0b") if second[4:8] == b"IDAT" else b"") + second)
+        with pytest.raises(UnreadableFile, match="second header, or pixels in two places"):
+            verify_file(path)
+
+
+def test_of_an_animation_the_first_picture_is_read_with_a_note(tmp_path):
+    first, second = Image.fromarray(GRAY), Image.fromarray(255 - GRAY)
+    first.save(tmp_path / "case.png", save_all=True, append_images=[second])
+    volume = read_image([tmp_path / "case.png"])
+    assert (volume.array == GRAY).all()
+    assert "animation" in volume.notes[0]
