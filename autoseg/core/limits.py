@@ -71,6 +71,13 @@ def name_fault(name: str) -> str | None:
 
     One that passes is a single file name on every system, hides nothing, and has room for an ending.
     """
+    if (size := len(name.encode(errors="replace"))) > LONGEST_NAME_BYTES:
+        return f"is longer than {LONGEST_NAME_BYTES} bytes ({size})"
+    return file_name_fault(name)
+
+
+def file_name_fault(name: str) -> str | None:
+    """What is wrong with the whole name of a file in a record; None if nothing is."""
     if (fault := title_fault(name)) is not None:
         return fault
     if name.startswith("."):
@@ -79,13 +86,11 @@ def name_fault(name: str) -> str | None:
         return "begins or ends with a blank, or ends with a dot"
     if PureWindowsPath(name).name != name:
         return "holds a slash, a backslash or a drive"
-    if (size := len(name.encode())) > LONGEST_NAME_BYTES:
-        return f"is longer than {LONGEST_NAME_BYTES} bytes ({size})"
     return None
 
 
 @dataclass(frozen=True, slots=True)
-class _Without:
+class Without:
     """In a record's annotation: refuses a text of which a function says that something is wrong with it."""
 
     fault: Callable[[str], str | None]
@@ -101,10 +106,13 @@ class _Without:
         return text
 
 
-Name = Annotated[str, _Without(name_fault)]
+Name = Annotated[str, Without(name_fault)]
 """Of a case or configuration, in a record: a part of paths."""
 
-Title = Annotated[str, _Without(title_fault)]
+FileName = Annotated[str, Without(file_name_fault)]
+"""Of a file in a folder that the record lies in, ending included."""
+
+Title = Annotated[str, Without(title_fault)]
 """Of a class, channel or dataset, in a record: shown, never a part of paths."""
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import field
 from pathlib import Path
@@ -19,6 +21,9 @@ T = TypeVar("T")
 
 LARGEST_JSON_BYTES = 64 << 20
 """Of a JSON file that others wrote; nnU-Net's fingerprints of thousands of cases stay below it (assumption)."""
+
+LARGEST_RECORD_BYTES = 512 << 20
+"""Of a record of AutoSeg's own; that of 100,000 pictures stays below it (assumption)."""
 
 _SHOWN_FAULTS = 20
 _LONGEST_SHOWN = 60
@@ -44,7 +49,8 @@ def record(kind: type[T]) -> type[T]:
     from pydantic import ConfigDict
     from pydantic.dataclasses import dataclass as checked_dataclass
 
-    checked: Any = checked_dataclass(frozen=True, slots=True, config=ConfigDict(extra="forbid", populate_by_name=True))
+    config = ConfigDict(extra="forbid", populate_by_name=True, allow_inf_nan=False)
+    checked: Any = checked_dataclass(frozen=True, slots=True, config=config)
     made: type[T] = checked(kind)
     return made
 
@@ -73,12 +79,13 @@ def from_data(kind: type[T], data: object, where: str) -> T:
     Raises:
         RecordFault: with the path and the reason of every fault, not only the first.
     """
-    # YAML reads 2026-11-27 as a date; as text it is refused where it does not belong
-    return from_json(kind, json.dumps(data, default=str), where, do="correct what is named")
+    return from_json(kind, json.dumps(data), where, do="correct what is named")
 
 
-def from_json(kind: type[T], text: str | bytes, where: str, do: str = _RESTORE) -> T:
+def from_json(kind: type[T], text: str | bytes, where: str, do: str = _RESTORE, context: object = None) -> T:
     """The record that a JSON text describes; `where` names its source in the error.
+
+    Validators of the record see `context`.
 
     Raises:
         RecordFault: with the path and the reason of every fault, not only the first.
@@ -86,17 +93,49 @@ def from_json(kind: type[T], text: str | bytes, where: str, do: str = _RESTORE) 
     from pydantic import ValidationError
 
     try:
-        record: T = _adapter(kind).validate_json(text, strict=True)
+        parse_json(text)
+        record: T = _adapter(kind).validate_json(text, strict=True, context=context)
     except ValidationError as error:
         raise RecordFault(
             f"not a valid {kind.__name__}: {described_faults(error)}",
             where=where,
             do=do,
         ) from error
+    except (ValueError, RecursionError) as error:  # pydantic would take the last of two equal keys, and NaN
+        raise RecordFault(f"not a valid {kind.__name__}: {_json_fault(error)}", where=where, do=do) from error
     except AutoSegError as error:  # a validator's own: an unknown name, with the nearest one
         error.where = error.where or where
         raise
     return record
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The table of `json.loads(object_pairs_hook=...)`; the last of two equal keys would else win without a word."""
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"{twice!r} is given twice")
+    return table
+
+
+def _finite(number: str) -> float:
+    if not math.isfinite(value := float(number)):
+        raise ValueError(f"{number} is no number of JSON")
+    return value
+
+
+def parse_json(text: str | bytes) -> Any:
+    """What a JSON text means, where it means one thing: no key twice, no NaN, no infinite number.
+
+    Raises:
+        ValueError: it does not, or is no JSON.
+        RecursionError: it is nested too deeply.
+    """
+    return json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=_finite, parse_float=_finite)
+
+
+def _json_fault(error: Exception) -> str:
+    return "nested too deeply" if isinstance(error, RecursionError) else str(error)
 
 
 def described_faults(error: ValidationError) -> str:
@@ -116,18 +155,20 @@ def _described(fault: Mapping[str, Any]) -> str:
     return f"{'.'.join(map(str, fault['loc'])) or '(whole file)'}: {expected}{found}"
 
 
-def load(kind: type[T], path: Path) -> T:
-    """The record in a JSON file.
+def load(kind: type[T], path: Path, context: object = None) -> T:
+    """The record in a JSON file; its validators see `context`.
 
     Raises:
         MissingInput: there is no such file.
         RecordFault: it is not a valid record of this kind, or not what was sealed.
     """
     try:
+        if (size := path.stat().st_size) > LARGEST_RECORD_BYTES:
+            raise RecordFault(f"{path.name} has {size} bytes", where=str(path), do=_RESTORE)
         text = path.read_bytes()
     except FileNotFoundError as error:
         raise MissingInput(f"{path.name} is missing", where=str(path.parent)) from error
-    return from_json(kind, _unsealed(text, path), str(path))
+    return from_json(kind, _unsealed(text, path), str(path), context=context)
 
 
 def _unsealed(text: bytes, path: Path) -> bytes | str:
@@ -139,7 +180,7 @@ def _unsealed(text: bytes, path: Path) -> bytes | str:
     if f'"{SEAL}"'.encode() not in text:
         return text
     try:
-        data = json.loads(text)
+        data = parse_json(text)
     except (ValueError, RecursionError):
         return text  # whose faults are described with those of its fields
     if not isinstance(data, dict) or SEAL not in data:
@@ -160,13 +201,12 @@ def read_json(path: Path) -> Any:
         size = path.stat().st_size
         if size > LARGEST_JSON_BYTES:
             raise RecordFault(f"{path.name} has {size} bytes", where=str(path), do="give the file that was meant")
-        return json.loads(path.read_bytes())
+        return parse_json(path.read_bytes())
     except FileNotFoundError as error:
         raise MissingInput(f"there is no file {path}", where=str(path), do="check the path") from error
     except (ValueError, RecursionError, IsADirectoryError) as error:
-        raise RecordFault(
-            f"{path.name} is not valid JSON: {error}", where=str(path), do="correct the file, or get it again"
-        ) from error
+        what = f"{path.name} is not valid JSON: {_json_fault(error)}"
+        raise RecordFault(what, where=str(path), do="correct the file, or get it again") from error
 
 
 def read_table(path: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoseg.core.geometry import Geometry
+from autoseg.core.limits import Name
 from autoseg.core.records import content_hash, to_data
 from autoseg.data.labels import value_counts
 from autoseg.images.crop import nonzero_box, slices
@@ -71,7 +72,7 @@ class CaseStatistics:
         turned_to: the orientation it is turned to, which is that of most cases; None if it is used as stored.
     """
 
-    identifier: str
+    identifier: Name
     shape: tuple[int, int, int]
     shape_after_crop: tuple[int, int, int]
     spacing_mm: tuple[float, float, float]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autoseg.core.errors import MissingInput
+from autoseg.core.limits import name_fault, printable, title_fault
 from autoseg.data.model import Case
 from autoseg.data.naming import image_files, name_of, side_by_side, split_channel, subfolder
 from autoseg.images.foreign import foreign_files, foreign_kind
@@ -93,17 +94,23 @@ def find_inputs(
     folders = _folders(paths, notes)
     files = _without_labels(_files(paths, folders), written_in, notes)
     notes += [f"{found}; what helps: {found.kind.remedy}" for found in foreign_files(folders)]
-    failures = {file.name: _not_supported(file) for file in files if not is_image(file)}
+    failures = {printable(file.name): printable(_not_supported(file)) for file in files if not is_image(file)}
     cases = []
     for name, same in sorted(_grouped(files, expected).items()):
-        reason = _fault(name, same, expected)
+        reason = _fault_of_names(name, same) or _fault(name, same, expected)
         if reason is None:
             cases.append(Case(name, tuple(str(same[index][0]) for index in sorted(same, key=_position))))
         else:
-            failures[name] = reason
+            failures[printable(name)] = printable(reason)
     if not cases and not failures:
         raise _nothing(paths, folders, notes)
     return Inputs(tuple(cases), tuple(sorted(failures.items())), tuple(notes))
+
+
+def _fault_of_names(name: str, files: Mapping[int | None, Sequence[Path]]) -> str | None:
+    """What is wrong with the name of a case or of its files, which become names and records of the output."""
+    faults = [name_fault(name), *(title_fault(file.name) for same in files.values() for file in same)]
+    return next((f"its name {fault}; rename the file" for fault in faults if fault is not None), None)
 
 
 def _position(index: int | None) -> int:

@@ -2,14 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from autoseg.core.limits import Name, Title, Without
+from autoseg.images.formats.files import WRITTEN_ENDINGS
 
 BACKGROUND = "background"
 
 CLASS_COLORS = ("#E69F00", "#56B4E9", "#CC79A7", "#009E73", "#F0E442", "#0072B2", "#D55E00")
 """Of the classes in pictures and curves: Okabe and Ito's palette, told apart with every common color blindness; the
 brightest first, as images are dark."""
+
+
+LARGEST_FILE_VALUE = 2**31 - 1
+"""Readers return label values as 32-bit integers."""
+
+_LARGEST_VALUE, _MOST_CLASSES = 65535, 4096  # of training; no label set exceeds them (assumptions, generous)
+
+
+def ending_fault(ending: str) -> str | None:
+    """What is wrong with the ending of label files; None if nothing is."""
+    known = ", ".join(WRITTEN_ENDINGS)
+    return None if ending in WRITTEN_ENDINGS else f"is {ending!r} and must be one that can be written: {known}"
+
+
+FileEnding = Annotated[str, Without(ending_fault)]
+"""Of label files, in a record: one of those that are known, and so never a path."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +48,7 @@ class LabelSet:
         has_instances: whether the files hold one id per object; then every value above 0 is training value 1.
     """
 
-    classes: dict[str, tuple[int, ...]]
+    classes: dict[Title, tuple[int, ...]]
     ignore: int | None = None
     regions_class_order: tuple[int, ...] = ()
     file_values: tuple[int, ...] = ()
@@ -68,6 +88,46 @@ class LabelSet:
         return max([0 if self.ignore is None else self.ignore, *(max(values) for values in self.classes.values())])
 
 
+def label_set_faults(labels: LabelSet) -> list[str]:
+    """What in a label set contradicts itself; what AutoSeg makes never does, a file that was edited may."""
+    values = sorted(value for own in labels.classes.values() for value in own)
+    checks = (
+        (not labels.foreground or not all(labels.classes.values()), "no classes, or empty ones"),
+        (len(labels.classes) > _MOST_CLASSES, "too many classes"),
+        (not _within((*values, labels.ignore or 0), _LARGEST_VALUE), "impossible values of classes"),
+        *(_region_checks if labels.has_regions else _softmax_checks)(labels, values),
+        *_file_value_checks(labels.file_values, max([*values, labels.ignore or 0])),
+    )
+    return [fault for is_wrong, fault in checks if is_wrong]
+
+
+_Checks = tuple[tuple[bool, str], ...]
+
+
+def _region_checks(labels: LabelSet, values: list[int]) -> _Checks:
+    order = labels.regions_class_order
+    return (
+        (len(order) != len(labels.foreground), "regions without an order"),
+        (not set(order) <= set(values), "an order of unknown regions"),
+    )
+
+
+def _softmax_checks(_labels: LabelSet, values: list[int]) -> _Checks:
+    return ((values != list(range(len(values))), "values of classes that are not 0, 1, 2, ..."),)
+
+
+def _file_value_checks(in_files: tuple[int, ...], largest: int) -> _Checks:
+    return (
+        (bool(in_files) and len(in_files) != largest + 1, "too few or many values in files"),
+        (len(set(in_files)) != len(in_files), "a value in files is given twice"),
+        (not _within(in_files, LARGEST_FILE_VALUE), "impossible values in files"),
+    )
+
+
+def _within(values: Iterable[int], largest: int) -> bool:
+    return all(0 <= value <= largest for value in values)
+
+
 def label_set_of(
     classes: Mapping[str, tuple[int, ...]], ignore: int | None = None, regions_class_order: tuple[int, ...] = ()
 ) -> LabelSet:
@@ -98,7 +158,7 @@ class Case:
         labels: label file, or None for a case without one.
     """
 
-    identifier: str
+    identifier: Name
     images: tuple[str, ...]
     labels: str | None = None
 
@@ -120,20 +180,22 @@ class Dataset:
         announced_cases: number of training cases that the dataset's own description announces, if any.
         notes: what of its description was understood otherwise than it is written, or is not read.
         source: file in the root that was named instead of the folder (a manifest), or "".
+        unusable: cases that are left out because of their names -> what is wrong with these.
     """
 
-    name: str
+    name: Title
     root: str
     layout: str
     layout_reason: str
-    channels: tuple[str, ...]
+    channels: tuple[Title, ...]
     labels: LabelSet
     cases: tuple[Case, ...]
-    file_ending: str
+    file_ending: FileEnding
     four_d: bool = False
     announced_cases: int | None = None
     notes: tuple[str, ...] = ()
     source: str = ""
+    unusable: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

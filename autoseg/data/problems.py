@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from autoseg.core.limits import printable
 from autoseg.data.model import Problem
 
 
@@ -123,6 +124,12 @@ PROBLEM_CODES: dict[str, Explanation] = {
         "An entry of dataset.json or of a manifest is spelled otherwise than AutoSeg spells it, or is not read.",
         "nothing, if the sentence says what you mean; otherwise correct the entry",
     ),
+    "E0223": Explanation(
+        "refused",
+        "The name of a file cannot be the name of a case: it is not UTF-8, holds control characters, begins with a "
+        "dot, or is too long for the files that are made of the case.",
+        "rename the files of the case",
+    ),
     "E0301": Explanation(
         "refused",
         "The label map holds values that the dataset does not declare.",
@@ -204,4 +211,5 @@ def problem(code: str, case: str | None, file: str | None, what: str, do: str | 
         do: a remedy that fits better than the kind's own.
     """
     kind = PROBLEM_CODES[code]
-    return Problem(code, kind.severity, case, file, what, do or kind.remedy)
+    file = None if file is None else printable(file)  # a name that is not UTF-8 could not be read back from check.json
+    return Problem(code, kind.severity, case, file, printable(what, kept="\n"), do or kind.remedy)

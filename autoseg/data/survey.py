@@ -160,7 +160,8 @@ def check_across(dataset: Dataset, contents: Mapping[str, str]) -> tuple[Problem
     """
     unused = LAYOUTS[dataset.layout].unused_files(dataset)
     notes = (problem("E0222", None, None, note) for note in dataset.notes)
-    return (*_duplicates(contents), *_announced(dataset), *unused, *_mapped_values(dataset), *notes)
+    names = (problem("E0223", name, None, f"its name {fault}") for name, fault in dataset.unusable.items())
+    return (*_duplicates(contents), *_announced(dataset), *unused, *_mapped_values(dataset), *notes, *names)
 
 
 def check_classes(labels: LabelSet, cases: Sequence[CaseStatistics]) -> Iterable[Problem]:

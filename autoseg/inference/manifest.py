@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import field
-from pathlib import Path, PureWindowsPath
-from typing import Annotated, Literal
-
-from pydantic import AfterValidator
+from pathlib import Path
+from typing import Literal
 
 from autoseg.core.errors import MissingInput, RecordFault
 from autoseg.core.files import sha256_of_file
+from autoseg.core.limits import FileName
 from autoseg.core.records import content_hash, load, record
 from autoseg.data.model import Case, LabelSet
 from autoseg.images.formats.files import files_of
@@ -21,16 +20,6 @@ MANIFEST_VERSION = 2
 
 BEING_WRITTEN = ""
 """Stands for the hash of a file while it is written."""
-
-
-def _file_name(name: str) -> str:
-    if name in ("", ".", "..") or PureWindowsPath(name).name != name:
-        raise ValueError("it is no file name")
-    return name
-
-
-FileName = Annotated[str, AfterValidator(_file_name)]
-"""Of a file in the output folder itself."""
 
 
 @record

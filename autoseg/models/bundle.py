@@ -9,7 +9,6 @@ made a file, so everything in the record is checked against what a model can be 
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,7 +24,7 @@ from torch import Tensor
 from autoseg.core.errors import AutoSegError, IntegrityRefusal, MissingInput, UsageError
 from autoseg.core.files import sha256_of_file, sync, temporary_beside
 from autoseg.core.limits import printable
-from autoseg.core.records import from_json, record, to_json
+from autoseg.core.records import from_json, parse_json, record, to_json
 from autoseg.models.record import Member, ModelFiles, ModelRecord, plan_faults
 from autoseg.networks.weights import shape_fault
 
@@ -178,7 +177,7 @@ def _parsed(text: str, where: str) -> BundleRecord:
     try:
         bundle = from_json(BundleRecord, text, where)
         to_json(bundle)  # refuses numbers that are infinite or undefined
-        fault = next(_faults(bundle, json.loads(text, object_pairs_hook=_without_duplicates)), None)
+        fault = next(_faults(bundle, parse_json(text)), None)
     except (AutoSegError, ValueError, RecursionError) as error:
         fault = error.what if isinstance(error, AutoSegError) else str(error)
     if fault is not None:
@@ -327,13 +326,6 @@ def _tensors_hash(tensors: Mapping[str, Tensor]) -> str:
 
 def _text_hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """The object of `json.loads(object_pairs_hook=...)`; raises ValueError for a key given twice."""
-    if len(dict(pairs)) != len(pairs):
-        raise ValueError("a key is given twice")
-    return dict(pairs)
 
 
 def _refusal(path: Path, what: str) -> IntegrityRefusal:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import platform
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -22,7 +22,6 @@ from autoseg import __version__
 from autoseg.core.errors import PlanFault
 from autoseg.core.records import record
 from autoseg.data.outliers import TrainingRange
-from autoseg.images.formats.files import SUPPORTED_ENDINGS
 from autoseg.inference.postprocessing import PostprocessingStep
 from autoseg.planning.lateral import lateral_swap
 from autoseg.planning.plan import Configuration, Plan
@@ -204,12 +203,9 @@ class ModelFiles:
                 self.read(name, fold)
 
 
-# What no label set of a real model exceeds (assumptions, generous); what claims more would only take memory.
-_MOST_CHANNELS, _MOST_CLASSES, _LARGEST_VALUE, _LARGEST_FILE_VALUE = 256, 4096, 65535, 2**31
+_MOST_CHANNELS = 256  # of a real model (assumption, generous); what claims more would only take memory
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
-
-_Checks = tuple[tuple[bool, str], ...]
 
 
 def plan_faults(plan: Plan) -> Iterator[str]:
@@ -219,45 +215,9 @@ def plan_faults(plan: Plan) -> Iterator[str]:
         PlanFault: its lateral classes cannot be exchanged.
     """
     configuration = next(iter(plan.configurations.values()))
-    for checks in (_plan_checks, _label_checks, _file_value_checks):
-        faults = [fault for is_wrong, fault in checks(plan, configuration) if is_wrong]
-        yield from faults
-        if faults:  # later checks rely on what earlier ones found to be sound
-            return
-    lateral_swap(plan, configuration)
-
-
-def _plan_checks(plan: Plan, own: Configuration) -> _Checks:
-    return (
-        (not _NAME.fullmatch(own.name), "the name of its configuration is not a name"),
-        (len(plan.channels) > _MOST_CHANNELS, "too many channels"),
-        (plan.file_ending not in SUPPORTED_ENDINGS, "files of an unknown kind"),
-        (not plan.labels.foreground or not all(plan.labels.classes.values()), "no classes, or empty ones"),
-        (len(plan.labels.classes) > _MOST_CLASSES, "too many classes"),
-    )
-
-
-def _label_checks(plan: Plan, _: Configuration) -> _Checks:
-    labels = plan.labels
-    values = sorted(value for own in labels.classes.values() for value in own)
-    order = labels.regions_class_order
-    softmax = not labels.has_regions
-    return (
-        (not _within((*values, labels.ignore or 0), 0, _LARGEST_VALUE), "impossible values of classes"),
-        (not softmax and len(order) != len(labels.foreground), "regions without an order"),
-        (not softmax and not set(order) <= set(values), "an order of unknown regions"),
-        (softmax and values != list(range(len(labels.classes))), "values of classes that are not 0, 1, 2, ..."),
-    )
-
-
-def _file_value_checks(plan: Plan, _: Configuration) -> _Checks:
-    values = plan.labels.file_values
-    return (
-        (bool(values) and len(values) <= plan.labels.largest_value, "too few values in files"),
-        (len(set(values)) != len(values), "a value in files is given twice"),
-        (not _within(values, 0, _LARGEST_FILE_VALUE), "impossible values in files"),
-    )
-
-
-def _within(values: Iterable[float], lowest: float, highest: float) -> bool:
-    return all(lowest <= value <= highest for value in values)
+    if not _NAME.fullmatch(configuration.name):
+        yield "the name of its configuration is not a name"
+    elif len(plan.channels) > _MOST_CHANNELS:
+        yield "too many channels"
+    else:
+        lateral_swap(plan, configuration)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -22,6 +23,7 @@ from autoseg.networks.weights import newest_weights
 from autoseg.planning.plan import Plan
 from autoseg.runs.run import Run, RunRecord, Runs, changed_data, damaged_run, trained_runs
 from autoseg.selection.record import SelectedMember, Selection, plan_hash
+from autoseg.training.recipe import PAST_TRAINING
 
 _log = logging.getLogger(__name__)
 
@@ -95,7 +97,7 @@ def typical_cases(workspace: Workspace, plan: Plan) -> dict[str, TrainingRange]:
 
 def _single_run(path: Path, trained: Runs, configuration: str | None, folds: Sequence[int]) -> tuple[Runs, _Choice]:
     """The model of one run; of a cascade with the first stage of the same fold, which saw the same cases."""
-    record = load(RunRecord, RunFolder(path).recipe)
+    record = load(RunRecord, RunFolder(path).recipe, PAST_TRAINING)
     name, fold = record.configuration, record.fold
     if configuration not in (None, name) or (folds and set(folds) != {fold}):
         raise UsageError(f"this run is {name} fold {fold}, nothing else", where=str(path), do="name the work folder")
@@ -291,18 +293,12 @@ def _oriented(plan: Plan, workspace: Workspace) -> Plan:
     return replace(plan, orientation=present.orientation) if present.fingerprint == plan.fingerprint else plan
 
 
-def _shared(plan: Plan) -> Plan:
+_OF_ONE_NETWORK = ("dataset", "preset", "memory_gib", "file_ending", "configurations", "decisions", "fingerprint")
+
+
+def _shared(plan: Plan) -> dict[str, Any]:
     """What of a plan all networks of a model must agree on."""
-    return replace(
-        plan,
-        dataset="",
-        preset="",
-        memory_gib=0.0,
-        file_ending="",
-        configurations={},
-        decisions=(),
-        fingerprint="",
-    )
+    return {own.name: getattr(plan, own.name) for own in fields(plan) if own.name not in _OF_ONE_NETWORK}
 
 
 def _refuse_damaged(runs: Iterable[Run]) -> None:

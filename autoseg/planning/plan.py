@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from autoseg.core.errors import MissingInput, PlanFault
+from autoseg.core.limits import Name, Title
 from autoseg.core.machine import BYTES_PER_GIB
 from autoseg.core.records import load, record, to_data
 from autoseg.core.registry import one_of
@@ -18,7 +19,7 @@ from autoseg.core.workspace import Workspace
 from autoseg.data.changes import find_changes, load_dataset, shortened
 from autoseg.data.fingerprint import Fingerprint, IntensityStatistics, fingerprint_hash
 from autoseg.data.inputs import ExpectedImages
-from autoseg.data.model import Dataset, LabelSet
+from autoseg.data.model import Dataset, FileEnding, LabelSet, label_set_faults
 from autoseg.images.normalize import NORMALIZATIONS
 from autoseg.images.orientation import is_orientation
 from autoseg.images.resample import resampled_shape
@@ -88,7 +89,7 @@ class Configuration:
         mirror_axes: spatial axes (0 = first axis of the patch) that may be mirrored in training and prediction.
     """
 
-    name: str
+    name: Name
     dimensions: Dimensions
     spacing_mm: tuple[Length, ...]
     patch_size: tuple[Edge, ...]
@@ -98,7 +99,7 @@ class Configuration:
     use_nonzero_mask: tuple[bool, ...]
     network: AnyNetwork
     batch_dice: bool
-    cascade_from: str | None
+    cascade_from: Name | None
     estimated_feature_map_elements: int
     mirror_axes: DistinctAxes
 
@@ -177,13 +178,13 @@ class Plan:
     """
 
     version: Literal[1]
-    dataset: str
+    dataset: Title
     preset: str
     memory_gib: float
     axis_order: AxisOrder
-    channels: Annotated[tuple[str, ...], Field(min_length=1)]
+    channels: Annotated[tuple[Title, ...], Field(min_length=1)]
     labels: LabelSet
-    file_ending: str
+    file_ending: FileEnding
     four_d: bool
     intensities: tuple[IntensityStatistics, ...]
     configurations: dict[str, Configuration]
@@ -208,6 +209,12 @@ class Plan:
         wrong = [f"{name} of {count}" for name, count in counts.items() if count != len(self.channels)]
         if wrong:
             raise ValueError(f"the dataset has {len(self.channels)} channels, not {', '.join(wrong)}")
+        return self
+
+    @model_validator(mode="after")
+    def _labels_agree(self) -> Self:
+        if faults := label_set_faults(self.labels):
+            raise ValueError(f"labels: {'; '.join(faults)}")
         return self
 
     @property

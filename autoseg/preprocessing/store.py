@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from autoseg.core.errors import AutoSegError, IntegrityRefusal, RecordFault
 from autoseg.core.files import remove_made, sha256_of_file, temporary_beside
+from autoseg.core.limits import Name
 from autoseg.core.records import content_hash, load, to_data, to_sealed_json
 from autoseg.core.workspace import work_folder_of
 from autoseg.data.fingerprint import Fingerprint
@@ -95,7 +96,7 @@ class CaseRecord:
     """
 
     version: int
-    identifier: str
+    identifier: Name
     content: str
     placement: Placement
     locations: dict[str, int]

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from autoseg.core.errors import AutoSegError, IntegrityRefusal, MissingInput, PlanFault, RecordFault, UsageError
+from autoseg.core.limits import Name
 from autoseg.core.records import load, record
 from autoseg.core.workspace import RunFolder, Workspace
 from autoseg.data.changes import describe_change, listed_changes
 from autoseg.images.formats.files import hash_of_written
 from autoseg.networks.weights import fault_of, generations, weights_hash
 from autoseg.planning.plan import Plan
-from autoseg.training.recipe import Recipe
+from autoseg.training.recipe import PAST_TRAINING, Recipe
 from autoseg.training.splits import Fold
 
 RECORD_VERSION = 1
@@ -53,7 +54,7 @@ class RunRecord:
     """
 
     version: int
-    configuration: str
+    configuration: Name
     fold: int
     seed: int
     asked: Recipe
@@ -63,8 +64,8 @@ class RunRecord:
     precision: str
     memory_format: str
     threads: int
-    train: tuple[str, ...]
-    val: tuple[str, ...]
+    train: tuple[Name, ...]
+    val: tuple[Name, ...]
     decisions: tuple[str, ...]
     previous: str | None = None
     contents: dict[str, str] = field(default_factory=dict)
@@ -223,7 +224,7 @@ class Run:
             MissingInput: it has not begun.
             RecordFault: recipe.json is damaged.
         """
-        return load(RunRecord, self.folder.recipe)
+        return load(RunRecord, self.folder.recipe, PAST_TRAINING)
 
     def plan(self) -> Plan:
         """The plan it was started with.

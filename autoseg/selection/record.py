@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from autoseg.core.limits import Name
 from autoseg.core.records import content_hash, record, to_data
 from autoseg.inference.postprocessing import PostprocessingStep
 from autoseg.planning.plan import Plan
@@ -24,7 +25,7 @@ class SelectedMember:
         weight: how often it counts; its share of the probabilities is weight / sum of the weights.
     """
 
-    configuration: str
+    configuration: Name
     weight: Annotated[int, Field(gt=0)]
 
 

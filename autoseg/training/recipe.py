@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, ValidationInfo
 
 from autoseg.augmentation.kinds import make_augmentation
 from autoseg.core.configs import find_config, read_yaml
@@ -16,19 +16,24 @@ from autoseg.training.callbacks.kinds import CALLBACKS
 from autoseg.training.losses import LOSSES
 from autoseg.training.optimization import OPTIMIZERS, SCHEDULES
 
+PAST_TRAINING = "past training"
+"""Context in which a recipe is read that was trained with: predicting does not need its losses and transforms."""
+
 
 def _known(kinds: Mapping[str, object], what: str) -> AfterValidator:
     """Lets a name pass that is a key of `kinds`; otherwise a UsageError names the nearest one."""
 
-    def check(name: str) -> str:
-        choose(name, kinds, what)
+    def check(name: str, info: ValidationInfo) -> str:
+        if info.context != PAST_TRAINING:
+            choose(name, kinds, what)
         return name
 
     return AfterValidator(check)
 
 
-def _makeable(asked: Any) -> Any:
-    make_augmentation(asked)
+def _makeable(asked: Any, info: ValidationInfo) -> Any:
+    if info.context != PAST_TRAINING:
+        make_augmentation(asked)
     return asked
 
 

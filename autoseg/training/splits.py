@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from autoseg.core.errors import LeakingFolds, MissingInput, RecordFault, UsageError
 from autoseg.core.files import write_atomic
+from autoseg.core.limits import Name
 from autoseg.core.records import from_json, read_json, to_json
 from autoseg.training.grouping import RARE_BELOW, SplitFacts, spread, units_of
 
@@ -29,8 +30,8 @@ _log = logging.getLogger(__name__)
 class Fold:
     """Case identifiers of one fold, written as nnU-Net writes them."""
 
-    train: tuple[str, ...]
-    val: tuple[str, ...]
+    train: tuple[Name, ...]
+    val: tuple[Name, ...]
 
 
 _NOTHING_KNOWN = SplitFacts(images={}, classes={})

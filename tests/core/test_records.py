@@ -8,22 +8,25 @@ from hypothesis import strategies as st
 
 from autoseg.core import records
 from autoseg.core.errors import MissingInput, RecordFault
+from autoseg.core.limits import name_fault, title_fault
 from autoseg.core.records import content_hash, from_data, from_json, load, read_table, save, to_data, to_json
-from autoseg.data.fingerprint import CaseStatistics
+from autoseg.data.fingerprint import CaseStatistics, IntensityQuantiles
 from autoseg.data.model import Case, Dataset, LabelSet
 
 words = st.text(min_size=1, max_size=8)
+names = st.text(min_size=1, max_size=8).filter(lambda name: name_fault(name) is None)
+titles = words.filter(lambda title: title_fault(title) is None)
 finite = st.floats(allow_nan=False, allow_infinity=False)
-cases = st.builds(Case, identifier=words, images=st.lists(words, max_size=3).map(tuple), labels=st.none() | words)
+cases = st.builds(Case, identifier=names, images=st.lists(words, max_size=3).map(tuple), labels=st.none() | words)
 label_sets = st.builds(
     LabelSet,
-    classes=st.dictionaries(words, st.lists(st.integers(0, 9), min_size=1, max_size=3).map(tuple), max_size=3),
+    classes=st.dictionaries(titles, st.lists(st.integers(0, 9), min_size=1, max_size=3).map(tuple), max_size=3),
     ignore=st.none() | st.integers(0, 9),
     file_values=st.lists(st.integers(0, 999), max_size=3).map(tuple),
 )
 statistics = st.builds(
     CaseStatistics,
-    identifier=words,
+    identifier=names,
     shape=st.tuples(*[st.integers(1, 9)] * 3),
     shape_after_crop=st.tuples(*[st.integers(1, 9)] * 3),
     spacing_mm=st.tuples(finite, finite, finite),
@@ -105,3 +108,43 @@ def test_a_table_of_others_may_have_a_byte_order_mark_but_not_any_size(tmp_path,
     monkeypatch.setattr(records, "LARGEST_JSON_BYTES", 1)
     with pytest.raises(RecordFault, match="11 bytes"):
         read_table(file)
+
+
+@pytest.mark.parametrize("name", ["../../outside", "a/b", ".", "", "a\x1b[31m", "x" * 250])
+def test_a_name_that_leads_elsewhere_is_refused_with_its_entry(name):
+    text = json.dumps({"identifier": name, "images": [], "labels": None})
+    with pytest.raises(RecordFault, match="identifier: ") as caught:
+        from_json(Case, text, "dataset.json")
+    assert caught.value.where == "dataset.json"
+
+
+BAD_JSON = {
+    "a key twice": '{"identifier": "a", "identifier": "b", "images": []}',
+    "deep": "[" * 100_000,
+    "NaN": '{"identifier": "a", "images": NaN}',
+    "5000 digits": '{"identifier": "a", "images": ' + "9" * 5000 + "}",
+    "not UTF-8": b'{"identifier": "\xff", "images": []}',
+    "cut": '{"identifier": "a", "ima',
+    "another type": "[1, 2]",
+    "empty": "",
+}
+
+
+@pytest.mark.parametrize("text", BAD_JSON.values(), ids=BAD_JSON)
+def test_json_that_means_two_things_or_none_is_refused(tmp_path, text):
+    with pytest.raises(RecordFault):
+        from_json(Case, text, "here")
+    path = tmp_path / "bad.json"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(RecordFault):
+        read_table(path)
+
+
+def test_a_name_that_is_not_utf8_is_refused():
+    with pytest.raises(RecordFault):
+        from_json(Case, json.dumps({"identifier": "caf\udce9", "images": [], "labels": None}), "dataset.json")
+
+
+def test_infinite_numbers_are_none_of_json():
+    with pytest.raises(RecordFault):
+        from_json(IntensityQuantiles, '{"mean": 1e999, "mean_square": 1, "quantiles": ""}', "here")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,6 @@ from hypothesis import strategies as st
 
 from autoseg.core.errors import MissingInput
 from autoseg.data.inputs import ExpectedImages, find_inputs, relative
-from autoseg.data.layouts.entries import is_identifier
 from autoseg.data.naming import split_channel
 
 
@@ -114,8 +115,15 @@ def test_a_channel_index_is_found_at_the_end_only(name, index):
     assert split_channel(f"{name}_{index:04d}x")[1] is None
 
 
-def test_names_and_paths_are_judged_alike_on_every_system(tmp_path):
-    assert is_identifier("case 1-a.b")
-    assert not any(is_identifier(name) for name in ("", ".", "..", "a/b", "a\\b", "c:", " a", "a "))
+def test_images_whose_names_no_record_could_hold_fail_by_name(tmp_path):
+    names = [os.fsdecode(b"caf\xe9.png"), "a\x1b[31m.png", ".._0000.png", "x" * 240 + ".png", "good.png"]
+    found = find_inputs([make(tmp_path, *names)], ExpectedImages(1, False))
+    assert [case.identifier for case in found.cases] == ["good"]
+    assert len(found.failures) == 3  # one that begins with a dot is hidden, and no image
+    assert all("its name" in reason for _, reason in found.failures)
+    json.dumps(found.failures, ensure_ascii=False).encode()
+
+
+def test_paths_are_written_alike_on_every_system(tmp_path):
     assert relative(tmp_path / "a" / "b", tmp_path) == "a/b"
     assert relative(tmp_path, tmp_path / "a") == str(tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -456,3 +457,38 @@ IMAGE = "imagesTr/case_a_0000.nii.gz"
 
 def _flat() -> Geometry:
     return Geometry(shape=(1, *GRID.shape[1:]), spacing_mm=(999.0, 1.0, 1.0))
+
+
+def test_cases_whose_names_no_record_could_hold_are_left_out_by_name(tmp_path):
+    root = nnunet(tmp_path / "tiny")
+    bad = os.fsdecode(b"caf\xe9")
+    for folder in ("imagesTr", "labelsTr"):
+        for file in sorted((root / folder).glob(f"{NAMES[0]}*")):
+            file.rename(file.with_name(file.name.replace(NAMES[0], bad)))
+    dataset = detect_dataset(root)
+    assert [case.identifier for case in dataset.cases] == list(NAMES[1:])
+    assert from_json(Dataset, to_json(dataset), "here") == dataset
+    (refused,) = [entry for entry in check_across(dataset, {}) if entry.severity == "refused"]
+    assert refused.case == "caf\\udce9"
+    json.dumps([entry.file for entry in check_across(dataset, {})], ensure_ascii=False).encode()
+
+
+@pytest.mark.parametrize(
+    ("entry", "value"),
+    [
+        ("file_ending", "./" + "../" * 7 + "precious.nii.gz"),
+        ("file_ending", ".exe"),
+        ("labels", {"background": 0, "\x1b[8mhidden": 1}),
+        ("labels", {"background": 0, "a\u202eb": 1}),
+        ("channel_names", {"0": "\x1b[5mT1"}),
+        ("dataset", {"../outside": {"images": ["a.nii.gz"], "label": "b.nii.gz"}}),
+        ("dataset", {".hidden": {"images": ["a.nii.gz"], "label": "b.nii.gz"}}),
+    ],
+)
+def test_names_that_lead_elsewhere_or_are_obeyed_by_terminals_are_refused_with_their_entry(tmp_path, entry, value):
+    root = nnunet(tmp_path / "tiny")
+    description = json.loads((root / "dataset.json").read_text())
+    (root / "dataset.json").write_text(json.dumps({**description, entry: value}))
+    with pytest.raises(RecordFault, match=entry) as caught:
+        detect_dataset(root)
+    assert caught.value.where == str(root / "dataset.json")

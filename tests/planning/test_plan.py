@@ -16,7 +16,7 @@ def test_a_cascade_gets_the_image_and_one_channel_per_value_of_the_first_stage()
     plan = replace(plan, configurations={**plan.configurations, "3d_cascade_fullres": cascade})
     assert plan.input_channels("3d_fullres") == 2
     assert plan.input_channels("3d_cascade_fullres") == 4
-    regions = LabelSet({"background": (0,), "whole": (1, 2, 3), "core": (3,)}, ignore=4, regions_class_order=(1, 2, 3))
+    regions = LabelSet({"background": (0,), "whole": (1, 2, 3), "core": (3,)}, ignore=4, regions_class_order=(1, 3))
     assert replace(plan, labels=regions).input_channels("3d_cascade_fullres") == 5
 
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from autoseg.core.errors import AutoSegError, DataRefused, MissingInput
+from autoseg.core.limits import name_fault, printable, title_fault
 from autoseg.core.registry import choose
 from autoseg.data.labels import count_label_files, find_classes
 from autoseg.data.layouts.cellpose import CELLPOSE
@@ -78,9 +79,30 @@ def _first_that_fits(folder: Path, layouts: Mapping[str, Layout]) -> Dataset | N
         found = layout.detect(folder) if folder.is_dir() or layout.takes_file else None
         if found is not None:
             is_folder = folder.is_dir()
-            dataset = _complete(folder if is_folder else folder.parent, name, found)
+            dataset = _complete(folder if is_folder else folder.parent, name, _with_usable_names(found))
             return replace(dataset, source="" if is_folder else folder.name)
     return None
+
+
+def _with_usable_names(found: Found) -> Found:
+    """What was found without the cases whose names no record could hold; which are named in the check."""
+    faults = {case.identifier: _name_fault(case) for case in found.cases}
+    wrong = {printable(name): fault for name, fault in faults.items() if fault is not None}
+    if not wrong:
+        return found
+    kept = tuple(case for case in found.cases if faults[case.identifier] is None)
+    if not kept:
+        why = "; ".join(f"{name} {fault}" for name, fault in wrong.items())
+        raise DataRefused("no case has a usable name", why=why, do="rename the files")
+    return replace(found, cases=kept, unusable=wrong)
+
+
+def _name_fault(case: Case) -> str | None:
+    """What is wrong with the name of a case, or with those of its files, which JSON holds as UTF-8."""
+    if (fault := name_fault(case.identifier)) is not None:
+        return fault
+    files = (file for file in (*case.images, case.labels) if file is not None)
+    return next((fault for file in files if (fault := title_fault(Path(file).name)) is not None), None)
 
 
 def _complete(root: Path, layout: str, found: Found) -> Dataset:
@@ -89,7 +111,7 @@ def _complete(root: Path, layout: str, found: Found) -> Dataset:
     labels, how = (declared.labels, found.declares) if declared.classes else _found_classes(root, layout, found.cases)
     endings = Counter(file_ending(Path(case.labels)) for case in found.cases if case.labels is not None)
     return Dataset(
-        name=found.name or root.resolve().name,
+        name=printable(found.name or root.resolve().name),
         root=str(root),
         layout=layout,
         layout_reason=f"{found.seen}; {how}" if how else found.seen,
@@ -100,6 +122,7 @@ def _complete(root: Path, layout: str, found: Found) -> Dataset:
         four_d=found.four_d,
         announced_cases=declared.announced_cases,
         notes=(*declared.notes, *found.notes),
+        unusable=found.unusable,
     )
 
 

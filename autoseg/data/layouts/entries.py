@@ -10,14 +10,16 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
+from autoseg.core.limits import name_fault, title_fault
 from autoseg.data.model import BACKGROUND, Case
 from autoseg.data.naming import name_of, partners, split_channel
+from autoseg.images.formats.files import SUPPORTED_ENDINGS
 
 IGNORE = "ignore"
 
@@ -52,23 +54,21 @@ def is_name(value: object) -> bool:
     return isinstance(value, str) and bool(value.strip())
 
 
-def is_identifier(name: str) -> bool:
-    """Whether a case name is usable as a file name on every system: no separators, no blanks at the ends."""
-    return bool(name) and name.strip() == name and name not in {".", ".."} and PureWindowsPath(name).name == name
-
-
 def _as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
 def _present(value: str) -> str:
-    _refuse([] if is_name(value) else ["must not be empty"])
+    fault = title_fault(value) if is_name(value) else "must not be empty"
+    _refuse([fault] if fault else [])
     return value
 
 
 def _with_dot(value: str) -> str:
     _refuse([] if value.startswith(".") and len(value) > 1 else [f'must have its dot, as ".nii.gz", found {value!r}'])
-    return value.lower()
+    ending = value.lower()
+    _refuse([] if ending in SUPPORTED_ENDINGS else [f"must be one of {', '.join(SUPPORTED_ENDINGS)}, found {value!r}"])
+    return ending
 
 
 def _channel_table(table: object) -> object:
@@ -135,9 +135,14 @@ def _sound_classes(table: dict[str, list[int]]) -> dict[str, list[int]]:
     foreground = {name: values for name, values in classes.items() if name != BACKGROUND}
     faults = [] if classes.get(BACKGROUND) == [0] else [f"{BACKGROUND} must be there, with the value 0"]
     faults += [] if foreground else ["there must be at least one class beside the background"]
+    faults += _unusable_titles(table)
     faults += [f"{name} includes 0, which is the background" for name, values in foreground.items() if 0 in values]
     _refuse([*faults, *_shared_values(foreground), *_faults_of_ignore(table.get(IGNORE, []), classes)])
     return table
+
+
+def _unusable_titles(names: Iterable[str]) -> list[str]:
+    return [f"{name!r} is no usable class name: it {fault}" for name in names if (fault := title_fault(name))]
 
 
 def _faults_of_ignore(ignored: list[int], classes: Mapping[str, list[int]]) -> Iterable[str]:
@@ -213,8 +218,8 @@ def _with_names(cases: list[Case]) -> list[Case]:
 
 
 def _unusable(names: Iterable[str]) -> list[str]:
-    wrong = [name for name in names if not is_identifier(name)]
-    return [f"{name!r} is no usable case name (no slashes, no blanks at the ends)" for name in wrong]
+    faults = {name: name_fault(name) for name in names}
+    return [f"{name!r} is no usable case name: it {fault}" for name, fault in faults.items() if fault]
 
 
 _Name = Annotated[str, AfterValidator(_present)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from autoseg.data.inputs import relative
@@ -37,6 +37,7 @@ class Found:
         four_d: whether a fourth axis of the image files holds the channels.
         name: of the dataset; empty for that of the folder.
         notes: sentences about what was understood otherwise than it is written, beside those of `declared`.
+        unusable: cases that are left out because of their names -> what is wrong with these.
     """
 
     cases: tuple[Case, ...]
@@ -46,6 +47,7 @@ class Found:
     four_d: bool = False
     name: str = ""
     notes: tuple[str, ...] = ()
+    unusable: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
