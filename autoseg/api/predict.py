@@ -19,6 +19,7 @@ from autoseg.core.progress import Progress, silent
 from autoseg.core.workers import Helper
 from autoseg.data.inputs import Inputs, find_inputs
 from autoseg.data.model import Case
+from autoseg.images.formats.files import SUPPORTED_ENDINGS
 from autoseg.inference.ensemble import Ensemble
 from autoseg.inference.manifest import (
     BEING_WRITTEN,
@@ -215,10 +216,11 @@ def _cases(inputs: Sequence[str | Path] | str | Path, plan: Plan) -> Inputs:
     for name, reason in found.failures:
         _log.warning("%s cannot be used: %s", name, reason)
     if not found.cases:
+        several = f"give the channels {', '.join(plan.channels)} of each case as <case>_0000, <case>_0001, ..."
         raise DataRefused(
             "none of the images can be used: " + "; ".join(f"{name}: {reason}" for name, reason in found.failures),
             where=", ".join(map(str, paths)),
-            do=f"give the channels {', '.join(plan.channels)} of each case as <case>_0000, <case>_0001, ...",
+            do=several if len(plan.channels) > 1 else f"give one image per case: {', '.join(SUPPORTED_ENDINGS)}",
         )
     return found
 

@@ -170,7 +170,8 @@ def _beside_images(files: Sequence[Path]) -> list[Path]:
         folders.setdefault(file.parent, []).append(file)
     found = []
     for inside in folders.values():
-        images, _ = side_by_side([name_of(file) for file in inside])
+        names = {name_of(file) for file in inside}
+        images, _ = side_by_side(names | {split_channel(name)[0] for name in names})
         found += [file for file in inside if name_of(file) not in images]
     return found
 

@@ -138,6 +138,7 @@ def test_a_plain_description_needs_no_note():
         ({"channel_names": ["CT", "PET"]}, '{"0": "CT", "1": "PET"}'),
         ({"channel_names": {"PET": 1, "CT": 0}}, '{"0": "CT", "1": "PET"}'),
         ({"labels": {"background": 0, "liver": "1"}}, "write 1 without quotes"),
+        ({"labels": {"bg": 0, "liver": 1}}, 'write "background": 0 instead of "bg": 0'),
         ({"numTraining": "3"}, "write 3 without quotes"),
         ({"labels": {"background": 0, "Background": 1}}, "background is there twice"),
     ],

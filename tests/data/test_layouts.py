@@ -195,7 +195,7 @@ def test_an_old_description_with_a_training_list_is_still_nnunet_by_its_files(tm
 def test_hidden_files_and_side_cars_are_no_cases(tmp_path):
     root = nnunet(tmp_path / "tiny", ending=".tif")
     (root / "imagesTr" / "._case_a_0000.tif").write_bytes(b"resource fork")
-    assert (root / "imagesTr" / "case_a.json").is_file()
+    assert (root / "imagesTr" / "case_a_0000.json").is_file()
     dataset = detect_dataset(root)
     assert tuple(case.identifier for case in dataset.cases) == NAMES
     assert check_across(dataset, {}) == ()
@@ -394,6 +394,25 @@ def test_an_unknown_folder_is_answered_with_its_content_and_all_layouts(tmp_path
     assert (caught.value.code, caught.value.exit_code) == ("E0202", 3)
     assert "photos/ (1 x .jpg)" in str(caught.value.why)
     assert all(layout.example in str(caught.value.do) for layout in LAYOUTS.values())
+
+
+def test_a_folder_of_dicom_slices_is_named_with_what_converts_them(tmp_path):
+    (tmp_path / "patient").mkdir()
+    for number in range(3):
+        (tmp_path / "patient" / f"1.2.840.{number}").write_bytes(bytes(128) + b"DICM")
+    with pytest.raises(UnknownLayout) as caught:
+        detect_dataset(tmp_path)
+    assert "3 files such as 1.2.840.0 are not used: DICOM" in str(caught.value.why)
+    assert "dcm2niix" in str(caught.value.do)
+
+
+def test_of_two_images_of_one_name_the_other_is_named(tmp_path):
+    root = paired(tmp_path / "tiny")
+    (root / "images" / "case_a.nrrd").write_bytes(b"")
+    problems = check_across(detect_dataset(root), {})
+    assert [problem.what for problem in problems] == [
+        "case_a.nrrd has the name of case_a.nii.gz, which is read instead"
+    ]
 
 
 def test_an_empty_folder_is_called_empty(tmp_path):

@@ -199,6 +199,13 @@ def test_label_maps_predicted_into_the_folder_of_the_images_are_no_images(tmp_pa
     assert "predicted here before" in found.notes[0]
 
 
+def test_a_label_file_beside_the_channels_of_its_case_is_no_image(tmp_path):
+    make(tmp_path, ["p_0000.nii.gz", "p_0001.nii.gz", "p_seg.nii.gz", "q_0000.nii.gz", "q_0001.nii.gz"])
+    found = find_inputs([tmp_path], ExpectedImages(2))
+    assert ([case.identifier for case in found.cases], found.failures) == (["p", "q"], ())
+    assert found.notes == ("p_seg.nii.gz is not segmented: label files of images",)
+
+
 def test_a_dataset_given_to_predict_is_searched_for_its_images(tmp_path):
     make(tmp_path / "imagesTr", ["a_0000.nii.gz"])
     found = find_inputs([tmp_path], ExpectedImages(1))

@@ -151,8 +151,8 @@ def test_a_changed_spacing_beside_a_stack_is_noticed(tmp_path):
     root = nnunet(tmp_path / "tiny", ending=".tif")
     dataset = detect_dataset(root)
     first = survey(dataset, None, jobs=1)
-    for folder in ("imagesTr", "labelsTr"):
-        (root / folder / "case_a.json").write_text(json.dumps({"spacing": [7.0, 1.0, 1.5]}))
+    for side_car in ("imagesTr/case_a_0000.json", "labelsTr/case_a.json"):
+        (root / side_car).write_text(json.dumps({"spacing": [7.0, 1.0, 1.5]}))
     second = survey(dataset, first, jobs=1)
     assert [case.spacing_mm[0] for case in first.fingerprint.cases] == [3.0, 3.0, 3.0]
     assert [case.spacing_mm[0] for case in second.fingerprint.cases] == [7.0, 3.0, 3.0]

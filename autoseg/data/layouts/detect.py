@@ -22,6 +22,7 @@ from autoseg.data.layouts.manifest import MANIFEST
 from autoseg.data.layouts.nnunet import NNUNET
 from autoseg.data.layouts.paired import PAIRED
 from autoseg.data.model import Case, Dataset, LabelSet
+from autoseg.images.foreign import foreign_files
 from autoseg.images.formats.files import file_ending, is_image
 
 LAYOUTS: dict[str, Layout] = {
@@ -66,11 +67,15 @@ def detect_dataset(folder: Path, layout: str | None = None) -> Dataset:
         raise MissingInput(f"{error.filename} may not be read", where=str(folder), do="change its rights") from error
     if dataset is not None:
         return dataset
+    arranged = "arrange it in one of these ways: " + "; ".join(
+        f"{name}: {one.example}" for name, one in layouts.items()
+    )
+    foreign = foreign_files([folder, *_folders_in(folder)])
     raise UnknownLayout(
         f"{folder.name} is in none of the known layouts" if layout is None else f"{folder.name} is no {layout} dataset",
         where=str(folder),
-        why=f"it holds {_seen(folder)}",
-        do="arrange it in one of these ways: " + "; ".join(f"{name}: {one.example}" for name, one in layouts.items()),
+        why="; ".join([f"it holds {_seen(folder)}", *map(str, foreign)]),
+        do="; ".join([*(found.kind.remedy for found in foreign), arranged]),
     )
 
 
@@ -164,6 +169,10 @@ def _count_channels(root: Path, found: Found) -> int:
         except (AutoSegError, OSError):
             continue
     return counts.most_common(1)[0][0] if counts else 1
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    return [entry for entry in sorted(folder.iterdir()) if entry.is_dir()] if folder.is_dir() else []
 
 
 def _seen(folder: Path) -> str:

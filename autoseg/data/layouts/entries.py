@@ -133,7 +133,9 @@ def reserved(name: str) -> str | None:
 def _sound_classes(table: dict[str, list[int]]) -> dict[str, list[int]]:
     classes = {name: values for name, values in table.items() if name != IGNORE}
     foreground = {name: values for name, values in classes.items() if name != BACKGROUND}
-    faults = [] if classes.get(BACKGROUND) == [0] else [f"{BACKGROUND} must be there, with the value 0"]
+    faults = (
+        [] if classes.get(BACKGROUND) == [0] else [f"{BACKGROUND} must be there, with the value 0: {_zero(classes)}"]
+    )
     faults += [] if foreground else ["there must be at least one class beside the background"]
     faults += _unusable_titles(table)
     faults += [f"{name} includes 0, which is the background" for name, values in foreground.items() if 0 in values]
@@ -143,6 +145,12 @@ def _sound_classes(table: dict[str, list[int]]) -> dict[str, list[int]]:
 
 def _unusable_titles(names: Iterable[str]) -> list[str]:
     return [f"{name!r} is no usable class name: it {fault}" for name in names if (fault := title_fault(name))]
+
+
+def _zero(classes: Mapping[str, list[int]]) -> str:
+    """What to write for the background."""
+    called = next((name for name, values in classes.items() if values == [0]), None)
+    return f'write "{BACKGROUND}": 0' + (f' instead of "{called}": 0' if called else "")
 
 
 def _faults_of_ignore(ignored: list[int], classes: Mapping[str, list[int]]) -> Iterable[str]:

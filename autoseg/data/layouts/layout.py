@@ -9,7 +9,7 @@ from pathlib import Path
 from autoseg.data.inputs import relative
 from autoseg.data.layouts.description import DESCRIPTION, Description, describe, read_description
 from autoseg.data.model import Case, Dataset, Problem
-from autoseg.data.naming import image_files
+from autoseg.data.naming import by_name, image_files, name_of
 from autoseg.data.problems import problem
 from autoseg.images.foreign import foreign_files
 from autoseg.images.formats.files import stem
@@ -109,6 +109,14 @@ def found_in_folders(root: Path, cases: tuple[Case, ...], seen: str) -> Found:
     return Found(cases, seen, declared, f"classes as declared in {DESCRIPTION}")
 
 
+def _labels(case: Case) -> tuple[str, ...]:
+    return () if case.labels is None else (case.labels,)
+
+
+def _twin_of(file_name: str) -> Remark:
+    return "E0206", f"has the name of {file_name}, which is read instead", "keep the right one of the two"
+
+
 def unused_files(
     dataset: Dataset, folders: Iterable[Path] = (), remark: Callable[[Path], Remark] = lambda _file: _UNUSED
 ) -> Iterator[Problem]:
@@ -122,11 +130,13 @@ def unused_files(
         remark: what is wrong with a file.
     """
     root = Path(dataset.root)
-    used = {root / file for case in dataset.cases for file in (*case.images, case.labels) if file is not None}
+    used = {root / file for case in dataset.cases for file in (*case.images, *_labels(case))}
     searched = sorted({path.parent for path in used}.union(folders))
     for folder in searched:
+        twins = by_name(file for file in used if file.parent == folder)
         for file in sorted(set(image_files(folder)) - used):
-            code, what, do = remark(file)
+            twin = twins.get(name_of(file))
+            code, what, do = _twin_of(twin.name) if twin else remark(file)
             yield problem(code, None, file.relative_to(root).as_posix(), f"{file.name} {what}", do)
     for found in foreign_files(searched):
         yield problem("E0206", None, relative(found.files[0], root), str(found), found.kind.remedy)
