@@ -113,12 +113,49 @@ def test_a_file_of_one_axis_is_refused(tmp_path):
         read_image([tmp_path / "case.nii"])
 
 
-def test_an_uncompressed_file_of_the_same_name_does_not_lend_its_voxels(tmp_path):
+def test_names_are_those_of_the_file_system(tmp_path):
     labels = label_array(SHAPE)
-    saved(tmp_path, labels, affine_of())
-    saved(tmp_path, np.zeros(SHAPE), affine_of(), name="case.nii")
-    assert (read_labels(tmp_path / "case.nii.gz").array == labels).all()
-    assert (read_labels(tmp_path / "case.nii").array == 0).all()
+    files = {"case.nii.gz": labels, "case.nii": 0 * labels, "CASE.NII.GZ": labels + 1, "CASE.NII": labels + 2}
+    files |= {"Case.Nii.Gz": labels + 3, "case.NII.gz": labels + 4}
+    for name, array in files.items():
+        content = nifti_bytes(array.astype(np.uint8))
+        (tmp_path / name).write_bytes(gzip.compress(content) if name.lower().endswith(".gz") else content)
+    for name, array in files.items():
+        assert (read_labels(tmp_path / name).array == array).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "reason"),
+    [
+        ("case.nii.gz", lambda content: content, r"not compressed.*-> name it \.nii$"),
+        ("case.nii", gzip.compress, r"gzip-compressed.*-> name it \.nii\.gz$"),
+        ("case.nii", lambda content: content[:344] + b"ni1\0" + content[348:], r"header of a NIfTI pair"),
+        ("case.nii", lambda content: content[:344] + bytes(4) + content[348:], r"ANALYZE"),
+        ("case.nii.gz", lambda content: content[4:], r"is not a NIfTI file"),
+    ],
+)
+def test_other_files_of_the_ending_are_named_with_the_remedy_that_helps(tmp_path, name, change, reason):
+    (tmp_path / name).write_bytes(change(nifti_bytes(np.zeros(SHAPE, np.uint8))))
+    with pytest.raises(UnreadableFile, match=reason):
+        read_image([tmp_path / name])
+
+
+def test_values_on_a_surface_are_named(tmp_path):
+    from nibabel.cifti2 import BrainModelAxis, Cifti2Image, ScalarAxis
+
+    surface = BrainModelAxis.from_mask(np.ones((2, 2, 2), bool), affine=np.eye(4), name="other")
+    nibabel.save(Cifti2Image(np.zeros((1, 8), np.float32), (ScalarAxis(["a"]), surface)), tmp_path / "a.dscalar.nii")
+    with pytest.raises(UnreadableFile, match="CIFTI-2"):
+        read_image([tmp_path / "a.dscalar.nii"])
+
+
+def test_vectors_on_a_fifth_axis_are_named(tmp_path):
+    image = nibabel.Nifti1Image(np.zeros((*SHAPE, 1, 3), np.uint8), np.eye(4))
+    image.header.set_intent(1007)
+    image.header.set_slope_inter(0.5, 0)
+    nibabel.save(image, tmp_path / "case.nii")
+    with pytest.raises(UnreadableFile, match="vectors of 3 numbers"):
+        read_image([tmp_path / "case.nii"], four_d=True)
 
 
 @pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
