@@ -82,6 +82,13 @@ def test_a_palette_gives_colors_to_images_and_numbers_to_labels(tmp_path, widest
     assert "palette" in volume.notes[0]
 
 
+def test_a_palette_without_colors_gives_numbers_with_a_note(tmp_path):
+    path = by_hand(tmp_path / "case.tif", PLANE.tobytes(), _262=3)
+    volume = read_image([path])
+    assert (volume.array == PLANE).all()
+    assert "has no colors" in volume.notes[0]
+
+
 def test_a_lookup_table_of_imagej_is_for_the_screen_alone(tmp_path):
     colors = np.random.default_rng(0).integers(0, 65535, (3, 256)).astype(np.uint16)
     path = saved(

@@ -154,6 +154,8 @@ def _photometric_notes(page: Any) -> Iterator[str]:
         yield "0 stands for white in it; its numbers were taken as stored"
     elif photometric == PALETTE and page.is_imagej:
         yield "its lookup table, which colors it on the screen, was not applied"
+    elif photometric == PALETTE and page.colormap is None:
+        yield "its palette has no colors; its numbers were taken as stored"
     elif photometric not in (_BLACK_IS_ZERO, _RGB, PALETTE):
         yield f"its samples are {name_of(page.photometric)} and were taken as stored"
 

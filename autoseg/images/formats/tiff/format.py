@@ -84,9 +84,9 @@ def _stored(path: Path, four_d: bool) -> tuple[Volume, NDArray[np.uint8] | None]
 
 
 def _palette(page: Any) -> NDArray[np.uint8] | None:
-    if page.photometric != PALETTE:
+    colors: NDArray[Any] | None = page.colormap if page.photometric == PALETTE else None
+    if colors is None:
         return None
-    colors: NDArray[Any] = page.colormap
     return (colors >> 8 if colors.max() > 255 else colors).astype(np.uint8)  # some programs write 8 bits, says libtiff
 
 
