@@ -241,8 +241,8 @@ def orientation_notes(geometry: Geometry, usual: str | None) -> list[tuple[int, 
     if own is None:
         what = f"no orientation stated, whereas the model takes images as {spelled(usual)}: it is predicted as stored, "
         return [(logging.WARNING, what + "so left and right may be exchanged")]
-    if usual is None:  # of every image for models of nnU-Net
-        return [(logging.DEBUG, f"stored {spelled(own)}; the model knows no orientation, so it is predicted as stored")]
+    if usual is None:  # as in models of nnU-Net
+        return [(logging.INFO, f"stored {spelled(own)}; the model knows no orientation, so it is predicted as stored")]
     return [(logging.INFO, f"stored {spelled(own)}, turned to {spelled(usual)}")]
 
 

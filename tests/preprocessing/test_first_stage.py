@@ -15,6 +15,7 @@ from autoseg.images.volume import Volume
 from autoseg.preprocessing.first_stage import network_input, one_hot, prepare_first_stage
 from autoseg.preprocessing.prepare import Preparation, prepare
 from autoseg.preprocessing.store import StoredCase
+from tests.images.examples import CODES
 
 LABELS = LabelSet({"background": (0,), "liver": (1,), "tumor": (2,)})
 REGIONS = LabelSet({"background": (0,), "whole": (1, 2, 4), "core": (4,)}, ignore=5, regions_class_order=(1, 2, 4))
@@ -25,12 +26,13 @@ REGIONS = LabelSet({"background": (0,), "whole": (1, 2, 4), "core": (4,)}, ignor
     arrays(np.int8, st.tuples(*[st.integers(2, 9)] * 3), elements=st.integers(0, 2)),
     st.permutations([0, 1, 2]),
     st.tuples(*[st.sampled_from([0.7, 1.0, 2.5])] * 3),
+    st.sampled_from([None, *CODES]),
 )
-def test_a_first_stage_that_predicts_the_labels_is_prepared_exactly_as_the_labels(labels, order, spacing_mm):
+def test_a_first_stage_that_predicts_the_labels_is_prepared_exactly_as_the_labels(labels, order, spacing_mm, codes):
     image = np.zeros((1, *labels.shape), np.float32)
     image[0, : (labels.shape[0] + 1) // 2, 1:, 1:] = 1.0  # so that there is something to crop
     volume = Volume(image, Geometry(labels.shape, spacing_mm))
-    preparation = Preparation(tuple(order), (1.0, 1.2, 0.9), ("zscore",), (False,), (None,))
+    preparation = Preparation(tuple(order), (1.0, 1.2, 0.9), ("zscore",), (False,), (None,), codes)
     inside = np.where(image[0] > 0, labels, 0)
     prepared = prepare(volume, inside, preparation)
     previous = prepare_first_stage(inside, prepared.placement)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK
 import torch
 
 from autoseg.api.evaluate import evaluate
@@ -172,6 +173,8 @@ def test_new_images_are_predicted_alike_on_their_own_grids(trained, tmp_path):
         assert orientation_of(maps[codes].geometry) == codes
         assert np.allclose(maps[codes].geometry.corners, source.corners, atol=1e-4)
         assert np.array_equal(turn_to(maps[codes].geometry, "LPS").apply(maps[codes]).array, expected)
+        seen = SimpleITK.DICOMOrient(SimpleITK.ReadImage(str(out / str(manifest.cases[codes].output))), "LPS")
+        assert np.array_equal(SimpleITK.GetArrayFromImage(seen), expected)
     scores = evaluate(out, references, dataset=trained.folder).cases.values()
     assert len(scores) == 48
     assert len({tuple(own["dice"] for own in case.values()) for case in scores}) == 1

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from autoseg.core.errors import GeometryMismatch, MissingInput
 from autoseg.evaluation.confusion import overlaps
+from autoseg.images.orientation import turn_to
 from autoseg.images.readers import read_labels
+from autoseg.images.writers import write_labels
 from autoseg.inference.out_of_fold import CERTAIN, kept_heads, probabilities_at
 from autoseg.selection.candidates import all_ensembles
 from autoseg.selection.ensemble_dice import ensemble_dice, ensemble_labels, read_maps
@@ -55,6 +57,16 @@ def test_singles_are_their_own_label_maps(tmp_path) -> None:
     maps = read_maps(files, THREE)
     for index, weights in enumerate([(1, 0), (0, 1)]):
         assert (ensemble_labels(maps, THREE, weights) == read_labels(files.predictions[index]).array).all()
+
+
+def test_a_reference_stored_along_other_axes_is_compared_where_it_lies(tmp_path) -> None:
+    files = write_case(tmp_path, "a", np.random.default_rng(0), THREE, 2)
+    before = read_maps(files, THREE)
+    stored = turn_to(before.geometry, "SRA").apply(read_labels(files.reference))
+    write_labels(files.reference, stored.array, stored.geometry)
+    after = read_maps(files, THREE)
+    assert np.array_equal(after.reference, before.reference)
+    assert after.geometry == before.geometry
 
 
 def test_a_class_that_is_nowhere_has_no_score(tmp_path) -> None:
