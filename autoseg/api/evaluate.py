@@ -22,11 +22,12 @@ from autoseg.data.labels import INSTANCE_VALUES, LabelCounts, count_label_files,
 from autoseg.data.layouts.description import describe_nnunet
 from autoseg.data.layouts.detect import detect_dataset
 from autoseg.data.model import BACKGROUND, Dataset, LabelSet, label_set_of
-from autoseg.data.naming import by_name, image_files, label_files, partners
+from autoseg.data.naming import image_files, label_files, partners
 from autoseg.evaluation.metrics import METRICS
 from autoseg.evaluation.scores import DEFAULT_TOLERANCE_MM, ClassScores, mean_scores, score_files
-from autoseg.inference.manifest import MANIFEST_NAME, PredictionManifest
+from autoseg.inference.manifest import MANIFEST_NAME, PredictionManifest, find_predictions
 from autoseg.planning.plan import Plan
+from autoseg.report.written import writing
 
 _log = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ class Evaluation:
         tolerance_mm: of the normalized surface Dice.
         classes: where their names come from.
         definitions: each score in words.
+        notes: on label maps that were changed by hand since they were predicted, or that no prediction made.
     """
 
     mean: dict[str, ClassScores]
@@ -54,6 +56,7 @@ class Evaluation:
     tolerance_mm: float
     classes: str
     definitions: dict[str, str]
+    notes: tuple[str, ...] = ()
 
 
 @for_users()
@@ -67,6 +70,9 @@ def evaluate(
     progress: Progress = silent,
 ) -> Evaluation:
     """Scores every prediction that has a reference of the same case name, per class; writes nothing.
+
+    Where the folder has a manifest of `predict`, that says which file is the label map of which case: cases that failed
+    have no score, and label maps that were changed by hand since are scored with a note.
 
     Args:
         predictions: folder of label maps.
@@ -86,23 +92,28 @@ def evaluate(
     """
     TOLERANCE_MM.check("--tolerance", tolerance_mm)
     predictions, references = _folder(predictions), _folder(references)
-    predicted, expected = _named_alike(by_name(image_files(predictions)), references)
+    found = find_predictions(predictions)
+    predicted, expected = _named_alike(found.files, references)
     pairs = {case: (predicted[case], path) for case, path in sorted(expected.items()) if case in predicted}
     if not pairs:
         raise DataRefused(
             f"no prediction has the name of a reference ({_some(predicted)}; {_some(expected)})",
             where=f"{predictions}, {references}",
+            why="; ".join(f"{case}: {reason}" for case, reason in found.failures.items()) or None,
             do="name predictions after the cases: <case> with the ending of an image format",
         )
-    labels, source = _find_labels(predictions, references, dataset, list(pairs.values()))
+    labels, source = _find_labels(predictions, references, dataset, list(pairs.values()), jobs)
     _log.info("classes: %s", source)
     cases, failures = _scored(pairs, labels, tolerance_mm, jobs, progress)
-    failures.update({case: "there is no prediction" for case in expected if case not in predicted})
+    failures.update(found.failures)
+    failures |= {case: "there is no prediction" for case in expected if case not in predicted | failures}
     for case in sorted(set(predicted) - set(expected)):
         _log.info("%s has no reference and is left out", case)
     mean, foreground_mean = mean_scores(cases, METRICS)
     definitions = {name: metric.definition.format(tolerance_mm=tolerance_mm) for name, metric in METRICS.items()}
-    return Evaluation(mean, foreground_mean, cases, dict(sorted(failures.items())), tolerance_mm, source, definitions)
+    return Evaluation(
+        mean, foreground_mean, cases, dict(sorted(failures.items())), tolerance_mm, source, definitions, found.notes
+    )
 
 
 def _folder(path: str | Path) -> Path:
@@ -113,7 +124,7 @@ def _folder(path: str | Path) -> Path:
 
 
 def _find_labels(
-    predictions: Path, references: Path, dataset: str | Path | None, pairs: Sequence[tuple[Path, Path]]
+    predictions: Path, references: Path, dataset: str | Path | None, pairs: Sequence[tuple[Path, Path]], jobs: int
 ) -> tuple[LabelSet, str]:
     """The classes to score, and where they were found, in words."""
     if dataset is not None:
@@ -126,16 +137,16 @@ def _find_labels(
     for folder in (predictions, predictions.parent, references, references.parent):
         if (folder / DESCRIPTION_NAME).is_file() or (folder / WORK_FOLDER_NAME / DESCRIPTION_NAME).is_file():
             return _labels_of_dataset(folder), f"of the dataset {folder.name}"
-    return _labels_by_value(pairs)
+    return _labels_by_value(pairs, jobs)
 
 
-def _labels_by_value(pairs: Sequence[tuple[Path, Path]]) -> tuple[LabelSet, str]:
+def _labels_by_value(pairs: Sequence[tuple[Path, Path]], jobs: int) -> tuple[LabelSet, str]:
     """A class for each value in the (prediction, reference) files, named by it; and how it was found, in words.
 
     Raises:
         DataRefused: there is nothing to compare.
     """
-    predicted, expected = (count_label_files(files) for files in zip(*pairs, strict=True))
+    predicted, expected = (count_label_files(files, jobs) for files in zip(*pairs, strict=True))
     own, others = _above_0(expected.values), _above_0(predicted.values)
     _check_comparable(predicted, expected)
     found, sentence = find_classes(expected.voxels if own else predicted.voxels)
@@ -170,18 +181,22 @@ def _listed(values: Iterable[int]) -> str:
     return ", ".join(map(str, sorted(values)))
 
 
-def write_evaluation(evaluation: Evaluation, folder: Path) -> tuple[Path, Path]:
-    """Writes evaluation.json and evaluation.csv (one row per case and class) into the folder; returns their paths."""
+def write_evaluation(evaluation: Evaluation, folder: Path, *, overwrite: bool = False) -> tuple[Path, Path]:
+    """Writes evaluation.json and evaluation.csv (one row per case and class) into the folder; returns their paths.
+
+    Raises:
+        UsageError: files of these names are there that AutoSeg did not write, or that changed since.
+    """
     as_json, as_csv = folder / "evaluation.json", folder / "evaluation.csv"
-    folder.mkdir(parents=True, exist_ok=True)
-    save(evaluation, as_json)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("case", "class", *METRICS))
     for case, classes in evaluation.cases.items():
         for name, scores in classes.items():
             writer.writerow((csv_cell(case), csv_cell(name), *(scores[metric] for metric in METRICS)))
-    write_atomic(as_csv, text.getvalue())
+    with writing(as_json, as_csv, overwrite=overwrite):
+        save(evaluation, as_json)
+        write_atomic(as_csv, text.getvalue())
     return as_json, as_csv
 
 

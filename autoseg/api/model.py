@@ -106,6 +106,7 @@ def export_model(
     folds: Sequence[int] = (),
     *,
     has_report: bool = True,
+    overwrite: bool = False,
 ) -> Path:
     """Writes the model that `path` stands for into one file, and returns it.
 
@@ -116,6 +117,7 @@ def export_model(
         folds: likewise.
         has_report: whether report.html of the work folder is copied beside the file, as `<name>.report.html`. It shows
             pictures and names of training cases.
+        overwrite: whether another file of the same name may be replaced.
 
     Raises:
         UsageError: there is another file already.
@@ -127,9 +129,9 @@ def export_model(
             f"{target.name} does not end with {BUNDLE_ENDING}", do=f"choose a name that ends with {BUNDLE_ENDING}"
         )
     target.parent.mkdir(parents=True, exist_ok=True)
-    write_bundle(target, files)
+    write_bundle(target, files, overwrite=overwrite)
     if has_report and files.report is not None:
-        write_report(target, files.report)
+        write_report(target, files.report, overwrite=overwrite)
     return target
 
 

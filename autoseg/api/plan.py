@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,10 +96,12 @@ def plan_dataset(
     jobs: int = 1,
     progress: Progress = silent,
     dry_run: bool = False,
+    on_recognized: Callable[[], object] = lambda: None,
 ) -> Planned:
     """Plans a dataset and writes dataset.json, check.json, fingerprint.json and plan.json into the work folder.
 
-    Cases examined before are not read again unless their files changed.
+    Cases examined before are not read again unless their files changed. Nothing is written before the folder was
+    recognized as a dataset; `on_recognized` is called then, unless nothing is to be written at all.
 
     Raises:
         CasesRefused: no usable case is left, or `strict` and any case is refused. What was found is written all the
@@ -108,6 +110,8 @@ def plan_dataset(
     read_options(options)  # a wrong name is reported before the images are examined, which may take long
     dataset = detect_dataset(folder.resolve(), layout)
     _log.info("%s: %s", folder, dataset.layout_reason)
+    if not dry_run:
+        on_recognized()
     found = _survey(dataset, workspace, jobs, progress, dry_run)
     if not dry_run:
         remove_leftovers(workspace.root)

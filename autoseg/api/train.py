@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autoseg.core.errors import MissingInput, for_users
+from autoseg.core.errors import MissingInput, UsageError, for_users
 from autoseg.core.progress import Progress, silent
 from autoseg.core.records import load
 from autoseg.core.workspace import Workspace, workspace_of
 from autoseg.launch.interrupts import stoppable
 from autoseg.planning.plan import load_planned
 from autoseg.report.collect import write_report
+from autoseg.report.written import writing
 from autoseg.runs.executors.executor import check_executor
 from autoseg.runs.forecast import QueueForecast, forecast_queue
 from autoseg.runs.queue import Queue, TrainOptions, make_queue
@@ -135,7 +136,11 @@ def select_and_report(
         except MissingInput as error:
             _log.warning("nothing is selected: %s", error)
             return None
-    write_report(workspace, jobs=jobs)
+    try:
+        with writing(workspace.report, overwrite=False, takes_unknown=True):
+            write_report(workspace, jobs=jobs)
+    except UsageError as error:  # a report that was changed by hand; what was chosen is worth more
+        _log.warning("%s", error)
     return selection
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from autoseg.cli.options import Real, jobs_option, output_options
+from autoseg.cli.options import Real, jobs_option, output_options, overwrite_option
 from autoseg.cli.output import Output
 from autoseg.core.limits import TOLERANCE_MM
 
@@ -34,6 +34,7 @@ SOME_FAILED = 4
     help="Folder of evaluation.json and evaluation.csv.  [default: PREDICTIONS]",
 )
 @jobs_option
+@overwrite_option
 @output_options
 def evaluate(
     predictions: Path,
@@ -42,6 +43,7 @@ def evaluate(
     dataset: Path | None,
     folder: Path | None,
     jobs: int,
+    overwrite: bool,
     output: Output,
 ) -> int:
     """Score PREDICTIONS against REFERENCES, matched by case name, per case and class.
@@ -57,7 +59,7 @@ def evaluate(
         evaluation = evaluate_predictions(
             predictions, references, dataset=dataset, tolerance_mm=tolerance, jobs=jobs, progress=progress
         )
-    written = write_evaluation(evaluation, folder or predictions)
+    written = write_evaluation(evaluation, folder or predictions, overwrite=overwrite)
     _show(evaluation, output)
     output.say(f"per case: {written[0]}, {written[1].name}")
     output.emit(to_data(evaluation))
@@ -73,6 +75,8 @@ def _show(evaluation: Evaluation, output: Output) -> None:
     if evaluation.cases:
         output.table(columns, rows, title=f"Mean of {len(evaluation.cases)} cases (classes {evaluation.classes})")
     output.table(("case", "why it has no scores"), list(evaluation.failures.items()))
+    for note in evaluation.notes:
+        output.say(f"note: {note}")
     output.say("P is the prediction, R the reference of a class; - where undefined, and left out of means.")
     output.say("Surfaces are voxels with a face neighbor outside the object; distances are between their centers.")
     for name, definition in evaluation.definitions.items():

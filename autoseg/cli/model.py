@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from autoseg.cli.options import output_options, whole
+from autoseg.cli.options import output_options, overwrite_option, whole
 from autoseg.cli.output import Output, command_line
 from autoseg.core.limits import FOLD
 
@@ -31,14 +31,13 @@ def model() -> None:
 @click.option("--configuration", help="This one alone.  [default: what was selected]")
 @click.option("--fold", "folds", multiple=True, type=whole(FOLD), help="Fold, repeatable.  [default: all]")
 @click.option("--no-report", is_flag=True, help="Leave out report.html, which shows training cases.")
+@overwrite_option
 @output_options
-def export(
-    dataset: Path, out: Path | None, configuration: str | None, folds: tuple[int, ...], no_report: bool, output: Output
-) -> int:
+def export(dataset: Path, out: Path | None, no_report: bool, overwrite: bool, output: Output, **chosen: Any) -> int:
     """Write what was selected or trained into one file; DATASET: a dataset's folder, its work folder, or one run."""
     from autoseg.api.model import export_model, show_model
 
-    path = export_model(dataset, out, configuration, folds, has_report=not no_report)
+    path = export_model(dataset, out, **chosen, has_report=not no_report, overwrite=overwrite)
     files = show_model(path)
     if files.report is not None:
         output.say(f"{files.report.name} lies beside it; it names and shows training cases (--no-report leaves it out)")

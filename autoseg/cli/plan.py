@@ -90,11 +90,15 @@ def _plan_images(dataset: Path, work: Path | None, chosen: PlanOptions, output: 
 
     workspace = workspace_of(dataset, work)
     no_probe, device, dry_run = options.pop("no_probe"), options.pop("device"), options["dry_run"]
-    if not dry_run:
+
+    def log_to_work_folder() -> None:
         output.log_to(workspace.logs, "plan")
+
     try:
         with output.progress("Checking") as progress:
-            planned = plan_dataset(dataset, workspace, chosen, **options, progress=progress)
+            planned = plan_dataset(
+                dataset, workspace, chosen, **options, progress=progress, on_recognized=log_to_work_folder
+            )
     except CasesRefused as refusal:
         show_problems(refusal.problems, output)
         raise

@@ -28,7 +28,8 @@ def preprocess(dataset: Path, work: Path | None, configurations: tuple[str, ...]
     from autoseg.api.preprocess import preprocess as preprocess_dataset
 
     workspace = workspace_of(dataset, work)
-    output.log_to(workspace.logs, "preprocess")
+    if workspace.root.is_dir():  # nothing is left in a folder that was named by mistake
+        output.log_to(workspace.logs, "preprocess")
     with output.progress("Preparing") as progress:
         results = preprocess_dataset(dataset, work=work, configurations=configurations, jobs=jobs, progress=progress)
     rows = [

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from autoseg.cli.options import dataset_argument, jobs_option, output_options, whole, work_option
+from autoseg.cli.options import dataset_argument, jobs_option, output_options, overwrite_option, whole, work_option
 from autoseg.cli.output import Output
 from autoseg.core.limits import PICTURES
 
@@ -37,6 +37,7 @@ _BYTES_PER_MB = 1e6
     help="Cases that get overlay pictures, worst first.",
 )
 @jobs_option
+@overwrite_option
 @output_options
 def report(
     dataset: Path,
@@ -45,6 +46,7 @@ def report(
     references: Path | None,
     pictures: int,
     jobs: int,
+    overwrite: bool,
     output: Output,
 ) -> int:
     """Write one HTML file about DATASET: data, plan, learning curves, candidates, and every case with its picture.
@@ -59,6 +61,7 @@ def report(
         "references": references,
         "pictures": pictures,
         "jobs": jobs,
+        "overwrite": overwrite,
     }
     with output.progress("Drawing") as progress:
         path = write_report(dataset, **options, progress=progress)

@@ -104,7 +104,8 @@ def train(dataset: Path, work: Path | None, dry_run: bool, output: Output, **cho
     options = TrainOptions(**chosen, started=min(started, time.monotonic() - seconds_since_start()))
     if dry_run:
         return show_queue(workspace, options, output)
-    output.log_to(workspace.logs, "train")
+    if workspace.root.is_dir():  # nothing is left in a folder that was named by mistake
+        output.log_to(workspace.logs, "train")
     with training_board(output) as (on_cases, on_progress):
         report = train_runs(workspace, options, TrainListeners(on_cases=on_cases, on_progress=on_progress))
     with output.progress("Comparing") as on_comparing:

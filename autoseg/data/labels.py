@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoseg.core.errors import AutoSegError, DataRefused, LabelFault
+from autoseg.core.workers import map_supervised
 from autoseg.data.model import BACKGROUND, LabelSet, label_set_of
 
 INSTANCE_VALUES = 32
@@ -29,6 +29,9 @@ STRAY_SHARE = 1e-3
 _LARGEST_TABLE = 1 << 20
 _COUNTED_AT_ONCE = 1 << 22
 _READ_AT_ONCE = 4
+_FEW_FILES = 16
+"""Below this, starting several processes takes longer than reading the files."""
+
 _SHOWN_VALUES = 10
 _SHOWN_FAULTS = 5
 
@@ -132,10 +135,20 @@ class LabelCounts:
         return "; ".join(first + rest for first, rest in list(more.items())[:_SHOWN_FAULTS])
 
 
-def count_label_files(paths: Iterable[Path]) -> LabelCounts:
-    """Voxels of each value in each label file that can be read, and why the others cannot be."""
-    with ThreadPoolExecutor(_READ_AT_ONCE) as readers:
-        counted = dict(zip(paths := list(paths), readers.map(_count_file, paths), strict=True))
+def count_label_files(paths: Iterable[Path], jobs: int = _READ_AT_ONCE) -> LabelCounts:
+    """Voxels of each value in each label file that can be read, and why the others cannot be.
+
+    Args:
+        paths: of the files.
+        jobs: processes that read; one that a file ends costs that file alone. 0 to read here, unprotected.
+    """
+    paths = list(paths)
+    counted: dict[Path, dict[int, int] | str] = {}
+    for outcome in map_supervised(_count_file, paths, min(jobs, 1) if len(paths) < _FEW_FILES else jobs):
+        path = paths[outcome.index]
+        lost = f"{path.name} cannot be read: {outcome.failure}"
+        counted[path] = lost if outcome.value is None else outcome.value
+    counted = {path: counted[path] for path in paths}
     return LabelCounts(
         tuple(found for found in counted.values() if not isinstance(found, str)),
         {path: found for path, found in counted.items() if isinstance(found, str)},

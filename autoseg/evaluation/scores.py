@@ -50,7 +50,7 @@ def _held(files: tuple[Path, Path]) -> str:
     """Which values a predicted and a reference label file hold, in words; nothing of a file that cannot be read."""
     shown = []
     for noun, file in zip(("prediction", "reference"), files, strict=True):
-        values = sorted(count_label_files([file]).values)
+        values = sorted(count_label_files([file], jobs=0).values)
         more = ", ..." if len(values) > _SHOWN_VALUES else ""
         shown += [f"the {noun} holds {', '.join(map(str, values[:_SHOWN_VALUES]))}{more}"] if values else []
     return "; ".join(shown)

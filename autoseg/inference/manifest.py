@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import field
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -11,7 +12,8 @@ from autoseg.core.files import sha256_of_file
 from autoseg.core.limits import FileName
 from autoseg.core.records import content_hash, load, record
 from autoseg.data.model import Case, LabelSet
-from autoseg.images.formats.files import files_of
+from autoseg.data.naming import image_files, name_of
+from autoseg.images.formats.files import files_of, hash_of_written, is_image
 
 MANIFEST_NAME = "manifest.json"
 REPORT_NAME = "report.html"
@@ -102,3 +104,62 @@ def written_names(folder: Path) -> frozenset[str]:
     except (MissingInput, RecordFault):
         return frozenset()
     return frozenset(name for case in (*before.earlier.values(), *before.cases.values()) for name in case.files)
+
+
+@dataclass(frozen=True, slots=True)
+class Predictions:
+    """The label maps of a folder.
+
+    Attributes:
+        files: label map of each case.
+        failures: why cases have none, by case.
+        notes: on label maps that are not what a prediction made.
+    """
+
+    files: dict[str, Path]
+    failures: dict[str, str]
+    notes: tuple[str, ...]
+
+
+def find_predictions(folder: Path) -> Predictions:
+    """The label map of each case, and why cases have none.
+
+    A case that failed has none, whatever lies there under its name. One that was corrected by hand since is used, with
+    a note; so is a label map of a case that no prediction was about. Of several for one case, none is used.
+
+    Raises:
+        RecordFault: the manifest is damaged.
+    """
+    try:
+        manifest = load(PredictionManifest, folder / MANIFEST_NAME)
+    except MissingInput:
+        return _by_name(folder, {})
+    outcomes = {**manifest.earlier, **manifest.cases}
+    files: dict[str, Path] = {}
+    failures: dict[str, str] = {}
+    notes: list[str] = []
+    for name, outcome in outcomes.items():
+        if outcome.output is None:
+            failures[name] = str(outcome.error)
+        elif not is_image(file := folder / outcome.output):
+            failures[name] = f"{outcome.output} is not there any more"
+        else:
+            files[name] = file
+            notes += [f"{file.name} was changed since it was predicted"] * (hash_of_written(file) != outcome.written)
+    others = _by_name(folder, outcomes)
+    notes += [f"{file.name} is in no manifest of a prediction" for file in others.files.values()]
+    return Predictions(files | others.files, failures | others.failures, tuple(notes))
+
+
+def _by_name(folder: Path, outcomes: Mapping[str, CaseOutcome]) -> Predictions:
+    """Label maps of the cases that no prediction was about."""
+    found: dict[str, list[Path]] = {}
+    for file in image_files(folder):
+        if name_of(file) not in outcomes:
+            found.setdefault(name_of(file), []).append(file)
+    failures = {
+        name: f"several label maps are named so: {', '.join(file.name for file in files)}; keep one of them"
+        for name, files in found.items()
+        if len(files) > 1
+    }
+    return Predictions({name: files[0] for name, files in found.items() if len(files) == 1}, failures, ())

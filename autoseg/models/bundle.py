@@ -84,11 +84,11 @@ def find_bundle_model(path: Path, configuration: str | None = None, folds: Seque
     )
 
 
-def write_bundle(path: Path, model: ModelFiles) -> None:
+def write_bundle(path: Path, model: ModelFiles, *, overwrite: bool = False) -> None:
     """Writes a model into one file, at once; equal models give equal bytes. All its weights are in memory meanwhile.
 
     Raises:
-        UsageError: another file has this name already; an equal one is as good.
+        UsageError: another file has this name already, and may not be replaced; an equal one is as good.
     """
     from safetensors.torch import save_file
 
@@ -101,14 +101,14 @@ def write_bundle(path: Path, model: ModelFiles) -> None:
             tensors |= {f"{name}/{fold}/{key}": value for key, value in own.items()}
     text = to_json(BundleRecord(model.record, hashes))
     _parsed(text, str(path))  # what cannot be read again is not written
-    with _published(path) as temporary:
+    with _published(path, overwrite) as temporary:
         save_file(tensors, temporary, metadata={_KEY + _text_hash(text): text})
         find_bundle_model(temporary)
 
 
-def write_report(path: Path, report: Path) -> None:
+def write_report(path: Path, report: Path, *, overwrite: bool = False) -> None:
     """Copies a report beside a bundle; errors as for `write_bundle`."""
-    with _published(report_beside(path)) as temporary:
+    with _published(report_beside(path), overwrite) as temporary:
         temporary.write_bytes(report.read_bytes())
 
 
@@ -280,11 +280,11 @@ def _of_folds(member: Member, folds: tuple[int, ...]) -> Member:
 
 
 @contextmanager
-def _published(target: Path) -> Iterator[Path]:
+def _published(target: Path, overwrite: bool = False) -> Iterator[Path]:
     """A temporary file to write, which gets the name `target` in the end unless that is taken.
 
     Raises:
-        UsageError: another file is there; one of the same content is as good.
+        UsageError: another file is there, and may not be replaced; one of the same content is as good.
     """
     temporary = temporary_beside(target)
     try:
@@ -294,11 +294,13 @@ def _published(target: Path) -> Iterator[Path]:
             _take(temporary, target)
         except FileExistsError:
             is_file = target.is_file() and not target.is_symlink()
-            if not is_file or sha256_of_file(target) != sha256_of_file(temporary):
+            if is_file and overwrite:
+                temporary.replace(target)
+            elif not is_file or sha256_of_file(target) != sha256_of_file(temporary):
                 raise UsageError(
                     f"{target.name} exists already and is something else",
                     where=str(target),
-                    do="choose another name or folder, or move the file away",
+                    do="choose another name or folder, move the file away, or replace it (export: --overwrite)",
                 ) from None
     finally:
         temporary.unlink(missing_ok=True)

@@ -12,11 +12,11 @@ from autoseg.api.evaluate import evaluate, write_evaluation
 from autoseg.core.errors import DataRefused
 from autoseg.core.geometry import Geometry
 from autoseg.core.records import save
-from autoseg.data.model import LabelSet
+from autoseg.data.model import LabelSet, label_set_of
 from autoseg.evaluation import metrics
 from autoseg.evaluation.metrics import METRICS, Metric
 from autoseg.images.writers import write_labels
-from autoseg.inference.manifest import PredictionManifest
+from autoseg.inference.manifest import CaseOutcome, PredictionManifest
 from tests.runs.trained import tiny_plan
 
 GRID = Geometry((6, 9, 9), (2.0, 1.0, 0.5), (5.0, -7.0, 1.5))
@@ -237,3 +237,26 @@ def test_nothing_to_compare_is_refused(autoseg, folders, tmp_path):
     write_labels(tmp_path / "other" / "z.nii.gz", ball(), GRID)
     refused = autoseg("evaluate", folders[0], tmp_path / "other")
     assert (refused.code, "no prediction has the name" in refused.stderr) == (3, True)
+
+
+def test_scores_that_somebody_edited_are_not_replaced(autoseg, folders, tmp_path):
+    words = ["evaluate", *folders, "-o", tmp_path / "scores", "-q"]
+    assert autoseg(*words).code == autoseg(*words).code == 0
+    table = tmp_path / "scores" / "evaluation.csv"
+    table.write_text(table.read_text() + "remark,,\n")
+    refused = autoseg(*words)
+    assert (refused.code, "evaluation.csv" in refused.stderr) == (2, True)
+    assert "remark" in table.read_text()
+    assert autoseg(*words, "--overwrite").code == 0
+    assert "remark" not in table.read_text()
+
+
+def test_a_case_that_failed_has_no_score_although_a_map_lies_there(autoseg, folders):
+    predictions, _references = folders
+    labels = label_set_of({"background": (0,), "a": (1,)})
+    outcomes = {"a": CaseOutcome("failed", None, 0.0, "damaged", None)}
+    save(PredictionManifest(2, "0", "m", "cpu", True, 0.5, labels, outcomes), predictions / "manifest.json")
+    ran = autoseg("evaluate", *folders, "--json")
+    assert ran.code == 4
+    assert "a" not in ran.document["cases"]
+    assert ran.document["failures"]["a"] == "damaged"

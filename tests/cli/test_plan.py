@@ -186,3 +186,10 @@ def test_explain_knows_every_code(autoseg):
     assert "E0212" in autoseg("explain", "e0212").stdout
     assert autoseg("explain", "E9999").code == 2
     assert autoseg("explain", "E0212", "patch_size").code == 2
+
+
+@pytest.mark.parametrize("verb", ["plan", "preprocess", "train", "select", "report"])
+def test_nothing_is_left_in_a_folder_that_was_named_by_mistake(autoseg, tmp_path, verb):
+    (tmp_path / "letter.txt").write_text("mine")
+    assert autoseg(verb, tmp_path).code == 2 if verb != "plan" else 3
+    assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]

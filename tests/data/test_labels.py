@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import signal
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoseg.core.errors import DataRefused, LabelFault
-from autoseg.data.labels import find_classes, to_file_values, to_training_values, value_counts
+from autoseg.core.geometry import Geometry
+from autoseg.data.labels import count_label_files, find_classes, to_file_values, to_training_values, value_counts
 from autoseg.data.model import LabelSet, label_set_of
+from autoseg.images.writers import write_labels
 
 file_values = st.sets(st.one_of(st.integers(1, 300), st.integers(1, 2**31 - 1)), min_size=1, max_size=140)
 
@@ -116,3 +121,19 @@ def test_a_stray_value_is_pointed_out():
 def test_labels_without_any_class_are_refused(counts):
     with pytest.raises(DataRefused, match="nothing to learn"):
         find_classes(counts)
+
+
+class CrashesItsReader(type(Path())):
+    """A file that ends the process which is to read it."""
+
+    def __reduce__(self):
+        return signal.raise_signal, (signal.SIGSEGV,)
+
+
+def test_a_label_file_that_crashes_its_reader_is_lost_alone(tmp_path):
+    for name in "ab":
+        write_labels(tmp_path / f"{name}.nii.gz", np.ones((2, 3, 4), np.uint8), Geometry((2, 3, 4)))
+    deadly = CrashesItsReader(tmp_path / "b.nii.gz")
+    counted = count_label_files([tmp_path / "a.nii.gz", deadly])
+    assert counted.voxels == ({1: 24},)
+    assert "SIGSEGV" in counted.faults[deadly]

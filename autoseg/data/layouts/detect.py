@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from autoseg.core.errors import AutoSegError, DataRefused, MissingInput
 from autoseg.core.limits import name_fault, printable, title_fault
 from autoseg.core.registry import choose
+from autoseg.core.workers import map_supervised
 from autoseg.data.labels import count_label_files, find_classes
 from autoseg.data.layouts.cellpose import CELLPOSE
 from autoseg.data.layouts.decathlon import DECATHLON
@@ -160,15 +162,20 @@ def _found_channels(root: Path, found: Found) -> tuple[str, ...]:
 
 
 def _count_channels(root: Path, found: Found) -> int:
+    files = [[root / image for image in case.images] for case in found.cases[:_PEEKED_CASES]]
+    outcomes = map_supervised(partial(_channels_of, four_d=found.four_d), files, 1)
+    counts = Counter(outcome.value for outcome in outcomes if outcome.value is not None)
+    return counts.most_common(1)[0][0] if counts else 1
+
+
+def _channels_of(images: Sequence[Path], four_d: bool) -> int | None:
+    """Channels of an image, in a process of its own; None where it cannot be read."""
     from autoseg.images.readers import read_image
 
-    counts: Counter[int] = Counter()
-    for case in found.cases[:_PEEKED_CASES]:
-        try:
-            counts[len(read_image([root / image for image in case.images], found.four_d).array)] += 1
-        except (AutoSegError, OSError):
-            continue
-    return counts.most_common(1)[0][0] if counts else 1
+    try:
+        return len(read_image(images, four_d).array)
+    except (AutoSegError, OSError):
+        return None
 
 
 def _folders_in(folder: Path) -> list[Path]:
