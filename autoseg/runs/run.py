@@ -313,7 +313,7 @@ def _compared(plan: Plan, *, by_case: bool) -> Plan:
             what they are, and for how they are turned: the plan of such a run knows of no orientation.
     """
     apart: dict[str, Any] = {"fingerprint": ""} if by_case else {"orientation": None}
-    return replace(plan, dataset="", preset="", memory_gib=0.0, configurations={}, decisions=(), **apart)
+    return replace(plan, dataset="-", preset="", memory_gib=0.0, configurations={}, decisions=(), **apart)
 
 
 def damaged_run(run: Run, fault: str) -> IntegrityRefusal:
