@@ -198,6 +198,7 @@ _SYSTEM_ERRORS: dict[int, tuple[type[AutoSegError], str, str]] = {
 """What the system's refusals mean: kind of error, why, and what to do."""
 
 _RUST_ERROR = re.compile(r"\(os error (\d+)\)")
+_SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")  # numpy's words for a disk that is full
 _OUT_OF_MEMORY = ("OutOfMemoryError: ", "can't allocate memory", "can't start new thread", "bad_alloc")
 
 
@@ -218,15 +219,16 @@ def error_for(error: BaseException) -> AutoSegError:
 
 def is_machine_fault(error: BaseException | None) -> bool:
     """Whether no memory, disk or file handle is left: no file is at fault then, and whatever comes next fails too."""
-    return error is not None and isinstance(_machine_error(error), NotEnoughResources)
+    return error is not None and isinstance(_machine_error(error) or error, NotEnoughResources)
 
 
 def _machine_error(error: BaseException) -> AutoSegError | None:
-    if isinstance(error, OSError):
-        return _system_error(error)
     text = str(error)
+    if isinstance(error, OSError):
+        is_short = error.errno is None and _SHORT_WRITE.search(text)
+        return _system_error(_os_error(errno.ENOSPC, error.filename) if is_short else error)
     if number := _RUST_ERROR.search(text):  # safetensors and tokenizers pass the system's number on as text
-        return _system_error(OSError(int(number[1]), os.strerror(int(number[1]))))
+        return _system_error(_os_error(int(number[1]), None))
     if isinstance(error, MemoryError) or any(mark in f"{type(error).__name__}: {text}" for mark in _OUT_OF_MEMORY):
         why = text.splitlines()[0] if text else None
         return NotEnoughResources("memory ran out", why=why, do="close other programs, or lower --jobs or --max-ram")
@@ -250,6 +252,10 @@ def _system_error(error: OSError) -> AutoSegError:
     kind, why, do = _SYSTEM_ERRORS.get(error.errno or 0, unknown)
     what = f"{names[0].rsplit(os.sep, 1)[-1]}: {reason}" if names else reason
     return kind(what, where=" -> ".join(names) or None, why=_with_free_space(why, error, names), do=do)
+
+
+def _os_error(number: int, path: str | None) -> OSError:
+    return OSError(number, os.strerror(number), path)
 
 
 def _with_free_space(why: str, error: OSError, names: list[str]) -> str:

@@ -14,6 +14,7 @@ BYTES_PER_GIB = 1 << 30
 _CORES_TABLE = Path("/sys/devices/system/cpu")
 _PROCESSOR_TABLE = Path("/proc/cpuinfo")
 _TIME_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+_LOCKS = Path("/proc/locks")
 _MEMORY_LIMITS = (  # of the container this runs in, where there is one; psutil gives the machine's
     Path("/sys/fs/cgroup/memory.max"),
     Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
@@ -65,6 +66,18 @@ def is_running(process: int) -> bool:
         return False
     except psutil.AccessDenied:
         return True
+
+
+def holder_of(lock: Path) -> str:
+    """Who holds a lock file, in words; Linux knows the process."""
+    try:
+        number = lock.stat().st_ino
+        lines = _LOCKS.read_text().splitlines()
+    except OSError:
+        return "another process"
+    held = (line.split() for line in lines if f":{number} " in line and "->" not in line)
+    process = next((words[4] for words in held if words[4].isdigit() and words[4] != "0"), None)
+    return "another process" if process is None else f"process {process} on {platform.node()}"
 
 
 def peak_memory_bytes(*, of_children: bool = False) -> int | None:

@@ -209,6 +209,23 @@ def read_json(path: Path) -> Any:
         raise RecordFault(what, where=str(path), do="correct the file, or get it again") from error
 
 
+def read_text(path: Path) -> str:
+    """The content of a text file of the user, with or without a byte order mark.
+
+    Raises:
+        MissingInput: there is no such file.
+        RecordFault: it is not UTF-8; read as if it were, names would silently become others.
+    """
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError as error:
+        raise MissingInput(f"there is no file {path}", where=str(path), do="check the path") from error
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        what = f"{path.name} is not UTF-8: line {line} holds the byte 0x{error.object[error.start]:02x}"
+        raise RecordFault(what, where=str(path), do="save it as UTF-8 (in a spreadsheet: CSV UTF-8)") from error
+
+
 def read_table(path: Path) -> dict[str, Any]:
     """The table in a JSON file that others wrote; errors as for `read_json`, and if it holds something else."""
     data = read_json(path)

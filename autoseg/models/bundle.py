@@ -21,7 +21,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from autoseg.core.errors import AutoSegError, IntegrityRefusal, MissingInput, UsageError
+from autoseg.core.errors import (
+    AutoSegError,
+    IntegrityRefusal,
+    MissingInput,
+    UsageError,
+    error_for,
+    is_machine_fault,
+)
 from autoseg.core.files import sha256_of_file, sync, temporary_beside
 from autoseg.core.limits import printable
 from autoseg.core.records import from_json, parse_json, record, to_json
@@ -152,6 +159,8 @@ def _opened(path: Path) -> Iterator[Any]:
     except FileNotFoundError as error:
         raise MissingInput(f"there is no file {path}", where=str(path)) from error
     except (SafetensorError, OSError, ValueError) as error:
+        if is_machine_fault(error):
+            raise error_for(error) from error
         raise _refusal(path, "it cannot be read as safetensors") from error
 
 

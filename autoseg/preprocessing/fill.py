@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -12,12 +13,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from autoseg.core.errors import NotEnoughResources
+from autoseg.core.errors import AutoSegError, Busy, NotEnoughResources, error_for, is_machine_fault
 from autoseg.core.files import remove_leftovers, write_atomic
-from autoseg.core.machine import BYTES_PER_GIB
+from autoseg.core.machine import BYTES_PER_GIB, holder_of
 from autoseg.core.progress import Progress, silent
 from autoseg.core.records import to_json
-from autoseg.core.workers import map_supervised
+from autoseg.core.workers import ITEM_TIMEOUT_S, map_supervised
 from autoseg.data.check import check_case
 from autoseg.data.fingerprint import CaseStatistics, Fingerprint
 from autoseg.data.model import Case, Dataset
@@ -29,8 +30,11 @@ from autoseg.preprocessing.store import StoreRecipe, is_intact, write_case
 DISK_MARGIN = 1.1
 """Free disk space asked for, as a multiple of the estimate."""
 
+LONGEST_WAIT_S = ITEM_TIMEOUT_S
+"""For another process that fills the same store and prepares no case meanwhile: no case takes longer."""
+
+_POLL_S = 1.0
 _BYTES_PER_LOCATION = 3 * 2
-_DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
 _FEW_VOXELS = 1 << 18
 """Below this, starting a second process takes longer than the work."""
 
@@ -82,12 +86,13 @@ def fill_store(
 
     Raises:
         NotEnoughResources: the disk is too small, or became full.
+        Busy: another process fills the store and does not get on.
     """
     folder = store / recipe.name
     cases = {case.identifier: case for case in dataset.cases}
     wanted = [(cases[entry.identifier], entry.content) for entry in fingerprint.cases if entry.identifier in cases]
     gone = sorted({entry.identifier for entry in fingerprint.cases} - set(cases))
-    with hold_store(folder):
+    with hold_store(folder, lambda: progress(0, len(wanted))):
         remove_leftovers(folder)
         write_atomic(folder / "store.json", to_json(recipe))
         missing, reused = _missing_and_reused(folder, wanted, jobs)
@@ -105,13 +110,13 @@ def fill_store(
 
 
 def _store_missing(
-    store_case: Callable[[Task], NotEnoughResources | str | None], tasks: Sequence[Task], jobs: int, progress: Progress
+    store_case: Callable[[Task], AutoSegError | str | None], tasks: Sequence[Task], jobs: int, progress: Progress
 ) -> dict[str, str]:
     """Stores the cases and returns by case why one could not be prepared; a full disk ends the work."""
     failures = {}
     for done, outcome in enumerate(map_supervised(store_case, tasks, jobs), start=1):
         failure = outcome.value or outcome.failure
-        if isinstance(failure, NotEnoughResources):
+        if isinstance(failure, AutoSegError):
             raise failure
         if failure:
             identifier = tasks[outcome.index][0].identifier
@@ -132,7 +137,7 @@ def _missing_and_reused(folder: Path, tasks: Sequence[Task], jobs: int) -> tuple
     return missing, [case.identifier for (case, _), is_there in zip(tasks, intact, strict=True) if is_there]
 
 
-def _store_case(folder: Path, dataset: Dataset, recipe: StoreRecipe, task: Task) -> NotEnoughResources | str | None:
+def _store_case(folder: Path, dataset: Dataset, recipe: StoreRecipe, task: Task) -> AutoSegError | str | None:
     """Reads, prepares and writes one case, in a worker process.
 
     Returns:
@@ -150,31 +155,56 @@ def _store_case(folder: Path, dataset: Dataset, recipe: StoreRecipe, task: Task)
     try:
         write_case(folder / case.identifier, content, prepared, class_locations(prepared.labels, recipe.labels))
     except OSError as error:
-        if error.errno not in _DISK_IS_FULL:
+        if not is_machine_fault(error):
             raise
-        return _full_disk(folder, f"{case.identifier}: {error.strerror}")
+        meant = error_for(error)
+        is_full = error.errno in (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # None: numpy knows no number
+        return _full_disk(folder, f"{case.identifier}: {meant.what}") if is_full else meant
     return None
 
 
 @contextmanager
-def hold_store(folder: Path) -> Iterator[None]:
+def hold_store(folder: Path, while_waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Lets only one process fill a store, because two would prepare the same cases twice.
 
-    The system releases the lock of a killed process, so no lock file is ever outdated.
+    The system releases the lock of a killed process, so no lock file is ever outdated. One that works is waited for as
+    long as cases appear.
+
+    Args:
+        folder: of the store.
+        while_waiting: called about once a second; raises Interrupted when the user wants to stop.
+
+    Raises:
+        Busy: another process holds the store, and nothing has appeared in it for long.
     """
     from filelock import FileLock, Timeout
 
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder.with_name(f"{folder.name}.lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        logger.info("another process fills %s; waiting for it", folder)
-        lock.acquire()
+    seen, since = -1, time.monotonic()
+    while not lock.is_locked:
+        try:
+            lock.acquire(timeout=0 if seen < 0 else _POLL_S)
+        except Timeout:
+            while_waiting()
+            if seen < 0:
+                logger.info("%s fills %s; waiting for it", holder_of(Path(lock.lock_file)), folder)
+            if (now := len(list(folder.iterdir()))) != seen:
+                seen, since = now, time.monotonic()
+            if time.monotonic() - since > LONGEST_WAIT_S:
+                raise _hanging(folder, Path(lock.lock_file)) from None
     try:
         yield
     finally:
         lock.release()
+
+
+def _hanging(folder: Path, lock: Path) -> Busy:
+    return Busy(
+        f"{holder_of(lock)} holds the store, and has prepared nothing for {LONGEST_WAIT_S:.0f} s",
+        where=str(folder),
+        do="look at that process, end it if it hangs, and run the same command again",
+    )
 
 
 def _refuse_full_disk(folder: Path, recipe: StoreRecipe, fingerprint: Fingerprint, tasks: Sequence[Task]) -> int:

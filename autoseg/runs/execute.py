@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 
 import torch
 
-from autoseg.core.errors import AutoSegError, Busy, DataRefused, Interrupted, NotEnoughResources
+from autoseg.core.errors import (
+    AutoSegError,
+    Busy,
+    DataRefused,
+    Interrupted,
+    NotEnoughResources,
+    ProgramFault,
+    error_for,
+)
 from autoseg.core.files import check_made, remove_made, temporary_beside
 from autoseg.core.progress import Progress
 from autoseg.core.workspace import RunFolder, work_folder_of
@@ -114,7 +121,7 @@ def _lease(folder: RunFolder) -> Iterator[None]:
 
 @contextmanager
 def _resource_errors(run: Run, device: torch.device) -> Iterator[None]:
-    """A lack of memory or disk space becomes an error for users."""
+    """What the machine refuses becomes an error for users."""
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -124,11 +131,9 @@ def _resource_errors(run: Run, device: torch.device) -> Iterator[None]:
             why=str(error).splitlines()[0],
             do="plan with a smaller --memory or --preset cpu, then train with --fresh",
         ) from error
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as error:
+        meant = error_for(error)
+        if isinstance(meant, ProgramFault) or meant is error:
             raise
-        raise NotEnoughResources(
-            f"the disk became full while {run.title} was trained",
-            where=str(run.folder.root),
-            do="free some space; the same command, without --fresh, goes on from the last checkpoint",
-        ) from error
+        meant.where = meant.where or str(run.folder.root)
+        raise meant from error

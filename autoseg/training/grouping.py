@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import csv
+import io
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from autoseg.core.errors import MissingInput, RecordFault, UsageError
+from autoseg.core.records import read_text
 
 RARE_BELOW = 0.5
 """A class in less than this share of the cases is spread over the folds (assumption: others spread by themselves)."""
@@ -75,10 +77,7 @@ def case_groups(group_by: str, identifiers: Collection[str]) -> dict[str, str]:
 def _groups_of_file(path: Path, identifiers: Collection[str]) -> dict[str, str]:
     if not path.is_file():
         raise MissingInput(f"there is no file {path}", where="--group-by", do="check its path")
-    with path.open(newline="", encoding="utf-8-sig") as stream:
-        reader = csv.DictReader(stream)
-        columns = reader.fieldnames or ()
-        rows = list(reader)
+    columns, rows = _rows(path)
     if not {"case", "group"} <= set(columns):
         raise RecordFault(
             f"it has the columns {', '.join(columns) or 'none'} and needs case and group",
@@ -93,6 +92,15 @@ def _groups_of_file(path: Path, identifiers: Collection[str]) -> dict[str, str]:
             do="add a line for each of them",
         )
     return {name: groups[name] for name in sorted(identifiers)}
+
+
+def _rows(path: Path) -> tuple[Sequence[str], list[dict[str, str]]]:
+    reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
+    try:
+        return reader.fieldnames or (), list(reader)
+    except csv.Error as error:
+        what = f"line {reader.line_num} cannot be read: {error}"
+        raise RecordFault(what, where=str(path), do="correct this line, or write the file again") from error
 
 
 def units_of(facts: SplitFacts, identifiers: Collection[str]) -> list[tuple[str, ...]]:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.core.errors import AutoSegError, TrainingStopped
+from autoseg.core.errors import AutoSegError, TrainingStopped, error_for, is_machine_fault
 from autoseg.preprocessing.locations import ANNOTATED
 from autoseg.preprocessing.store import StoredCase
 
@@ -65,15 +65,22 @@ class Sampling:
                 case = self.open_case(identifier)
                 patches.append(draw_patch(case, self, position >= forced_from, generator))
             except (OSError, ValueError, KeyError, IndexError, AutoSegError) as error:
-                raise TrainingStopped(
-                    f"case {identifier} cannot be read from the store: {error}",
-                    where=identifier,
-                    why="the store was changed or the disk failed",
-                    do="delete this case's folder in the store and run the same command again",
-                ) from error
+                raise _unreadable(identifier, error) from error
         known = [patch.first_stage for patch in patches if patch.first_stage is not None]
         image, labels = np.stack([patch.image for patch in patches]), np.stack([patch.labels for patch in patches])
         return Batch(tuple(chosen), image, labels, np.stack(known) if known else None)
+
+
+def _unreadable(identifier: str, error: Exception) -> AutoSegError:
+    """Why a stored case cannot be read; only where the machine is not at fault, it may be damaged."""
+    if is_machine_fault(error):
+        return error_for(error)
+    return TrainingStopped(
+        f"case {identifier} cannot be read from the store: {error}",
+        where=identifier,
+        why="the store was changed or the disk failed",
+        do="delete this case's folder in the store and run the same command again",
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from autoseg.core.errors import NotEnoughResources
+from autoseg.core.errors import Busy, Interrupted, NotEnoughResources
 from autoseg.preprocessing import fill
 from autoseg.preprocessing.fill import fill_store
 from autoseg.preprocessing.store import is_intact, open_case, store_recipe, write_case
@@ -140,3 +140,39 @@ def test_two_processes_fill_one_store_without_doing_work_twice(planned, tmp_path
     processes = [start_filling(planned, tmp_path / f"fill{index}.py") for index in range(2)]
     printed = sorted(process.communicate(timeout=60)[0].strip() for process in processes)
     assert printed == ["0 4 {}", "4 0 {}"]
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from autoseg.preprocessing.fill import hold_store
+with hold_store(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def held(tmp_path):
+    """A store that another process holds, and the number of that process."""
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path / "store")], stdout=subprocess.PIPE)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == b"held\n"
+    yield tmp_path / "store", holder.pid
+    holder.kill()
+    holder.communicate()
+
+
+def test_a_store_that_is_held_for_ever_is_given_up_and_the_holder_named(held, monkeypatch):
+    monkeypatch.setattr(fill, "LONGEST_WAIT_S", 0.5)
+    with pytest.raises(Busy, match=f"process {held[1]} ") as caught, fill.hold_store(held[0]):
+        pass
+    assert caught.value.exit_code == 75
+
+
+def test_waiting_for_a_store_can_be_interrupted(held):
+    def stop():
+        raise Interrupted("stopped")
+
+    with pytest.raises(Interrupted), fill.hold_store(held[0], stop):
+        pass

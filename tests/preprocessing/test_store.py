@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import errno
+import os
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from autoseg.core.errors import IntegrityRefusal, MissingInput
+from autoseg.core.errors import IntegrityRefusal, MissingInput, NotEnoughResources
 from autoseg.core.geometry import Geometry
 from autoseg.images.volume import Volume
+from autoseg.preprocessing import store
 from autoseg.preprocessing.prepare import Preparation, prepare
 from autoseg.preprocessing.store import is_intact, open_case, store_folder, write_case
 from tests.planning.builders import fingerprint_of, plan_of
@@ -123,8 +126,21 @@ def test_the_store_depends_on_how_cases_are_prepared_and_not_on_names(tmp_path):
     assert folder(configuration=replace(own, patch_size=(8, 8, 8), batch_size=7)) == folder()
     classes = {f"new {name}": values for name, values in plan.labels.classes.items()}
     assert folder(plan=replace(plan, labels=replace(plan.labels, classes=classes))) == folder()
-    assert folder(plan=replace(plan, labels=replace(plan.labels, ignore=3))) != folder()
+    count = len(plan.labels.file_values)
+    ignoring = replace(plan.labels, ignore=count, file_values=(*plan.labels.file_values, count))
+    assert folder(plan=replace(plan, labels=ignoring)) != folder()
     assert folder(configuration=replace(own, spacing_mm=(9.0, 1.0, 1.0))) != folder()
     assert folder(configuration=replace(own, normalization=("ct",))) != folder()
     brighter = replace(plan.intensities[0], mean=99.0)
     assert folder(plan=replace(plan, intensities=(brighter,))) == folder()  # z-score does not look at them
+
+
+def test_a_case_is_not_called_damaged_where_files_ran_out(tmp_path, prepared, monkeypatch):
+    write_case(tmp_path / "a", "hash", prepared, LOCATIONS)
+
+    def refuse(path):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(path))
+
+    monkeypatch.setattr(store, "map_array", refuse)
+    with pytest.raises(NotEnoughResources, match="Too many open files"):
+        open_case(tmp_path / "a")

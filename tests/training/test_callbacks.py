@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from pathlib import Path
@@ -117,3 +118,20 @@ def test_a_line_that_a_killed_writer_left_unfinished_does_not_count(tmp_path: Pa
     assert last_history(path) == {"epoch": 0}
     path.write_text("")
     assert last_history(path) is None
+
+
+LINES = [json.dumps({"epoch": epoch, "loss": 1.0}).encode() + b"\n" for epoch in range(4)]
+
+
+BAD_LINES = [b'{"ep\xffch": 2}\n', b"3\n", b'{"step": 1}\n', b'{"epoch": NaN}\n', b"[" * 9999 + b"\n", b"\n"]
+
+
+@pytest.mark.parametrize("bad", BAD_LINES)
+def test_a_damaged_line_of_history_costs_that_line(tmp_path, bad):
+    path = tmp_path / "history.jsonl"
+    path.write_bytes(b"".join([*LINES[:2], bad, *LINES[3:], b'{"epoch": 4']))
+    assert [entry["epoch"] for entry in read_history(path)] == [0, 1, 3]
+    assert last_history(path)["epoch"] == 3
+    truncate_history(path, 3)  # the damaged one counts, as the checkpoint has counted it
+    assert path.read_bytes() == b"".join([*LINES[:2], bad])
+    assert last_history(path)["epoch"] == 1

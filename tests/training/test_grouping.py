@@ -146,3 +146,12 @@ def test_nnunets_folds_stay_and_rare_classes_are_pointed_out(tmp_path: Path, cap
         assert settle_folds(NAMES, [], tmp_path, tmp_path / "w.json", facts(classes=classes)) == make_folds(NAMES)
     assert "lesion is in 2 of 24 cases, and fold 1, 2, 3, 4 validates none" in caplog.text
     assert "organ" not in caplog.text
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+def test_a_table_that_is_not_utf8_is_refused_with_the_line(tmp_path, encoding):
+    table = tmp_path / "groups.csv"
+    table.write_bytes("case,group\na,Z\N{LATIN SMALL LETTER U WITH DIAERESIS}rich\n".encode(encoding))
+    with pytest.raises(RecordFault, match="is not UTF-8: line") as caught:
+        case_groups(str(table), {"a"})
+    assert caught.value.where == str(table)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+from autoseg.core.errors import is_machine_fault
 from autoseg.core.machine import BYTES_PER_GIB, peak_memory_bytes
 
 _THREAD_VARIABLES = (
@@ -179,7 +180,7 @@ def attempt(function: Callable[..., Any], *arguments: Any) -> Returned | Failure
         return Returned(function(*arguments))
     except Exception as error:  # whatever a reader of damaged files raises; interrupts and exits pass
         sentence = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        return Failure(sentence, traceback.format_exc(), isinstance(error, MemoryError))
+        return Failure(sentence, traceback.format_exc(), is_machine_fault(error))
 
 
 def _death(exitcode: int) -> str:

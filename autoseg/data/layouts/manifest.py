@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from autoseg.core.errors import RecordFault
-from autoseg.core.records import read_json
+from autoseg.core.records import read_json, read_text
 from autoseg.data.layouts.description import channels_entry, describe, entry
 from autoseg.data.layouts.entries import CASE_KEYS, IMAGE_KEYS, LABEL_KEYS
 from autoseg.data.layouts.layout import Found, Layout
@@ -68,7 +68,7 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 def _read_csv(file: Path) -> dict[str, Any]:
     """The manifest's rows as the JSON form has them."""
-    text = file.read_text(encoding="utf-8-sig", errors="replace")
+    text = read_text(file)
     first = text.split("\n", 1)[0]
     rows = csv.DictReader(io.StringIO(text), delimiter=max(",;\t", key=first.count), restval="")
     columns = [column.strip() for column in rows.fieldnames or ()]

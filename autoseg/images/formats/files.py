@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from autoseg.core.errors import is_machine_fault
 from autoseg.core.files import sha256_of_file
 from autoseg.images.format import Format
 from autoseg.images.formats.gipl import GIPL
@@ -124,6 +125,8 @@ def verify_file(path: Path) -> None:
             raise unreadable(path, "is empty")
         found.verify(path)
     except OSError as error:
+        if is_machine_fault(error):
+            raise
         raise unreadable(
             path, f"cannot be read: {error.strerror or error}", do="check the name and the rights"
         ) from error

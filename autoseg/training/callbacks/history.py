@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 from pathlib import Path
 from typing import Any
 
 from autoseg.core.files import write_atomic
+from autoseg.core.records import parse_json
 from autoseg.training.callbacks.base import RunContext
 from autoseg.training.loop import Callback, EpochResult
 from autoseg.training.step import TrainingState
 from autoseg.training.validation import class_dice
 
+_ENTRIES = {"epoch"}  # without it a line is no epoch
+_log = logging.getLogger(__name__)
 _TAIL_BYTES = 1 << 16  # far more than an epoch's line
 
 
@@ -53,16 +57,29 @@ def append_history(path: Path, entry: dict[str, Any]) -> None:
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:
-    """All complete lines; one that an interrupted writer left unfinished is passed over."""
-    if not path.exists():
-        return []
+    """All complete lines; one that an interrupted writer left unfinished is passed over, a damaged one is named."""
     entries = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            entries.append(json.loads(line))
-        except ValueError:
-            break
+    for number, line in enumerate(_lines(path), start=1):
+        if (entry := _entry(line)) is not None:
+            entries.append(entry)
+        else:
+            _log.warning("%s: line %d is damaged and left out", path, number)
     return entries
+
+
+def _lines(path: Path) -> list[bytes]:
+    """The complete lines, with their ends; none where there is no file."""
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    return [line for line in lines if line.endswith(b"\n")]
+
+
+def _entry(line: bytes) -> dict[str, Any] | None:
+    """The epoch that a line describes; None if it is damaged."""
+    try:
+        entry = parse_json(line)
+    except (ValueError, RecursionError):
+        return None
+    return entry if isinstance(entry, dict) and entry.keys() >= _ENTRIES else None
 
 
 def last_history(path: Path) -> dict[str, Any] | None:
@@ -73,16 +90,12 @@ def last_history(path: Path) -> dict[str, Any] | None:
             lines = stream.read().splitlines(keepends=True)
     except FileNotFoundError:
         return None
-    complete = [line for line in lines if line.endswith(b"\n") and line.startswith(b"{")]
-    if not complete:
-        return None
-    entry: dict[str, Any] = json.loads(complete[-1])
-    return entry
+    found = (_entry(line) for line in reversed(lines) if line.endswith(b"\n"))
+    return next((entry for entry in found if entry is not None), None)
 
 
 def truncate_history(path: Path, lines: int) -> None:
     """Leaves the first `lines` epochs: what came after the checkpoint that a run resumes from will come again."""
-    entries = read_history(path)[:lines]
-    text = "".join(json.dumps(entry, allow_nan=False) + "\n" for entry in entries)
-    if not path.exists() or path.read_text(encoding="utf-8") != text:
-        write_atomic(path, text)
+    content = b"".join(_lines(path)[:lines])
+    if not path.exists() or path.read_bytes() != content:
+        write_atomic(path, content)
