@@ -289,3 +289,11 @@ def test_what_no_decoder_understands_is_refused(tmp_path):
     patched_entry(path, 259, 40000)
     with pytest.raises(UnreadableFile, match="cannot be decoded"):
         read_image([path])
+
+
+@pytest.mark.parametrize("tag", [322, 323])
+def test_tiles_without_a_size_are_refused(tmp_path, tag):
+    path = saved(tmp_path, np.resize(STACK[0], (32, 48)), tile=(16, 16), metadata=None)
+    patched_entry(path, tag, 0)
+    with pytest.raises(UnreadableFile):
+        verify_file(path)

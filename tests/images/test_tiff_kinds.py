@@ -179,6 +179,43 @@ def test_two_images_of_one_size_are_refused(tmp_path):
         read_image([tmp_path / "case.ome.tif"])
 
 
+def test_a_picture_below_another_is_no_slice(tmp_path):
+    with tifffile.TiffWriter(tmp_path / "case.tif") as file:
+        file.write(PLANE, subifds=1, **GRAY)
+        file.write(STACK[1], **GRAY)
+    with pytest.raises(UnreadableFile, match="one below the other"):
+        read_image([tmp_path / "case.tif"])
+
+
+def test_pages_stored_in_different_ways_are_named_as_such(tmp_path):
+    with tifffile.TiffWriter(tmp_path / "case.tif") as file:
+        file.write(PLANE, **GRAY)
+        file.write(STACK[1], compression="lzw", **GRAY)
+    with pytest.raises(UnreadableFile, match="stored in different ways"):
+        read_image([tmp_path / "case.tif"])
+
+
+def test_a_preview_may_be_a_jpeg(tmp_path):
+    with tifffile.TiffWriter(tmp_path / "case.tif") as file:
+        file.write(PLANE, **GRAY)
+        file.write(PLANE[::2, ::2], compression="jpeg", subfiletype=1, **GRAY)
+    assert (read_image([tmp_path / "case.tif"]).array == PLANE).all()
+
+
+def test_what_is_no_tiff_is_not_called_damaged(tmp_path):
+    Image.fromarray(PLANE).save(tmp_path / "case.png")
+    (tmp_path / "case.png").rename(tmp_path / "case.tif")
+    with pytest.raises(UnreadableFile, match=r"is not a TIFF file: it begins with .*PNG"):
+        read_image([tmp_path / "case.tif"])
+
+
+@pytest.mark.parametrize("codec", [34676, 12345])
+def test_a_compression_that_nothing_reads_is_not_called_damaged(tmp_path, codec):
+    with pytest.raises(UnreadableFile, match="cannot be decoded") as error:
+        read_image([by_hand(tmp_path / "case.tif", PLANE.tobytes(), compression=codec)])
+    assert "store it again" in error.value.do
+
+
 def with_description(path, text):
     """A plain stack of five pages under a description of something else."""
     return saved(path, STACK, description=text, **GRAY)

@@ -119,13 +119,17 @@ def _imagej_spacing(metadata: dict[str, Any], page: Any) -> tuple[float, float, 
     return z, y, x
 
 
-def check_description(file: Any, series: Any, path: Path) -> None:
-    """Checks that tifffile found a page for all that is described, and all pages to be as described.
-
-    It fills in zeros for planes without a page, and takes pages for a stack whose description it cannot follow.
-    """
-    if series.kind.lower() == "ome" and any(page is None for page in series):
+def check_planes(series: Any, path: Path) -> None:
+    """Checks that there is a page for each plane, where tifffile fills in zeros, and that none lies below another."""
+    pages = list(series) if series.kind.lower() in ("ome", "generic") else []
+    if any(page is None for page in pages):
         raise unreadable(path, "is cut short: its OME description names pages that are not there")
+    if len({page.is_subifd for page in pages}) > 1:
+        raise unreadable(path, "holds images of one size, one below the other", do="store each in its own file")
+
+
+def check_description(file: Any, series: Any, path: Path) -> None:
+    """Checks that tifffile did not take pages for a plain stack because it could not follow their description."""
     if series.kind.lower() not in ("uniform", "generic") or not (file.is_ome or file.is_imagej):
         return
     page = series.keyframe

@@ -19,6 +19,7 @@ from autoseg.images.formats.tiff.description import (
     PALETTE,
     PLANE_AXES,
     check_description,
+    check_planes,
     display_notes,
     name_of,
     spacing_beside,
@@ -37,6 +38,8 @@ from autoseg.images.formats.tiff.pages import (
 )
 from autoseg.images.image_errors import FOUR_D_REMEDY, first_line, unreadable
 from autoseg.images.volume import Volume, plane_geometry
+
+_STORE_AGAIN = "store it again as TIFF without compression or with deflate, or copy it again if it is damaged"
 
 
 def _read(path: Path, four_d: bool) -> Volume:
@@ -68,7 +71,7 @@ def _read_values(path: Path) -> Volume:
 
 def _stored(path: Path, four_d: bool) -> tuple[Volume, NDArray[np.uint8] | None]:
     """The numbers as stored, and the colors (3, number) that they are indices of."""
-    with opened(path, "cannot be decoded") as file:
+    with opened(path, "cannot be decoded", _STORE_AGAIN) as file:
         series, notes = _image(file, path)
         array = _ordered(_decode(file, series, path), series.axes, four_d, path)
         if len(array) == 2 and _has_gray_alpha(series.keyframe):
@@ -96,6 +99,7 @@ def _image(file: Any, path: Path) -> tuple[Any, list[str]]:
     images = [*filter(_is_full, filter(_is_top, found))] or [*filter(_is_full, found)] or found
     if len(images) != 1:
         raise several_images(path, ((*image.shape, image.dtype) for image in images))
+    check_planes(images[0], path)
     check_description(file, images[0], path)
     _check_pages(filter(_is_top, found), len(file.pages), path)
     notes = [f"{len(found) - 1} smaller copies or masks in it were left out"] if len(found) > 1 else []

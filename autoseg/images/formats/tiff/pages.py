@@ -20,7 +20,7 @@ from autoseg.images.image_errors import REPLACE, first_line, unreadable
 
 DECODER_FAULTS = (
     *(ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError, OSError, EOFError, SyntaxError),
-    *(OverflowError, MemoryError, ImportError, struct.error, zlib.error),
+    *(ArithmeticError, AssertionError, MemoryError, ImportError, struct.error, zlib.error),
 )
 """What tifffile and imagecodecs raise on broken files and on compressions that they do not know."""
 
@@ -54,12 +54,12 @@ class _ErrorLog(logging.Handler):
 
 
 @contextmanager
-def opened(path: Path, failure: str) -> Iterator[Any]:
+def opened(path: Path, failure: str, remedy: str = REPLACE) -> Iterator[Any]:
     """The file as tifffile opens it.
 
     Raises:
         UnreadableFile: tifffile fails to open it, fails within the context or logs an error; `failure` says what that
-            means.
+            means, and `remedy` what helps.
     """
     import tifffile
 
@@ -69,7 +69,7 @@ def opened(path: Path, failure: str) -> Iterator[Any]:
         with tifffile.TiffFile(path, _multifile=False) as file:
             yield file
     except DECODER_FAULTS as error:
-        raise unreadable(path, failure, why=f"tifffile says: {first_line(error)}") from error
+        raise unreadable(path, failure, why=f"tifffile says: {first_line(error)}", do=remedy) from error
     finally:
         logging.getLogger("tifffile").removeHandler(log)
     if log.messages:
@@ -78,12 +78,19 @@ def opened(path: Path, failure: str) -> Iterator[Any]:
 
 def verify(path: Path) -> None:
     """Checks that every page, strip and tile lies inside the file, and that all announced pages are there."""
+    with path.open("rb") as stream:
+        if (start := stream.read(8))[:2] not in (b"II", b"MM"):
+            what = f"is not a TIFF file: it begins with {start!r}"
+            raise unreadable(path, what, do="name it after what it is, or convert it")
     kinds: dict[int, tuple[int, Any]] = {}
     with opened(path, "is cut short or damaged") as file:
         for page in _main_pages(file, path):
             _verify_page(page, path)
             count, first = kinds.get(page.hash, (0, page))
             kinds[page.hash] = count + 1, first
+        if len(kinds) > len({(page.shape, page.dtype) for _, page in kinds.values()}):
+            what = "holds pages that are stored in different ways (compression, strips, tiles or colors)"
+            raise unreadable(path, what, do="store all of its pages alike, or each in its own file")
         if len(kinds) > 1:
             raise several_images(path, ((count, *page.shape, page.dtype) for count, page in kinds.values()))
         ((count, first),) = kinds.values()
