@@ -13,7 +13,7 @@ from torch import Tensor
 from autoseg.core.errors import MissingInput, PlanFault, RecordFault, UsageError
 from autoseg.core.records import content_hash, load, to_data
 from autoseg.core.workspace import WORK_FOLDER_NAME, RunFolder, Workspace
-from autoseg.data.changes import find_changes, listed_changes, load_dataset
+from autoseg.data.changes import Changes, find_changes, load_dataset
 from autoseg.data.fingerprint import Fingerprint
 from autoseg.data.model import Dataset
 from autoseg.data.outliers import TrainingRange, properties, training_ranges
@@ -319,9 +319,10 @@ def _warn_of_changed_data(workspace: Workspace, runs: Runs) -> None:
     for run in (run for own in runs.values() for run in own.values()):
         known |= run.record().contents
     is_there = Path(dataset.root).is_dir()
-    changed = changed_data(known, now) | (find_changes(workspace, dataset, fingerprint).cases if is_there else {})
-    if changed:
-        _log.warning("the training data changed after the training: %s", "; ".join(listed_changes(changed)))
+    changes = find_changes(workspace, dataset, fingerprint) if is_there else Changes({})
+    changes = replace(changes, cases=changed_data(known, now) | changes.cases)
+    if changes.sentence:
+        _log.warning("the training data changed after the training: %s", changes.sentence)
 
 
 def _warn_of_unfinished(name: str, runs: Mapping[int, Run]) -> None:

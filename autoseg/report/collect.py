@@ -36,7 +36,7 @@ from autoseg.report.cases import (
 )
 from autoseg.report.pages import prediction_page
 from autoseg.report.sections import DatasetReport, ReportedRun, dataset_page
-from autoseg.runs.run import Run, RunRecord, check_same_cases, check_same_plan, is_same_image
+from autoseg.runs.run import Run, RunRecord, check_same_cases, check_same_plan, is_as_written
 from autoseg.selection.record import Selection
 from autoseg.training.callbacks.history import read_history
 from autoseg.training.splits import Fold, make_folds
@@ -183,7 +183,7 @@ def _stale_choice(workspace: Workspace, selection: Selection) -> Iterator[str]:
     weights = {run.key: _weights(run) for run in (Run(*own) for own in workspace.run_folders())}
     if gone := [key for key, own in selection.runs.items() if weights.get(key) != own]:
         yield f"The choice was made of other networks ({', '.join(gone)}); run `autoseg select` again."
-    if changed := [name for name, own in selection.maps.items() if not is_same_image(workspace.selected / name, own)]:
+    if changed := [name for name, own in selection.maps.items() if not is_as_written(workspace.selected / name, own)]:
         yield f"Label maps of the choice were changed ({', '.join(changed)}); run `autoseg select` again."
 
 
@@ -209,8 +209,10 @@ def _runs(workspace: Workspace, plan: Plan, fingerprint: Fingerprint, folds: Seq
 def _run(run: Run, plan: Plan, fingerprint: Fingerprint, folds: Sequence[Fold]) -> ReportedRun:
     status, record = run.status, _loaded(RunRecord, run.folder.recipe)
     if status is None or record is None:
-        return ReportedRun(run, remark="its records are damaged" if run.folder.state.exists() else "")
+        return ReportedRun(run, remark="its state.json or recipe.json is damaged" if run.folder.state.exists() else "")
     remark = run.fault or ""
+    if status.history and not is_as_written(run.folder.history, status.history):
+        remark = "has another history.jsonl than its training wrote"
     try:
         check_same_plan(run, plan, {case.identifier: case.content for case in fingerprint.cases})
         if run.fold < len(folds):

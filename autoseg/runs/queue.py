@@ -225,7 +225,7 @@ def _stage(run: Run) -> Stage:
     if run.is_done and (fault := run.fault):
         _log.warning("%s was done and %s; it goes on from what is intact", run.title, fault)
         return "started"
-    if run.status is None and run.folder.state.exists():
+    if run.is_unclear:
         _log.warning("%s: state.json is damaged or was changed; it is written anew", run.title)
     return run.stage
 

@@ -86,6 +86,7 @@ class RunStatus:
         validated_cases: number of cases that the validation covers.
         notes: sentences about what is not as usual.
         weights: hash of the final weights; empty before the end, and earlier versions did not note it.
+        history: SHA-256 of history.jsonl; likewise.
     """
 
     state: str
@@ -98,6 +99,7 @@ class RunStatus:
     validated_cases: int = 0
     notes: tuple[str, ...] = ()
     weights: str = ""
+    history: str = ""
 
     @property
     def dice(self) -> float | None:
@@ -164,6 +166,11 @@ class Run:
         return _read(RunStatus, self.folder.state)
 
     @property
+    def is_unclear(self) -> bool:
+        """Whether state.json is there, but damaged or changed, so that nobody knows how far it is."""
+        return self.status is None and self.folder.state.exists()
+
+    @property
     def is_done(self) -> bool:
         """Whether it is trained and validated."""
         return self.stage == "done"
@@ -209,7 +216,7 @@ class Run:
         if scores.weights not in ("", status.weights):
             return "has validation scores of other weights"
         folder = self.folder.validation
-        changed = [name for name, own in scores.maps.items() if not is_same_image(folder / name, own)]
+        changed = [name for name, own in scores.maps.items() if not is_as_written(folder / name, own)]
         return f"has another label map {changed[0]} than its validation wrote" if changed else None
 
     @property
@@ -360,8 +367,8 @@ def _changed_fields(then: Any, now: Any) -> list[str]:
     return [own.name for own in fields(now) if getattr(then, own.name, None) != getattr(now, own.name)]
 
 
-def is_same_image(path: Path, sha256: str) -> bool:
-    """Whether an image that AutoSeg wrote is there, every byte as it was written."""
+def is_as_written(path: Path, sha256: str) -> bool:
+    """Whether an image or another file that AutoSeg wrote is there, every byte as it was written."""
     try:
         return hash_of_written(path) == sha256
     except OSError:

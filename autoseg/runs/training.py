@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from autoseg.core.errors import Interrupted
-from autoseg.core.files import remove_leftovers
+from autoseg.core.files import remove_leftovers, sha256_of_file
 from autoseg.core.progress import Progress, silent
 from autoseg.core.records import save_sealed
 from autoseg.inference.predictor import Predictor
@@ -166,6 +166,7 @@ def _status(
         validated_cases=len(scores.cases) if scores else 0,
         notes=tuple(notes),
         weights=active.task.run.weights_hash if state == "done" else "",
+        history=sha256_of_file(active.task.run.folder.history) if state == "done" else "",
     )
 
 

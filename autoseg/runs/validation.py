@@ -31,7 +31,7 @@ from autoseg.planning.plan import Configuration, Plan
 from autoseg.preprocessing.first_stage import network_input
 from autoseg.preprocessing.store import StoredCase
 from autoseg.runs.queue import PROBABILITIES_GIB, RunTask
-from autoseg.runs.run import SCORES_FILE, CaseScores, FoldScores, is_same_image
+from autoseg.runs.run import SCORES_FILE, CaseScores, FoldScores, is_as_written
 
 LARGEST_VALIDATION_SHARE = 0.25
 """Share of a time budget that validation may take (assumption: training has to learn something to validate)."""
@@ -221,7 +221,7 @@ class _Fold:
     def _is_complete(self, name: str, scores: CaseScores, maps: Mapping[str, str]) -> bool:
         """Whether the label map is there as it was written, and every score that this version computes."""
         file = self._label_file(name)
-        is_same = is_same_image(file, maps[file.name]) if file.name in maps else file.exists()
+        is_same = is_as_written(file, maps[file.name]) if file.name in maps else file.exists()
         return is_same and all(COUNT_METRICS.keys() <= own.keys() for own in scores.values())
 
     def _note_files(self, name: str) -> None:

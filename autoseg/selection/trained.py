@@ -87,7 +87,8 @@ def trained_matrix(
     contents = {case.identifier: case.content for case in fingerprint.cases}
     find_finished = partial(_finished_runs, workspace, plan, folds, contents)
     finished = {name: find_finished(name) for name in names}
-    missing = tuple(title for name, runs in finished.items() for title in _unfinished(name, runs, range(len(folds))))
+    unfinished = partial(_unfinished, workspace, range(len(folds)))
+    missing = tuple(title for name, runs in finished.items() for title in unfinished(name, runs))
     runs = {name: own for name, own in finished.items() if own}
     if not runs:
         raise MissingInput(
@@ -199,9 +200,10 @@ def _finished_runs(
     return found
 
 
-def _unfinished(name: str, finished: Iterable[Run], folds: Iterable[int]) -> list[str]:
+def _unfinished(workspace: Workspace, folds: Iterable[int], name: str, finished: Iterable[Run]) -> list[str]:
     done = {run.fold for run in finished}
-    return [f"{name} fold {fold}" for fold in folds if fold not in done]
+    missing = (Run(name, fold, workspace.run(name, fold)) for fold in folds if fold not in done)
+    return [run.title + (" (state.json is damaged)" if run.is_unclear else "") for run in missing]
 
 
 def _checked_scores(run: Run) -> FoldScores:

@@ -178,7 +178,7 @@ def test_a_run_of_an_earlier_plan_is_pointed_out(workspace):
 def test_damaged_records_of_a_run_do_not_keep_the_rest_from_being_shown(workspace):
     add_results(workspace, "2d", 0)
     workspace.run("2d", 0).state.write_text("{")
-    assert "its records are damaged" in _text(_page(workspace))
+    assert "its state.json or recipe.json is damaged" in _text(_page(workspace))
 
 
 def test_refused_and_suspicious_cases_are_listed_with_what_helps(workspace):

@@ -74,3 +74,14 @@ def test_wrong_folds_are_refused(tmp_path: Path, content: object, words: str) ->
     path.write_text(json.dumps(content))
     with pytest.raises(RecordFault, match=words):
         read_folds(path, NAMES)
+
+
+@pytest.mark.parametrize("where", ["splits_final.json", "work/splits.json"])
+def test_cases_in_no_fold_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture, where: str) -> None:
+    (tmp_path / where).parent.mkdir(exist_ok=True)
+    (tmp_path / where).write_text(json.dumps([{"train": NAMES[:3], "val": NAMES[3:5]}]))
+    settle_folds(NAMES[:7], [], tmp_path, tmp_path / "work" / "splits.json")
+    assert [name for name in NAMES if any(name in line for line in caplog.messages)] == NAMES[5:7]
+    caplog.clear()
+    settle_folds(NAMES[:5], [], tmp_path, tmp_path / "work" / "splits.json")
+    assert not [entry for entry in caplog.records if entry.levelname == "WARNING"]
