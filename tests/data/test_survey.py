@@ -234,6 +234,13 @@ def test_files_of_kinds_that_are_not_read_are_named_once_for_each_kind_with_what
         assert any(word in problem.do for problem in found.values()), name
 
 
+def test_files_of_a_case_with_an_unusable_name_need_no_other_remark(root):
+    for folder, ending in (("imagesTr", "_0000.nii.gz"), ("labelsTr", ".nii.gz")):
+        (root / folder / f"case_a{ending}").rename(root / folder / f"con{chr(7)}{ending}")
+    dataset = detect_dataset(root)
+    assert [problem.code for problem in check_across(dataset, {})] == ["E0205", "E0223"]
+
+
 def test_a_class_that_no_case_shows_or_only_one_is_named(root):
     describe(root, labels={**CLASSES, "rare": 3, "never": 4})
     labels = labels_of(NAMES[0])

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from autoseg.core.limits import printable
 from autoseg.data.inputs import relative
 from autoseg.data.layouts.description import DESCRIPTION, Description, describe, read_description
 from autoseg.data.model import Case, Dataset, Problem
-from autoseg.data.naming import by_name, image_files, name_of
+from autoseg.data.naming import by_name, image_files, name_of, partners, split_channel
 from autoseg.data.problems import problem
 from autoseg.images.foreign import foreign_files
 from autoseg.images.formats.files import stem
@@ -113,6 +114,17 @@ def _labels(case: Case) -> tuple[str, ...]:
     return () if case.labels is None else (case.labels,)
 
 
+def _others(dataset: Dataset, folder: Path, used: Set[Path]) -> list[Path]:
+    """The images of a folder that no case uses, those of unusable cases left out."""
+    cases = dataset.unusable
+    others = [(file, printable(name_of(file))) for file in image_files(folder) if file not in used]
+    return [
+        file
+        for file, name in others
+        if split_channel(name)[0] not in cases and name not in cases and not partners(cases, [name])
+    ]
+
+
 def _twin_of(file_name: str) -> Remark:
     return "E0206", f"has the name of {file_name}, which is read instead", "keep the right one of the two"
 
@@ -134,7 +146,7 @@ def unused_files(
     searched = sorted({path.parent for path in used}.union(folders))
     for folder in searched:
         twins = by_name(file for file in used if file.parent == folder)
-        for file in sorted(set(image_files(folder)) - used):
+        for file in _others(dataset, folder, used):
             twin = twins.get(name_of(file))
             code, what, do = _twin_of(twin.name) if twin else remark(file)
             yield problem(code, None, file.relative_to(root).as_posix(), f"{file.name} {what}", do)
