@@ -88,6 +88,13 @@ class LabelFault(AutoSegError):
     exit_code = 3
 
 
+class IntensityOverflow(AutoSegError):
+    """Intensities are so large that computing with them leaves the range of single precision."""
+
+    code = "E0314"
+    exit_code = 3
+
+
 class PlanFault(AutoSegError):
     """A plan, pin or configuration cannot be used as it is."""
 

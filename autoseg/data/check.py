@@ -23,6 +23,7 @@ from autoseg.data.problems import PROBLEM_CODES, problem
 from autoseg.images.compare import compare_geometry, share_a_form
 from autoseg.images.formats.files import files_of, find_format, is_image
 from autoseg.images.image_errors import FOUR_D_REMEDY
+from autoseg.images.normalize import overflow_of
 from autoseg.images.orientation import AS_STORED, stored_and_turned, turn_onto
 from autoseg.images.readers import read_image, read_labels
 from autoseg.images.volume import Volume, plane_geometry
@@ -124,7 +125,7 @@ class _Check:
             found = count_noun(len(volume.array), "channel")
             self.note("E0216", file, f"the image has {found}, the dataset {len(declared)} ({', '.join(declared)})")
             return None
-        return self._with_finite_voxels(volume)
+        return self._computable(volume)
 
     def labels(self) -> Volume | None:
         """The label map as its file has it; None where it is missing or cannot be read."""
@@ -202,6 +203,19 @@ class _Check:
             array = array.copy() if array is volume.array else array
             array[index][~is_finite] = array[index][is_finite].min()
         return volume if array is volume.array else replace(volume, array=array)
+
+    def _computable(self, volume: Volume) -> Volume | None:
+        """The volume with voxels that can be computed with; None if they cannot."""
+        finite = self._with_finite_voxels(volume)
+        return None if finite is None or self._overflows(finite) else finite
+
+    def _overflows(self, volume: Volume) -> bool:
+        """Whether voxels are too large to compute with, which is noted."""
+        faults = [(index, fault) for index, channel in enumerate(volume.array) if (fault := overflow_of(channel))]
+        for index, fault in faults:
+            file = self.case.images[min(index, len(self.case.images) - 1)]
+            self.note("E0314", file, f"channel {index} of {file}: {fault}" if len(volume.array) > 1 else fault)
+        return bool(faults)
 
 
 def _hash_of(root: Path, files: Iterable[str]) -> str:

@@ -130,6 +130,12 @@ PROBLEM_CODES: dict[str, Explanation] = {
         "dot, or is too long for the files that are made of the case.",
         "rename the files of the case",
     ),
+    "E0224": Explanation(
+        "refused",
+        "The dataset mixes volumes and pictures (single slices without thickness). A plan is for one kind, and a "
+        "picture has no spacing along its missing axis that a network of volumes could use.",
+        "make two datasets of them; or store each picture as a volume of one slice with its true thickness",
+    ),
     "E0301": Explanation(
         "refused",
         "The label map holds values that the dataset does not declare.",
@@ -184,6 +190,13 @@ PROBLEM_CODES: dict[str, Explanation] = {
         "warning",
         "A channel of the image has the same value everywhere: it shows nothing.",
         "make sure that the export worked; the case is used",
+    ),
+    "E0314": Explanation(
+        "refused",
+        "Voxels hold numbers so large (beyond 1e18) that mean and deviation of the image leave the range of single "
+        "precision: padding such as -3.4e38, or a damaged voxel. All other voxels would become zeros.",
+        "replace these voxels by the value of the background (np.where(abs(image) > 1e18, background, image)), or "
+        "export the image again without padding",
     ),
     "E0401": Explanation(
         "refused",

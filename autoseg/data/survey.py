@@ -8,7 +8,7 @@ where stamps do not, finds equal images, and ties everything derived from a case
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from autoseg.data.check import HASH_DIGITS, check_case, content_of, count_noun
 from autoseg.data.fingerprint import (
     CaseStatistics,
     Fingerprint,
+    Foreground,
     IntensityQuantiles,
     case_statistics,
     combine,
@@ -190,9 +191,9 @@ def _survey_of(dataset: Dataset, read_as: str, examined: Mapping[str, Examined])
     entries = [examined[case.identifier] for case in dataset.cases if case.identifier in examined]
     summaries = tuple(summary for summary, _ in entries)
     across = check_across(dataset, {summary.identifier: summary.content for summary in summaries})
-    usable = [(statistics, summary.foreground) for summary, statistics in entries if statistics is not None]
-    fingerprint = combine(usable, len(dataset.channels))
-    across = (*across, *_orientations(fingerprint), *check_classes(dataset.labels, fingerprint.cases))
+    mixed = tuple(_other_dimensions([statistics for _, statistics in entries if statistics is not None]))
+    fingerprint = combine(_usable(entries, {found.case for found in mixed}), len(dataset.channels))
+    across = (*across, *mixed, *_orientations(fingerprint), *check_classes(dataset.labels, fingerprint.cases))
     return Survey(
         version=SURVEY_VERSION,
         read_as=read_as,
@@ -200,6 +201,25 @@ def _survey_of(dataset: Dataset, read_as: str, examined: Mapping[str, Examined])
         problems=(*(found for summary in summaries for found in summary.problems), *across),
         fingerprint=fingerprint,
     )
+
+
+def _usable(entries: Iterable[Examined], refused: Set[str | None]) -> Iterable[tuple[CaseStatistics, Foreground]]:
+    for summary, statistics in entries:
+        if statistics is not None and summary.identifier not in refused:
+            yield statistics, summary.foreground
+
+
+def _other_dimensions(cases: Sequence[CaseStatistics]) -> Iterable[Problem]:
+    """Pictures among volumes, or volumes among pictures: whichever are fewer, as no plan is for both."""
+    pictures = [case for case in cases if is_picture(case.shape, case.spacing_mm)]
+    volumes = [case for case in cases if not is_picture(case.shape, case.spacing_mm)]
+    if not pictures or not volumes:
+        return
+    others = f"{count_noun(len(volumes), 'volume')} and {count_noun(len(pictures), 'picture')}"
+    is_volume = len(volumes) < len(pictures)
+    what = "it is a volume" if is_volume else "it is a picture: a single slice without thickness"
+    for case in volumes if is_volume else pictures:
+        yield problem("E0224", case.identifier, None, f"{what}; the dataset has {others}")
 
 
 def _known_cases(known: Survey | None, read_as: str, dataset: Dataset) -> dict[str, Examined]:
@@ -211,9 +231,17 @@ def _known_cases(known: Survey | None, read_as: str, dataset: Dataset) -> dict[s
     found = {}
     for case in dataset.cases:
         summary = summaries.get(case.identifier)
-        if summary is not None and (stamps := unchanged_stamps(dataset, case, summary)) is not None:
+        if summary is None or _is_unsettled(summary, statistics):
+            continue
+        if (stamps := unchanged_stamps(dataset, case, summary)) is not None:
             found[case.identifier] = (replace(summary, files=stamps), statistics.get(case.identifier))
     return found
+
+
+def _is_unsettled(summary: CaseSummary, statistics: Mapping[str, CaseStatistics]) -> bool:
+    """Whether a case is without statistics for what other cases were, which may be others now."""
+    is_refused = any(found.severity == "refused" for found in summary.problems)
+    return not is_refused and summary.identifier not in statistics
 
 
 def stamps_of(dataset: Dataset, case: Case) -> Stamps:

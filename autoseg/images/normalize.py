@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,9 @@ EPSILON = 1e-8
 """Smallest divisor, so that a constant image becomes zeros. Source: nnU-Net v2 default_normalization_schemes.py."""
 
 RGB_MAXIMUM = 255.0
+
+LARGEST_INTENSITY = 1e18
+"""The square of a larger one, and so the deviation of an image that holds it, leaves the range of single precision."""
 
 
 class IntensityRange(Protocol):
@@ -43,6 +46,15 @@ class IntensityRange(Protocol):
 Array = NDArray[np.float32]
 Normalization = Callable[[Array, NDArray[np.bool_] | None, IntensityRange | None], Array]
 """(channel (z, y, x), mask of the voxels to normalize or None for all, dataset statistics) -> a new array."""
+
+
+def overflow_of(channel: NDArray[Any]) -> str | None:
+    """How many finite voxels are too large to compute with, and in which range they lie, in words; None if none is."""
+    lowest, highest = float(channel.min()), float(channel.max())
+    if max(-lowest, highest) <= LARGEST_INTENSITY:
+        return None
+    count = int(np.count_nonzero(np.abs(channel) > LARGEST_INTENSITY))
+    return f"{count} of {channel.size} voxels are beyond {LARGEST_INTENSITY:g}; values from {lowest:g} to {highest:g}"
 
 
 def zscore(image: Array, mask: NDArray[np.bool_] | None, _statistics: IntensityRange | None) -> Array:

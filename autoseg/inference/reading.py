@@ -19,12 +19,13 @@ import numpy as np
 
 from autoseg.core.errors import AutoSegError, NotEnoughResources, ProgramFault, UnreadableFile, error_for
 from autoseg.core.files import temporary_beside
-from autoseg.core.geometry import Shape, Spacing
+from autoseg.core.geometry import Geometry, Shape, Spacing, is_picture
 from autoseg.core.machine import BYTES_PER_GIB
 from autoseg.core.workers import Failure, Helper
 from autoseg.data.check import REFUSED_NON_FINITE_SHARE
 from autoseg.data.model import Case
 from autoseg.images.crop import nonzero_box
+from autoseg.images.formats.files import find_format
 from autoseg.images.readers import read_image
 from autoseg.images.resample import resampled_shape
 from autoseg.images.volume import Volume
@@ -184,6 +185,36 @@ def read_case(case: Case, four_d: bool) -> Volume:
     return _finite(read_image([Path(image) for image in case.images], four_d), case.identifier)
 
 
+def check_dimensions(geometry: Geometry, plan: Plan, preparations: Sequence[Preparation]) -> None:
+    """Refuses a picture where volumes are segmented, and a volume where pictures are.
+
+    A picture is a slice without thickness: its slice spacing is a placeholder, which must not be resampled. Networks of
+    2D look at the slices of volumes, and so at pictures, if they are cut across the slices of a file.
+
+    Raises:
+        UnreadableFile: the image is of the other kind.
+    """
+    if is_picture(geometry.shape, geometry.spacing_mm):
+        if not all(one.spacing_mm[0] is None and one.turn(geometry).order[0] == 0 for one in preparations):
+            raise UnreadableFile(
+                "it is a picture, a single slice without thickness, and the model segments volumes",
+                do="store it as a volume of one slice with its true spacing (NIfTI, NRRD), or predict with a 2D "
+                "configuration (--configuration 2d)",
+            )
+    elif geometry.shape[0] > 1 and _is_of_pictures(plan):
+        raise UnreadableFile(
+            f"it is a volume of {geometry.shape[0]} slices, and the model was trained on pictures",
+            do="store each slice as a picture of its own, as the training images are",
+        )
+
+
+def _is_of_pictures(plan: Plan) -> bool:
+    """Whether a model was trained on single slices of a format without geometry."""
+    training = find_format(Path(f"x{plan.file_ending}"))
+    is_flat = any(decision.name == "needs_3d" and decision.value is False for decision in plan.decisions)
+    return is_flat and training is not None and not training.has_grid
+
+
 def _prepare(task: ReadingTask) -> tuple[str | None, _HandedOver | AutoSegError]:
     """Reads and prepares a case in the helper's process; the arrays are handed over as files."""
     _limit_memory(task.limit.most_bytes)
@@ -194,11 +225,18 @@ def _prepare(task: ReadingTask) -> tuple[str | None, _HandedOver | AutoSegError]
 
 def _measure(task: ReadingTask) -> CaseSize | AutoSegError:
     _limit_memory(task.limit.most_bytes)
-    return _result(lambda: _size_of(read_case(task.case, task.plan.four_d), task.preparations[0]))
+    return _result(lambda: _measured(task))
+
+
+def _measured(task: ReadingTask) -> CaseSize:
+    volume = read_case(task.case, task.plan.four_d)
+    check_dimensions(volume.geometry, task.plan, task.preparations)
+    return _size_of(volume, task.preparations[0])
 
 
 def _handed_over(task: ReadingTask) -> _HandedOver:
     volume = read_case(task.case, task.plan.four_d)
+    check_dimensions(volume.geometry, task.plan, task.preparations)
     task.limit.check(_size_of(volume, task.preparations[0]), task.preparations)
     files = {}
     for preparation in task.preparations:

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.core.errors import PlanFault
+from autoseg.core.errors import IntensityOverflow, PlanFault
 from autoseg.core.geometry import Geometry
 from autoseg.core.registry import choose
 from autoseg.data.fingerprint import IntensityStatistics
 from autoseg.images.crop import crop_to_nonzero, slices
-from autoseg.images.normalize import NORMALIZATIONS
+from autoseg.images.normalize import NORMALIZATIONS, overflow_of
 from autoseg.images.orientation import Turn, turn_to
 from autoseg.images.resample import resample_image, resample_labels, resampled_shape
 from autoseg.images.volume import Volume
@@ -151,6 +151,7 @@ def prepare(volume: Volume, labels: NDArray[Any] | None, preparation: Preparatio
 
     Raises:
         PlanFault: the image has another number of channels than the plan.
+        IntensityOverflow: its intensities are too large to compute with.
 
     Source: nnU-Net v2 preprocessing/preprocessors/default_preprocessor.py.
     """
@@ -164,8 +165,14 @@ def prepare(volume: Volume, labels: NDArray[Any] | None, preparation: Preparatio
     image, inside, box = crop_to_nonzero(turn.view(volume.array), None if labels is None else turn.view(labels))
     target = preparation.target_mm(spacing)
     new_shape = resampled_shape(image.shape[1:], spacing, target)
-    normalized = _normalize(image, inside, preparation)
-    resampled = resample_image(normalized, new_shape, spacing, target)
+    try:
+        with np.errstate(over="raise", invalid="raise"):
+            normalized = _normalize(image, inside, preparation)
+            resampled = resample_image(normalized, new_shape, spacing, target)
+    except FloatingPointError as error:
+        raise _overflow(image) from error
+    if not all(np.isfinite(channel.min()) and np.isfinite(channel.max()) for channel in resampled):
+        raise _overflow(image)
     kept = None if labels is None else smallest_labels(resample_labels(inside, new_shape, spacing, target))
     placement = Placement(
         geometry=volume.geometry,
@@ -177,6 +184,16 @@ def prepare(volume: Volume, labels: NDArray[Any] | None, preparation: Preparatio
         flips=turn.flips,
     )
     return Prepared(resampled, kept, placement)
+
+
+def _overflow(image: NDArray[Any]) -> IntensityOverflow:
+    """The error for an image (c, z, y, x) whose intensities cannot be computed with."""
+    faults = [f"channel {index}: {fault}" for index, channel in enumerate(image) if (fault := overflow_of(channel))]
+    return IntensityOverflow(
+        "the image cannot be normalized: its intensities leave the range of single precision",
+        why="; ".join(faults) or None,
+        do="replace such voxels, which may be padding, by the value of the background, or export the image again",
+    )
 
 
 def _permuted(values: Sequence[float], order: Sequence[int]) -> tuple[float, float, float]:

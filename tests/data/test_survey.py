@@ -359,3 +359,35 @@ def test_nobody_is_told_that_pictures_have_no_orientation(tmp_path):
     found = survey(detect_dataset(tmp_path), None, jobs=1)
     assert found.fingerprint.orientation is None
     assert not {entry.code for entry in found.problems} & {"E0219", "E0220", "E0221"}
+
+
+def test_pictures_among_volumes_are_refused_and_so_are_volumes_among_pictures(tmp_path):
+    for part in ("images", "labels"):
+        for name in "abc":
+            write_labels(
+                tmp_path / part / f"{name}.nii.gz", np.arange(120, dtype=np.uint8).reshape(GRID.shape) % 2, GRID
+            )
+        write_labels(
+            tmp_path / part / "p.png", np.arange(20, dtype=np.uint8).reshape(1, 4, 5) % 2, plane_geometry((4, 5))
+        )
+    dataset = detect_dataset(tmp_path)
+    first = survey(dataset, None, 1)
+    for found in (first, survey(dataset, first, 1)):
+        assert [problem.case for problem in found.problems if problem.code == "E0224"] == ["p"]
+        assert [case.identifier for case in found.fingerprint.cases] == ["a", "b", "c"]
+    few = replace(dataset, cases=tuple(case for case in dataset.cases if case.identifier == "p"))
+    assert [case.identifier for case in survey(few, first, 1).fingerprint.cases] == ["p"]
+
+
+def test_voxels_too_large_to_compute_with_refuse_a_case_by_their_number(tmp_path):
+    array = np.arange(120, dtype=np.float32).reshape(GRID.shape)
+    array[0, 0, :2] = np.finfo(np.float32).min
+    for name in "ab":
+        write_image(
+            tmp_path / "images" / f"{name}.nii.gz", Volume(array[None] if name == "a" else array[None] * 0 + 1, GRID)
+        )
+        write_labels(tmp_path / "labels" / f"{name}.nii.gz", (array > 30).astype(np.uint8), GRID)
+    found = survey(detect_dataset(tmp_path), None, 1)
+    (fault,) = (problem for problem in found.problems if problem.code == "E0314")
+    assert (fault.case, "2 of 120 voxels" in fault.what) == ("a", True)
+    assert [case.identifier for case in found.fingerprint.cases] == ["b"]

@@ -13,9 +13,10 @@ from autoseg.core.geometry import Geometry
 from autoseg.core.workers import Helper
 from autoseg.data.model import Case
 from autoseg.images import readers
-from autoseg.images.volume import Volume
+from autoseg.images.volume import Volume, plane_geometry
 from autoseg.images.writers import write_image
 from autoseg.inference.reading import MemoryLimit, ReadingTask, read_in, size_in
+from autoseg.planning.plan import Decision
 from autoseg.preprocessing.prepare import preparation_of, prepare
 from tests.runs.trained import tiny_plan
 
@@ -106,3 +107,22 @@ def test_a_prepared_image_beyond_memory_is_refused_before_it_is_made(helper, tmp
     refused = read_in(helper, task_of(path)).prepared
     assert isinstance(refused, NotEnoughResources)
     assert "correct the spacing" in str(refused)
+
+
+def test_a_picture_is_no_volume_of_999_slices(helper, tmp_path):
+    path = tmp_path / "case.png"
+    write_image(path, Volume(np.ones((1, 1, 20, 30), np.float32), plane_geometry((20, 30))))
+    refused = read_in(helper, task_of(path)).prepared
+    assert isinstance(refused, UnreadableFile)
+    assert "without thickness" in str(refused)
+    assert "999" not in str(refused)
+    flat = preparation_of(PLAN, PLAN.configurations["2d"])
+    done = read_in(helper, replace(task_of(path), preparations=(flat,))).prepared
+    assert done[flat].image.shape[1] == 1
+
+
+def test_a_volume_is_refused_by_a_model_of_pictures(helper, image):
+    of_pictures = replace(PLAN, file_ending=".png", decisions=(Decision("needs_3d", None, False, "single slices"),))
+    refused = read_in(helper, replace(task_of(image), plan=of_pictures)).prepared
+    assert isinstance(refused, UnreadableFile)
+    assert "7 slices" in str(refused)

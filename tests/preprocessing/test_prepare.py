@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoseg.core.errors import PlanFault, UsageError
+from autoseg.core.errors import IntensityOverflow, PlanFault, UsageError
 from autoseg.core.geometry import Geometry
 from autoseg.core.records import from_json, to_json
 from autoseg.images.orientation import orientation_of, turn_to
@@ -172,3 +172,31 @@ def test_shapes_agree_and_the_way_back_has_the_shape_of_the_file(shape, order, s
     assert placement.prepared_spacing_mm[0] == placement.cropped_spacing_mm[0]
     assert placement.prepared_shape[0] == placement.cropped_shape[0]
     assert from_json(Placement, to_json(placement), "case.json") == placement
+
+
+@pytest.mark.parametrize("value", [3e38, -np.finfo(np.float32).max, 1e20])
+@pytest.mark.parametrize("count", [1, 100])
+def test_what_overflows_is_an_error_and_never_an_image_of_zeros(value, count):
+    array = np.random.default_rng(0).normal(20, 4, (1, 8, 9, 10)).astype(np.float32)
+    array.reshape(-1)[:count] = value
+    preparation = Preparation((0, 1, 2), (1.5, 0.8, 1.0), ("zscore",), (False,), (None,))
+    with pytest.raises(IntensityOverflow, match="single precision") as caught:
+        prepare(Volume(array, Geometry((8, 9, 10))), None, preparation)
+    assert f"{count} of 720 voxels" in str(caught.value.why)
+
+
+def test_opposite_extremes_overflow_when_rescaled():
+    array = np.zeros((1, 4, 5, 6), np.float32)
+    array.reshape(-1)[:2] = -3e38, 3e38
+    with pytest.raises(IntensityOverflow):
+        prepare(
+            Volume(array, Geometry((4, 5, 6))),
+            None,
+            Preparation((0, 1, 2), (1.0, 1.0, 1.0), ("rescale_0_1",), (False,), (None,)),
+        )
+
+
+def test_a_constant_image_is_no_overflow():
+    volume = Volume(np.full((1, 4, 5, 6), 7, np.float32), Geometry((4, 5, 6)))
+    preparation = Preparation((0, 1, 2), (1.0, 1.0, 1.0), ("zscore",), (False,), (None,))
+    assert not prepare(volume, None, preparation).image.any()
