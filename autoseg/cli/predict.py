@@ -77,8 +77,8 @@ def predict(model: Path, inputs: tuple[Path, ...], folder: Path, output: Output,
     """Segment new images with MODEL: a dataset's folder or work folder, one run, a bundle, or an nnU-Net v2 model.
 
     What was selected predicts: configurations, cascades and postprocessing, with no further flags. Label maps have the
-    image's grid, the values of the dataset's label files, and the image's own format; a NIfTI image gets the model's
-    ending (.nii or .nii.gz). A case that fails does not stop the others.
+    image's grid, the values of the dataset's label files, and the image's own format; of a NIfTI model, NIfTI
+    has the model's ending (.nii or .nii.gz). A case that fails does not stop the others.
     """
     from autoseg.api import predict as api
     from autoseg.core.machine import peak_memory_bytes
