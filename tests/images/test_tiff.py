@@ -51,7 +51,9 @@ def test_spacing_comes_from_the_side_car_then_from_the_tags(tmp_path):
     labels = saved(tmp_path, STACK, name="case.tif")
     assert read_labels(labels).geometry.spacing_mm == (50.0, 4.6, 4.6)
     (tmp_path / "case.json").write_text(json.dumps({"author": "someone"}))
-    assert read_labels(labels).geometry.spacing_mm == (1.0, 1.0, 1.0)
+    assumed = read_labels(labels)
+    assert assumed.geometry.spacing_mm == (1.0, 1.0, 1.0)
+    assert "states no spacing" in assumed.notes[-1]
 
 
 def test_a_side_car_beside_a_single_page_is_not_followed(tmp_path):

@@ -79,10 +79,12 @@ def _stored(path: Path, four_d: bool) -> tuple[Volume, NDArray[np.uint8] | None]
         palette = None if file.is_imagej else _palette(series.keyframe)
         tagged = tagged_spacing(file)
     depth, height, width = array.shape[1:]
-    geometry = plane_geometry((height, width))
-    if depth > 1:
-        spacing_mm = spacing_beside(path) or tagged or (1.0, 1.0, 1.0)
-        geometry = Geometry((depth, height, width), spacing_mm, has_orientation=False)
+    if depth == 1:
+        return Volume(array, plane_geometry((height, width)), tuple(notes)), palette
+    spacing_mm = spacing_beside(path) or tagged
+    if spacing_mm is None:
+        spacing_mm, notes = (1.0, 1.0, 1.0), [*notes, "it states no spacing: 1 x 1 x 1 (z, y, x) was assumed"]
+    geometry = Geometry((depth, height, width), spacing_mm, has_orientation=False)
     return Volume(array, geometry, tuple(notes)), palette
 
 
