@@ -88,9 +88,12 @@ def reoriented(geometry: Geometry, order: tuple[int, ...], flips: tuple[bool, ..
 def displacement(one: Geometry, other: Geometry) -> float:
     """Largest displacement of a corner of `other` from that of `one`, along an axis of `one` in its voxels.
 
-    Infinite where the shapes differ.
+    Infinite where the shapes differ, or the axes of `one` lie in a plane.
     """
     if one.shape != other.shape:
         return float("inf")
-    offsets = np.linalg.solve(one.axes.T, (other.corners - one.corners).T)
+    try:
+        offsets = np.linalg.solve(one.axes.T, (other.corners - one.corners).T)
+    except np.linalg.LinAlgError:
+        return float("inf")
     return float(np.abs(offsets).max())

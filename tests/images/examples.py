@@ -93,13 +93,13 @@ def write_gz(path: Path, content: bytes) -> Path:
 
 
 def matrix_cells(share: int, *axes):
-    """All combinations of the values of some axes, or each `share`-th of them unless AUTOSEG_FULL_MATRIX is set.
+    """Each `share`-th combination of the values of some axes; AUTOSEG_MATRIX_SHARE=1 gives all of them.
 
     They are shuffled, always alike, so that a share holds every pair of values.
     """
     cells = list(itertools.product(*axes))
     random.Random(0).shuffle(cells)
-    return cells if os.environ.get("AUTOSEG_FULL_MATRIX") else cells[::share]
+    return cells[:: int(os.environ.get("AUTOSEG_MATRIX_SHARE", share))]
 
 
 def check_cells(cells, check):

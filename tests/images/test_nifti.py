@@ -194,3 +194,14 @@ def test_a_scale_factor_gives_the_same_intensities_as_in_itk(tmp_path):
     nibabel.save(image, tmp_path / "case.nii.gz")
     expected = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(tmp_path / "case.nii.gz")))
     assert np.allclose(read_image([tmp_path / "case.nii.gz"]).array[0], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("row", "reason"), [((1e30, 0, 0, 0), "impossible position"), ((2, 0, 0, 0), "sheared axes")])
+def test_a_form_that_is_no_grid_is_refused_and_not_computed_with(tmp_path, row, reason):
+    image = nibabel.Nifti1Image(label_array(SHAPE).astype(np.uint8).T, np.eye(4))
+    image.set_qform(np.eye(4), 1)
+    content = bytearray(image.to_bytes())
+    content[280:328] = np.array([row, row, (0, 1, 1, 0)], "<f4").tobytes()
+    (tmp_path / "case.nii").write_bytes(content)
+    with pytest.raises(UnreadableFile, match=reason):
+        read_image([tmp_path / "case.nii"])

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from autoseg.core.geometry import Geometry, geometry_of
 from autoseg.images.format import Format
-from autoseg.images.formats import grids, headers
+from autoseg.images.formats import grids, headers, voxel_data
 from autoseg.images.image_errors import unreadable
 from autoseg.images.volume import Volume
 
@@ -29,7 +29,7 @@ _CODES = {kind: code for code, kind in _KINDS.items() if code not in (1, 31, 32)
 """Types of a voxel by the header's image type, and those that ITK reads as well, which are written."""
 
 
-def _header(path: Path) -> tuple[headers.Layout, Any]:
+def _header(path: Path) -> tuple[voxel_data.Layout, Any]:
     with path.open("rb") as stream:
         found = stream.read(_HEADER.itemsize)
     fields = np.frombuffer(found, _HEADER)[0] if len(found) == _HEADER.itemsize else None
@@ -42,21 +42,21 @@ def _header(path: Path) -> tuple[headers.Layout, Any]:
         1.0 if size == 1 and step == 0 else step for size, step in zip(dims, fields["steps"].tolist(), strict=True)
     ]
     headers.check_place(tuple(fields["place"].tolist()), path)
-    layout = headers.Layout(
+    layout = voxel_data.Layout(
         dims=tuple(dims if dims[3] > 1 else dims[:3]),
         kind=np.dtype(f">{_KINDS[int(fields['kind'])]}"),
         spacing_mm=tuple(spacing[:3]),
         data=path,
         offset=_HEADER.itemsize,
     )
-    return headers.checked(layout, path), fields
+    return voxel_data.checked(layout, path), fields
 
 
 def _read(path: Path, four_d: bool) -> Volume:
     """The voxels; the format has no place for the axes, so their orientation is unknown."""
     layout, fields = _header(path)
     grids.check_axes(layout.dims, four_d, 1, path)
-    array, _ = grids.channels_first(headers.read_data(layout, path), None, four_d, path)
+    array, _ = grids.channels_first(voxel_data.read_data(layout, path), None, four_d, path)
     geometry = geometry_of(array.shape[1:], layout.spacing_mm, fields["place"][:3], np.eye(3))
     return Volume(array, replace(geometry, has_orientation=False))
 
@@ -80,7 +80,7 @@ def _write(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
 
 GIPL = Format(
     endings=(".gipl",),
-    verify=lambda path: headers.verify_data(_header(path)[0], path),
+    verify=lambda path: voxel_data.verify_data(_header(path)[0], path),
     read=_read,
     write=_write,
     limit=_limit,

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoseg.core.geometry import SLICE_SPACING_OF_2D, Geometry, Shape, geometry_of
+from autoseg.images.formats import headers
 from autoseg.images.image_errors import FOUR_D_REMEDY, unreadable
 
 LARGEST_SHEAR = 1e-2
@@ -77,8 +78,9 @@ def grid_of(
         path: for the error.
 
     Raises:
-        UnreadableFile: two axes are too far from a right angle.
+        UnreadableFile: two axes are too far from a right angle, or a spacing cannot be true.
     """
+    headers.check_spacing(steps, path)
     units = columns / np.linalg.norm(columns, axis=0)
     shear = float(np.abs(units.T @ units - np.eye(len(units))).max())
     if shear > LARGEST_SHEAR:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from autoseg.core.geometry import Geometry
 from autoseg.images.format import Format
-from autoseg.images.formats import grids, headers
+from autoseg.images.formats import grids, headers, voxel_data
 from autoseg.images.image_errors import unreadable
 from autoseg.images.volume import Volume, is_plane
 
@@ -47,7 +47,7 @@ _LOCAL = "LOCAL"
 class _Header:
     """What a header says: where the data are, whether several numbers of a voxel come first, the grid, and oddities."""
 
-    layout: headers.Layout
+    layout: voxel_data.Layout
     has_components: bool
     geometry: Geometry
     notes: tuple[str, ...]
@@ -73,7 +73,7 @@ def _header(path: Path) -> _Header:
     if not 2 <= len(sizes) <= 4:
         raise unreadable(path, f"has {len(sizes)} axes; at most x, y, z and channels are understood")
     steps, columns, origin, more = _place(fields, len(sizes), path)
-    layout = headers.checked(replace(layout, spacing_mm=tuple(steps)), path)
+    layout = voxel_data.checked(replace(layout, spacing_mm=tuple(steps)), path)
     count = min(len(sizes), 3)
     geometry, further = grids.grid_of(sizes[:count][::-1], steps[:count], columns[:count, :count], origin[:count], path)
     unit = grids.unit_mm(fields.get("distanceunits", ""), path)
@@ -94,7 +94,7 @@ def _is_true(text: str) -> bool:
     return text[:1].lower() in ("t", "1", "y")
 
 
-def _layout(fields: dict[str, str], end: int, path: Path) -> tuple[headers.Layout, tuple[str, ...]]:
+def _layout(fields: dict[str, str], end: int, path: Path) -> tuple[voxel_data.Layout, tuple[str, ...]]:
     """Where the data are and of which type, and what is odd there; `end` is the first byte behind the header."""
     kind = _KINDS.get(fields.get("elementtype", "").upper().removesuffix("_ARRAY"))
     if kind is None:
@@ -106,7 +106,7 @@ def _layout(fields: dict[str, str], end: int, path: Path) -> tuple[headers.Layou
     allowed = (0, -1) if encoding == "raw" else (0,)
     if header_size not in allowed and (header_size < 0 or is_local):
         raise unreadable(path, f"has an impossible header: HeaderSize {header_size} of {encoding} data in {name}")
-    layout = headers.Layout(
+    layout = voxel_data.Layout(
         dims=(),
         kind=np.dtype((">" if is_big else "<") + kind),
         spacing_mm=(),
@@ -124,7 +124,7 @@ def _encoding(fields: dict[str, str]) -> str:
     return "zlib" if _is_true(fields.get("compresseddata", "false")) else "raw"
 
 
-def _data_notes(fields: dict[str, str], layout: headers.Layout, path: Path) -> tuple[str, ...]:
+def _data_notes(fields: dict[str, str], layout: voxel_data.Layout, path: Path) -> tuple[str, ...]:
     notes = []
     if layout.encoding == "zlib":
         found = layout.data.stat().st_size - layout.offset
@@ -166,7 +166,7 @@ def _read(path: Path, four_d: bool) -> Volume:
     header = _header(path)
     dims = header.layout.dims[1:] if header.has_components else header.layout.dims
     grids.check_axes(dims, four_d, header.layout.dims[0] if header.has_components else 1, path)
-    stored = headers.read_data(header.layout, path)
+    stored = voxel_data.read_data(header.layout, path)
     array, _ = grids.channels_first(stored, stored.ndim - 1 if header.has_components else None, four_d, path)
     return Volume(array, header.geometry, header.notes)
 
@@ -176,7 +176,7 @@ def _write(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
     is_flat, is_apart = is_plane(geometry), path.suffix.lower() == ".mhd"
     voxels = grids.interleaved(array, is_flat)
     count = 2 if is_flat else 3
-    data = zlib.compress(voxels.data, headers.COMPRESSION_LEVEL)
+    data = zlib.compress(voxels.data, voxel_data.COMPRESSION_LEVEL)
     lines = [
         "ObjectType = Image",
         f"NDims = {count}",
@@ -210,9 +210,9 @@ def _stated(geometry: Geometry, count: int) -> list[str]:
 
 META = Format(
     endings=(".mha", ".mhd"),
-    verify=lambda path: headers.verify_data(_header(path).layout, path),
+    verify=lambda path: voxel_data.verify_data(_header(path).layout, path),
     read=_read,
     write=_write,
     limit=lambda array, _geometry: grids.unknown_type(array, _TYPES),
-    files=headers.header_and_data(lambda path: _header(path).layout),
+    files=voxel_data.header_and_data(lambda path: _header(path).layout),
 )

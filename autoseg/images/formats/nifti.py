@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from autoseg.core.geometry import SLICE_SPACING_OF_2D, Geometry, NiftiForms, geometry_of, is_picture
 from autoseg.images.compare import ROUNDING_VOXELS, SAME_FORM_VOXELS, displacement
 from autoseg.images.format import Format
-from autoseg.images.formats import grids, headers
+from autoseg.images.formats import grids, headers, voxel_data
 from autoseg.images.image_errors import unreadable
 from autoseg.images.volume import Volume, is_plane
 
@@ -21,6 +21,9 @@ _SAME_SPACING = 1e-3
 
 _LONGEST_QUATERNION = 1 + 1e-4
 """Length up to which b, c, d are a rotation that was rounded."""
+
+_LARGEST_CODE = 32767
+"""Of qform and sform: what 16 bits hold."""
 
 _LONGEST_AXIS = 32767
 """Voxels: NIfTI-1 counts them in 16 bits."""
@@ -84,7 +87,7 @@ _NIFTI_2 = _header(
 
 
 def _verify(path: Path) -> None:
-    headers.verify_data(_layout(_fields(path), path), path)
+    voxel_data.verify_data(_layout(_fields(path), path), path)
 
 
 def _fields(path: Path) -> Any:
@@ -117,7 +120,7 @@ def _first_bytes(path: Path) -> bytes:
         stored = stream.read(_NIFTI_2.itemsize)
         if is_named_gz and stored[:2] == _GZIP_MAGIC:
             stream.seek(0)
-            return headers.start_of(headers.inflated(stream, "gzip", path), _NIFTI_2.itemsize)
+            return voxel_data.start_of(voxel_data.inflated(stream, "gzip", path), _NIFTI_2.itemsize)
     if stored[:2] == _GZIP_MAGIC:
         raise unreadable(path, "is gzip-compressed, which its name does not say", do="name it .nii.gz")
     if is_named_gz and _is_header(stored):
@@ -130,7 +133,7 @@ def _is_header(stored: bytes) -> bool:
     return int.from_bytes(stored[:4], "little") in _LENGTHS or int.from_bytes(stored[:4], "big") in _LENGTHS
 
 
-def _layout(fields: Any, path: Path) -> headers.Layout:
+def _layout(fields: Any, path: Path) -> voxel_data.Layout:
     """The layout that a header promises.
 
     Raises:
@@ -140,6 +143,9 @@ def _layout(fields: Any, path: Path) -> headers.Layout:
     (count, *dims), (_, *steps) = fields["dims"].tolist(), fields["steps"].tolist()
     offset = float(fields["offset"])
     _check_kind(int(fields["kind"]), int(fields["intent"]), path)
+    if not 0 <= min(fields["qform"], fields["sform"]) <= max(fields["qform"], fields["sform"]) <= _LARGEST_CODE:
+        codes = f"qform_code {fields['qform']}, sform_code {fields['sform']}"
+        raise unreadable(path, f"has an impossible header: {codes}")
     if not 1 <= count <= 7:
         raise unreadable(path, f"has an impossible header: {count} dimensions")
     if not 348 <= offset < 2**31 or offset != int(offset):  # NaN is not
@@ -148,8 +154,8 @@ def _layout(fields: Any, path: Path) -> headers.Layout:
     # a single slice often carries a spacing of 0; there is no second slice for it to misplace
     spacing = tuple(1.0 if size == 1 and step == 0 else step for size, step in zip(sizes[:3], steps, strict=False))
     colors = _COLORS.get(int(fields["kind"]))
-    return headers.checked(
-        headers.Layout(
+    return voxel_data.checked(
+        voxel_data.Layout(
             dims=sizes if colors is None else (colors, *sizes),
             kind=np.dtype(_KINDS.get(int(fields["kind"]), "u1")).newbyteorder(fields.dtype["length"].byteorder),
             spacing_mm=spacing,
@@ -178,7 +184,7 @@ def _read(path: Path, four_d: bool) -> Volume:
     layout, is_color = _layout(fields, path), int(fields["kind"]) in _COLORS
     _check_axes(fields, four_d, path)
     scaling = _scaling(fields, path)
-    stored = headers.read_data(layout, path)
+    stored = voxel_data.read_data(layout, path)
     array, is_2d = grids.channels_first(stored, stored.ndim - 1 if is_color else None, four_d, path)
     geometry, notes = _grid(_forms(fields), array.shape[1:], is_2d, path)
     if is_color:
@@ -223,12 +229,13 @@ def _scaled(array: NDArray[Any], slope: float, inter: float) -> NDArray[Any]:
 
 
 def _forms(fields: Any) -> NiftiForms:
-    pixdim = np.nan_to_num(fields["steps"][:4].astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+    handedness, *steps = fields["steps"][:4].tolist()  # those of axes that are not there were not checked
+    x, y, z = (step if headers.is_plausible(step) else 0.0 for step in steps)
     return NiftiForms(
         qform_code=int(fields["qform"]),
         sform_code=int(fields["sform"]),
         unit_code=int(fields["units"]) % 8,
-        pixdim=tuple(pixdim.tolist()),
+        pixdim=(-1.0 if handedness < 0 else 1.0, x, y, z),
         quaternion=tuple(fields["quaternion"].tolist()),
         offset=tuple(fields["place"].tolist()),
         sform=tuple(fields["rows"].tolist()),
@@ -296,7 +303,7 @@ def _write(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
     start = header.tobytes() + bytes(_FIRST_VOXEL - _NIFTI_1.itemsize)
     with path.open("wb") as stream:
         if path.name.lower().endswith(".gz"):
-            headers.write_gzip(stream, start, voxels)
+            voxel_data.write_gzip(stream, start, voxels)
         else:
             stream.writelines((start, voxels.data))
 
@@ -316,13 +323,13 @@ def _stated_for(geometry: Geometry, channels: int, path: Path) -> tuple[NiftiFor
 
 
 def _made_forms(geometry: Geometry) -> NiftiForms:
-    import nibabel.quaternions
+    from scipy.spatial.transform import Rotation
 
     rotation = np.array([[-1.0], [-1.0], [1.0]]) * geometry.columns
     handedness = 1.0 if np.linalg.det(rotation) > 0 else -1.0
     steps, place = geometry.spacing_mm[::-1], np.multiply(geometry.origin_mm, (-1, -1, 1))
-    quaternions: Any = nibabel.quaternions
-    _, b, c, d = quaternions.mat2quat(rotation * (1.0, 1.0, handedness)).tolist()
+    b, c, d, a = Rotation.from_matrix(rotation * (1.0, 1.0, handedness)).as_quat().tolist()
+    b, c, d = (-b, -c, -d) if a < 0 else (b, c, d)  # the standard leaves a out, as it is never negative
     x, y, z = place.tolist()
     return NiftiForms(
         qform_code=int(geometry.has_orientation),

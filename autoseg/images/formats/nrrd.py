@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from autoseg.core.geometry import Geometry
 from autoseg.images.format import Format
-from autoseg.images.formats import grids, headers
+from autoseg.images.formats import grids, headers, voxel_data
 from autoseg.images.image_errors import unreadable
 from autoseg.images.volume import Volume, is_plane
 
@@ -77,7 +77,7 @@ class _Header:
         notes: oddities of it.
     """
 
-    layout: headers.Layout
+    layout: voxel_data.Layout
     order: tuple[int, ...]
     has_components: bool
     geometry: Geometry
@@ -103,14 +103,14 @@ def _header(path: Path) -> _Header:
     components, others, spatial = _roles(fields, vectors, len(layout.dims), path)
     shape = tuple(layout.dims[axis] for axis in spatial[::-1])
     place = _placed(fields, vectors, spatial, path) if vectors else _spaced(fields, len(layout.dims), spatial, path)
-    layout = headers.checked(replace(layout, spacing_mm=tuple(place.steps)), path)
+    layout = voxel_data.checked(replace(layout, spacing_mm=tuple(place.steps)), path)
     geometry, notes = grids.grid_of(shape, place.steps, place.columns, place.origin, path)
     geometry = replace(geometry, has_orientation=place.is_anatomical, unit_mm=place.unit_mm)
     order = (*components, *others, *spatial[::-1])
     return _Header(layout, order, bool(components), geometry, (*place.notes, *notes))
 
 
-def _layout(fields: dict[str, str], end: int, path: Path) -> headers.Layout:
+def _layout(fields: dict[str, str], end: int, path: Path) -> voxel_data.Layout:
     """Where the data are, and of which type; `end` is the first byte behind the header."""
     kind, encoding = _stored_as(fields, path)
     dims = headers.integers(fields.get("sizes", ""), path)
@@ -121,7 +121,7 @@ def _layout(fields: dict[str, str], end: int, path: Path) -> headers.Layout:
     if lines < 0 or skip < (-1 if encoding == "raw" else 0):
         raise unreadable(path, f"has an impossible header: line skip {lines}, byte skip {skip} of {encoding} data")
     name = fields.get("datafile")
-    return headers.Layout(
+    return voxel_data.Layout(
         dims=dims,
         kind=kind,
         spacing_mm=(),
@@ -260,7 +260,7 @@ def _read(path: Path, four_d: bool) -> Volume:
     sizes = tuple(header.layout.dims[axis] for axis in header.order)
     components = sizes[0] if header.has_components else 1
     grids.check_axes(sizes[: -len(sizes) - 1 + header.has_components : -1], four_d, components, path)
-    stored = headers.read_data(header.layout, path)
+    stored = voxel_data.read_data(header.layout, path)
     last = stored.ndim - 1
     array = stored.transpose([last - axis for axis in header.order])
     array, _ = grids.channels_first(array, 0 if header.has_components else None, four_d, path)
@@ -284,7 +284,7 @@ def _write(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
     ]
     with path.open("wb") as stream:
         stream.write("\n".join([*lines, "", ""]).encode())
-        headers.write_gzip(stream, voxels)
+        voxel_data.write_gzip(stream, voxels)
 
 
 def _stated(geometry: Geometry, count: int, channels: int) -> list[str]:
@@ -311,9 +311,9 @@ def _stated(geometry: Geometry, count: int, channels: int) -> list[str]:
 
 NRRD = Format(
     endings=(".nrrd",),
-    verify=lambda path: headers.verify_data(_header(path).layout, path),
+    verify=lambda path: voxel_data.verify_data(_header(path).layout, path),
     read=_read,
     write=_write,
     limit=lambda array, _geometry: grids.unknown_type(array, _TYPES),
-    files=headers.header_and_data(lambda path: _header(path).layout),
+    files=voxel_data.header_and_data(lambda path: _header(path).layout),
 )
