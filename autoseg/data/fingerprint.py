@@ -16,7 +16,14 @@ from autoseg.core.limits import Name
 from autoseg.core.records import content_hash, to_data
 from autoseg.data.labels import value_counts
 from autoseg.images.crop import nonzero_box, slices
-from autoseg.images.orientation import orientation_of
+from autoseg.images.orientation import (
+    AS_STORED,
+    Direction,
+    direction_along,
+    direction_among,
+    orientation_of,
+    turn_to,
+)
 from autoseg.images.volume import Volume
 
 FINGERPRINT_VERSION = 1
@@ -37,6 +44,9 @@ MOST_VALUES_SORTED = 1 << 20
 
 LEAST_ALONG = math.cos(math.radians(35))
 """An axis is taken to run from left to right if it is turned away by up to 35 degrees (assumption)."""
+
+LEAST_UPRIGHT = math.cos(math.radians(20))
+"""Cases lie oblique on the whole if an axis is turned away by more than 20 degrees from the body's (assumption)."""
 
 _SEED = 1234
 
@@ -70,6 +80,7 @@ class CaseStatistics:
         left_right_axis: axis that runs from the patient's left to right or back, 0 = z; None if oblique or not known.
         orientation: where the axes x, y, z of its files run to ("LPS"); None where they do not say.
         turned_to: the orientation it is turned to, which is that of most cases; None if it is used as stored.
+        direction: of the axes z, y, x of its files, as `Geometry` has it, where they lie oblique in the body.
     """
 
     identifier: Name
@@ -83,6 +94,7 @@ class CaseStatistics:
     left_right_axis: int | None = None
     orientation: str | None = None
     turned_to: str | None = None
+    direction: Direction | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +107,7 @@ class Fingerprint:
         intensities: foreground statistics, one per channel.
         relative_size: median over the cases of voxels after / before the crop to nonzero.
         orientation: that of most cases, which the others are turned to; None if no case states one.
+        direction: what cases are turned as near to as whole axes allow, where most lie oblique; else None.
     """
 
     version: int
@@ -102,6 +115,7 @@ class Fingerprint:
     intensities: tuple[IntensityStatistics, ...]
     relative_size: float
     orientation: str | None = None
+    direction: Direction | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,18 +144,42 @@ def fingerprint_hash(fingerprint: Fingerprint) -> str:
     is that of fingerprints that knew nothing of orientations.
     """
     data = to_data(fingerprint)
-    del data["orientation"]
+    del data["orientation"], data["direction"]
     for case in data["cases"]:
-        del case["left_right_axis"], case["orientation"]
+        del case["left_right_axis"], case["orientation"], case["direction"]
         if case["turned_to"] is None:
             del case["turned_to"]
     return content_hash(data)
 
 
-def usual_orientation(cases: Iterable[CaseStatistics]) -> str | None:
-    """How most of the cases are stored that say so, and of equally many the first; None if no case does."""
+def usual_orientation(cases: Sequence[CaseStatistics]) -> tuple[str | None, Direction | None]:
+    """How most of the cases are stored that say so, and of equally many the first; None if no case does.
+
+    Where these lie oblique on the whole, the second is the direction in their middle: as the nearest axis of the body
+    then differs from case to case, it is no guide to what is stored alike.
+    """
     counts = Counter(case.orientation for case in cases if case.orientation is not None)
-    return max(counts, key=lambda codes: counts[codes], default=None)
+    usual = max(counts, key=lambda codes: counts[codes], default=None)
+    if usual is None:
+        return None, None
+    along = direction_along(usual)
+    middle = direction_among([case.direction or along for case in cases if case.orientation == usual])
+    cosines = np.sum(np.reshape(middle, (3, 3)) * np.reshape(along, (3, 3)), axis=1)
+    return usual, middle if cosines.min() < LEAST_UPRIGHT else None
+
+
+def wanted_orientation(case: CaseStatistics, usual: str | None, direction: Direction | None) -> str | None:
+    """The orientation that a case is to be turned to for `usual_orientation`; None if it is used as stored."""
+    if case.orientation is None or usual is None:
+        return None
+    shape = np.array(case.shape)
+    if case.turned_to is not None:
+        before = turn_to(Geometry((2, 2, 2), direction=direction_along(case.orientation)), case.turned_to)
+        shape[list(before.order)] = case.shape
+    z, y, x = shape.tolist()
+    stored = Geometry((z, y, x), direction=case.direction or direction_along(case.orientation))
+    turn = turn_to(stored, usual, direction)
+    return None if turn == AS_STORED else orientation_of(turn.grid(stored))
 
 
 Foreground = tuple[IntensityQuantiles, ...]
@@ -149,18 +187,21 @@ Foreground = tuple[IntensityQuantiles, ...]
 
 
 def case_statistics(
-    identifier: str, volume: Volume, labels: NDArray[np.integer], content: str = ""
+    identifier: str, volume: Volume, labels: NDArray[np.integer], content: str = "", codes: str | None = None
 ) -> tuple[CaseStatistics, Foreground]:
     """The statistics of one case, and the intensities of its foreground inside the crop to nonzero.
 
     Args:
         identifier: of the case.
-        volume: image as read, or turned.
-        labels: (z, y, x) training values on its grid; every value above 0 is foreground, the ignore value too.
+        volume: image as read.
+        labels: (z, y, x) training values; every value above 0 is foreground, the ignore value too.
         content: hash of the case's files.
+        codes: orientation that the case is turned to before; None to take it as it is stored.
 
     Source: nnU-Net v2 experiment_planning/dataset_fingerprint/fingerprint_extractor.py.
     """
+    stored, turn = volume.geometry, turn_to(volume.geometry, codes)
+    volume, labels = turn.apply(volume), np.ascontiguousarray(turn.view(labels))
     box = nonzero_box(volume.array)
     image, inside = volume.array[slices(box)], labels[slices(box)]
     foreground = inside > 0
@@ -175,7 +216,9 @@ def case_statistics(
         class_voxels={str(value): count for value, count in value_counts(labels).items()},
         content=content,
         left_right_axis=left_right_axis(volume.geometry),
-        orientation=orientation_of(volume.geometry),
+        orientation=orientation_of(stored),
+        turned_to=None if turn == AS_STORED else codes,
+        direction=_oblique(stored),
     )
     return statistics, tuple(_quantiles_of(channel[foreground]) for channel in image) if foreground.any() else ()
 
@@ -188,6 +231,13 @@ def left_right_axis(geometry: Geometry) -> int | None:
     along = [abs(row[0]) for row in np.array(geometry.direction).reshape(3, 3).tolist()]
     nearest = int(np.argmax(along))
     return nearest if along[nearest] >= LEAST_ALONG else None
+
+
+def _oblique(geometry: Geometry) -> Direction | None:
+    """The direction of a grid that states its orientation, unless it lies along the axes of the body."""
+    codes = orientation_of(geometry)
+    is_upright = codes is None or np.allclose(geometry.direction, direction_along(codes), atol=1e-3)
+    return None if is_upright else geometry.direction
 
 
 def combine(cases: Iterable[tuple[CaseStatistics, Foreground]], channels: int) -> Fingerprint:
@@ -203,13 +253,15 @@ def combine(cases: Iterable[tuple[CaseStatistics, Foreground]], channels: int) -
     Source: nnU-Net v2 experiment_planning/dataset_fingerprint/fingerprint_extractor.py.
     """
     ordered = sorted(cases, key=lambda case: case[0].identifier)
+    usual, direction = usual_orientation([statistics for statistics, _ in ordered])
     foregrounds = [foreground for _, foreground in ordered if foreground]
     return Fingerprint(
         version=FINGERPRINT_VERSION,
         cases=tuple(statistics for statistics, _ in ordered),
         intensities=tuple(_intensities([entry[channel] for entry in foregrounds]) for channel in range(channels)),
         relative_size=float(np.median([statistics.relative_size for statistics, _ in ordered])) if ordered else 1.0,
-        orientation=usual_orientation(statistics for statistics, _ in ordered),
+        orientation=usual,
+        direction=direction,
     )
 
 

@@ -13,8 +13,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from autoseg.core.geometry import is_picture
 from autoseg.core.progress import Progress, silent
 from autoseg.core.records import content_hash
@@ -29,13 +27,14 @@ from autoseg.data.fingerprint import (
     case_statistics,
     combine,
     usual_orientation,
+    wanted_orientation,
 )
 from autoseg.data.inputs import relative
 from autoseg.data.layouts.detect import LAYOUTS
 from autoseg.data.model import Case, Dataset, LabelSet, Problem
 from autoseg.data.problems import problem
 from autoseg.images.formats.files import files_of
-from autoseg.images.orientation import orientation_of, spelled, turn_to
+from autoseg.images.orientation import spelled
 
 SURVEY_VERSION = 3
 
@@ -142,13 +141,12 @@ def survey(
 def _to_turn(dataset: Dataset, examined: Mapping[str, Examined]) -> list[_Task]:
     """Cases that were examined along other axes than they are to be used along: those of most cases."""
     found = {name: statistics for name, (_, statistics) in examined.items() if statistics is not None}
-    own = {case.identifier: found[case.identifier] for case in dataset.cases if case.identifier in found}
-    usual = usual_orientation(own.values())
-    wanted = {name: None if case.orientation in (None, usual) else usual for name, case in own.items()}
+    usual = usual_orientation([found[name] for name in sorted(found)])
+    wanted = {name: wanted_orientation(case, *usual) for name, case in found.items()}
     return [
         (case, wanted[case.identifier])
         for case in dataset.cases
-        if case.identifier in own and own[case.identifier].turned_to != wanted[case.identifier]
+        if case.identifier in found and found[case.identifier].turned_to != wanted[case.identifier]
     ]
 
 
@@ -276,11 +274,8 @@ def _examine(dataset: Dataset, task: _Task) -> Examined:
     summary = CaseSummary(case.identifier, stamps, checked.content, checked.problems, ())
     if checked.volume is None or checked.labels is None:
         return summary, None
-    turn = turn_to(checked.volume.geometry, codes)
-    volume, labels = turn.apply(checked.volume), np.ascontiguousarray(turn.view(checked.labels))
-    statistics, foreground = case_statistics(case.identifier, volume, labels, checked.content)
-    stored = orientation_of(checked.volume.geometry)
-    return replace(summary, foreground=foreground), replace(statistics, orientation=stored, turned_to=codes)
+    statistics, foreground = case_statistics(case.identifier, checked.volume, checked.labels, checked.content, codes)
+    return replace(summary, foreground=foreground), statistics
 
 
 def _lost(case: Case, failure: str) -> Examined:

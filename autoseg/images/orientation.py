@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import permutations
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,9 @@ from numpy.typing import NDArray
 from autoseg.core.geometry import Geometry
 from autoseg.images.compare import compare_geometry, reoriented
 from autoseg.images.volume import Volume
+
+Direction = tuple[float, float, float, float, float, float, float, float, float]
+"""As `Geometry.direction`."""
 
 _SIDES = ("LR", "PA", "SI")
 """Letters of the two directions along the world axes x, y, z (in LPS): left and right, back and front, up and down."""
@@ -39,8 +44,11 @@ class Turn:
         """An image or label map along the new axes, at the same places of the world."""
         if self == AS_STORED:
             return volume
-        array = np.ascontiguousarray(self.view(volume.array))
-        return replace(volume, array=array, geometry=reoriented(volume.geometry, self.order, self.flips))
+        return replace(volume, array=np.ascontiguousarray(self.view(volume.array)), geometry=self.grid(volume.geometry))
+
+    def grid(self, geometry: Geometry) -> Geometry:
+        """The grid of `view` for an array on `geometry`."""
+        return reoriented(geometry, self.order, self.flips)
 
 
 AS_STORED = Turn()
@@ -69,23 +77,42 @@ def is_orientation(codes: str) -> bool:
     return len(codes) == 3 and all(sum(letter in pair for letter in codes) == 1 for pair in _SIDES)
 
 
-def turn_to(geometry: Geometry, codes: str | None) -> Turn:
-    """How a volume on a grid is turned until its axes run as `codes` say; not at all where an orientation is unknown.
+def direction_along(codes: str) -> Direction:
+    """The direction, as `Geometry` has it, of a grid whose axes lie exactly along those of the body."""
+    rows = np.zeros((3, 3))
+    for row, letter in zip(rows, reversed(codes), strict=True):
+        pair = _pair_of(letter)
+        row[_SIDES.index(pair)] = 1 - 2 * pair.index(letter)
+    return _as_direction(rows)
+
+
+def direction_among(directions: Sequence[Direction]) -> Direction:
+    """The direction in the middle of several, to three digits."""
+    rows = np.sum([np.array(direction).reshape(3, 3) for direction in directions], axis=0)
+    first, _, last = np.linalg.svd(rows)
+    return _as_direction((first @ last).round(3) + 0.0)
+
+
+def turn_to(geometry: Geometry, codes: str | None, direction: Direction | None = None) -> Turn:
+    """How a volume on a grid is turned until its axes run as `codes` say.
+
+    Not at all where an orientation is unknown; nor where a file that is a single slice would have to be stood on edge,
+    as it then shows another plane of the body.
 
     Args:
         geometry: of the volume.
         codes: as `orientation_of` gives them; None to leave everything as it is stored.
+        direction: what to turn as near to as whole axes allow, instead of the axes of the body; for data that lie so
+            oblique that the nearest axis of the body differs from case to case. Volumes stored as `codes` say stay.
     """
     own = orientation_of(geometry)
-    if own is None or codes is None:
+    if own is None or codes is None or own == codes:
         return AS_STORED
-    stored = own[::-1]  # axes z, y, x, as those of arrays
-    a, b, c = (
-        next(axis for axis, letter in enumerate(stored) if _pair_of(letter) == _pair_of(wanted))
-        for wanted in reversed(codes)
-    )
-    flip_a, flip_b, flip_c = (stored[axis] != wanted for axis, wanted in zip((a, b, c), reversed(codes), strict=True))
-    return Turn((a, b, c), (flip_a, flip_b, flip_c))
+    if direction is None:
+        turn = _nearest(direction_along(codes), direction_along(own))
+    else:
+        turn = _nearest(direction, geometry.direction)
+    return AS_STORED if geometry.shape[0] == 1 and turn.order[0] != 0 else turn
 
 
 def turn_onto(grid: Geometry, stored: Geometry) -> Turn | None:
@@ -93,15 +120,10 @@ def turn_onto(grid: Geometry, stored: Geometry) -> Turn | None:
 
     Grids of which one has no orientation cannot be told to be turned.
     """
-    overlap = np.array(grid.direction).reshape(3, 3) @ np.array(stored.direction).reshape(3, 3).T
-    a, b, c = np.abs(overlap).argmax(axis=1).tolist()
-    if {a, b, c} != {0, 1, 2}:
-        return None
-    flip_a, flip_b, flip_c = (overlap[[0, 1, 2], [a, b, c]] < 0).tolist()
-    turn = Turn((a, b, c), (flip_a, flip_b, flip_c))
+    turn = _nearest(grid.direction, stored.direction)
     if turn != AS_STORED and not (grid.has_orientation and stored.has_orientation):
         return None
-    is_same = compare_geometry(grid, reoriented(stored, turn.order, turn.flips)) in ("identical", "rounding")
+    is_same = compare_geometry(grid, turn.grid(stored)) in ("identical", "rounding")
     return turn if is_same else None
 
 
@@ -113,6 +135,19 @@ def spelled(codes: str | None) -> str:
 def stored_and_turned(stored: Geometry, grid: Geometry) -> str:
     """What was done to a volume that was turned from one grid onto another, in words."""
     return f"stored {spelled(orientation_of(stored))}, turned to {spelled(orientation_of(grid))}"
+
+
+def _nearest(wanted: Direction, stored: Direction) -> Turn:
+    """The turn that leaves the smallest angle between the directions of two grids."""
+    overlap = np.array(wanted).reshape(3, 3) @ np.array(stored).reshape(3, 3).T
+    a, b, c = max(permutations(range(3)), key=lambda order: np.abs(overlap[[0, 1, 2], order]).sum())
+    flip_a, flip_b, flip_c = (overlap[[0, 1, 2], [a, b, c]] < 0).tolist()
+    return Turn((a, b, c), (flip_a, flip_b, flip_c))
+
+
+def _as_direction(rows: NDArray[np.float64]) -> Direction:
+    a, b, c, d, e, f, g, h, i = rows.ravel().tolist()
+    return a, b, c, d, e, f, g, h, i
 
 
 def _pair_of(letter: str) -> str:

@@ -29,7 +29,7 @@ from autoseg.core.workers import Helper
 from autoseg.data.labels import to_file_values
 from autoseg.data.model import Case
 from autoseg.images.formats.files import file_ending, find_format
-from autoseg.images.orientation import orientation_of, spelled
+from autoseg.images.orientation import AS_STORED, orientation_of, spelled, stored_and_turned
 from autoseg.images.writers import write_labels
 from autoseg.inference.ensemble import Ensemble, Prediction
 from autoseg.inference.manifest import CaseOutcome
@@ -143,7 +143,7 @@ class PredictionStream:
             raise found.prepared
         placement = next(iter(found.prepared.values())).placement  # of all preparations on the same grid
         notes = [(logging.INFO, note) for note in found.notes]
-        notes += orientation_notes(placement.geometry, self._plan.orientation)
+        notes += orientation_notes(placement.geometry, self._plan)
         for level, note in notes:
             _log.log(level, "%s: %s", case.identifier, note)
         self._read_cases[case.identifier] = replace(found, prepared={}, notes=tuple(note for _, note in notes))
@@ -228,14 +228,14 @@ class PredictionStream:
             torch.cuda.empty_cache()
 
 
-def orientation_notes(geometry: Geometry, usual: str | None) -> list[tuple[int, str]]:
+def orientation_notes(geometry: Geometry, plan: Plan) -> list[tuple[int, str]]:
     """What becomes of an image that is not stored in the orientation of the model, with a level for the log.
 
     Args:
         geometry: of the image.
-        usual: orientation of the model's plan, or None.
+        plan: of the model.
     """
-    own = orientation_of(geometry)
+    own, usual, turn = orientation_of(geometry), plan.orientation, plan.turn(geometry)
     if own == usual:
         return []
     if own is None:
@@ -243,7 +243,11 @@ def orientation_notes(geometry: Geometry, usual: str | None) -> list[tuple[int, 
         return [(logging.WARNING, what + "so left and right may be exchanged")]
     if usual is None:  # as in models of nnU-Net
         return [(logging.INFO, f"stored {spelled(own)}; the model knows no orientation, so it is predicted as stored")]
-    return [(logging.INFO, f"stored {spelled(own)}, turned to {spelled(usual)}")]
+    if turn == AS_STORED:
+        return [
+            (logging.INFO, f"stored {spelled(own)}, oblique or a slice of another plane: it is predicted as stored")
+        ]
+    return [(logging.INFO, stored_and_turned(geometry, turn.grid(geometry)))]
 
 
 def output_name(case: Case, planned: str) -> str:

@@ -167,7 +167,7 @@ def _refuse_unequal(first: Member, others: tuple[Member, ...]) -> None:
     for other in others:
         for what, names in (
             ("channels, classes or files", ("labels", "channels", "file_ending")),
-            ("orders of image axes", ("axis_order", "orientation")),
+            ("orders of image axes", ("axis_order", "orientation", "direction")),
         ):
             if any(getattr(first.plan, name) != getattr(other.plan, name) for name in names):
                 raise PlanFault(

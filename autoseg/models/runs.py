@@ -235,7 +235,7 @@ def _name(plan: Plan, runs: Runs, choice: _Choice) -> str:
         {name: [run.weights_hash for run in own.values()] for name, own in runs.items()},
         [[name, share] for name, share in choice.shares.items()],
         [to_data(step) for step in choice.postprocessing],
-        *([plan.orientation] if plan.orientation else []),
+        *([plan.orientation, plan.direction] if plan.orientation else []),
     )
     titles = [f"{one.weight} x {one.configuration}" if one.weight > 1 else one.configuration for one in choice.members]
     folds = ",".join(map(str, choice.folds[choice.members[0].configuration]))
@@ -290,7 +290,8 @@ def _oriented(plan: Plan, workspace: Workspace) -> Plan:
     if plan.orientation is not None or not workspace.plan.exists():
         return plan
     present = load(Plan, workspace.plan)
-    return replace(plan, orientation=present.orientation) if present.fingerprint == plan.fingerprint else plan
+    is_of_same_cases = present.fingerprint == plan.fingerprint
+    return replace(plan, orientation=present.orientation, direction=present.direction) if is_of_same_cases else plan
 
 
 _OF_ONE_NETWORK = ("dataset", "preset", "memory_gib", "file_ending", "configurations", "decisions", "fingerprint")

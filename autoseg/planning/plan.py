@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from autoseg.core.errors import MissingInput, PlanFault
+from autoseg.core.geometry import Geometry
 from autoseg.core.limits import Name, Title
 from autoseg.core.machine import BYTES_PER_GIB
 from autoseg.core.records import load, record, to_data
@@ -21,7 +22,7 @@ from autoseg.data.fingerprint import Fingerprint, IntensityStatistics, fingerpri
 from autoseg.data.inputs import ExpectedImages
 from autoseg.data.model import Dataset, FileEnding, LabelSet, label_set_faults
 from autoseg.images.normalize import NORMALIZATIONS
-from autoseg.images.orientation import is_orientation
+from autoseg.images.orientation import Direction, Turn, is_orientation, turn_to
 from autoseg.images.resample import resampled_shape
 from autoseg.networks.kinds import AnyNetwork
 from autoseg.networks.spec import Dimensions
@@ -175,6 +176,8 @@ class Plan:
         lateral_pairs: names (left, right) of classes that change places where an image is mirrored along that axis.
         orientation: where the axes x, y, z of an image run to ("LPS") before `axis_order` applies; images that state
             another orientation are turned, and label maps turned back. None to take every image as it is stored.
+        direction: what images are turned as near to as whole axes allow, for data that lie oblique in the body:
+            directions of z, y, x, as `Geometry` has them. None for the axes of the body.
     """
 
     version: Literal[1]
@@ -193,6 +196,7 @@ class Plan:
     lateral_axis: Axis | None = None
     lateral_pairs: tuple[tuple[str, str], ...] = ()
     orientation: Orientation | None = None
+    direction: Direction | None = None
 
     @model_validator(mode="after")
     def _names_agree(self) -> Self:
@@ -240,6 +244,10 @@ class Plan:
         """Shape of everything in the state of a configuration's network, by name; none of it is allocated."""
         network = self.configurations[configuration].network
         return network.parameter_shapes(self.input_channels(configuration), self.labels.head_count)
+
+    def turn(self, geometry: Geometry) -> Turn:
+        """From an image as it is stored on a grid to the orientation of the plan."""
+        return turn_to(geometry, self.orientation, self.direction)
 
     def store_gib(self, configuration: Configuration, fingerprint: Fingerprint) -> float:
         """Disk space of the preprocessed cases of a configuration: 4 bytes per voxel and channel, 1 per label."""

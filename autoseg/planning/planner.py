@@ -91,11 +91,7 @@ def make_plan(
     order = log.decide("axis_order", rules.axis_order(target))
     median = rules.median_shape(spacings, shapes, target, order)
     spacing = tuple(float(target[axis]) for axis in order)
-    schemes = log.decide("normalization", rules.normalization(dataset.channels))
-    masks = log.decide("use_nonzero_mask", rules.use_nonzero_mask(schemes, fingerprint.relative_size))
-    _check_channel_count(dataset, fingerprint, schemes, masks)
-    lateral = _lateral(fingerprint, dataset.labels, order, log)
-    common = _Common(preset, memory_gib, dataset.labels, schemes, masks, lateral, log)
+    common = _common(dataset, fingerprint, order, (preset, memory_gib), log)
     count = len(fingerprint.cases) if training_cases is None else training_cases
     slices = _Target("2d", spacing[1:], median[1:], float(np.prod(median, dtype=np.float64) * count))
     configurations = {"2d": _plan_configuration(common, slices, Chosen(True, _WHY_POOLED))}
@@ -115,9 +111,10 @@ def make_plan(
         configurations=configurations,
         decisions=tuple(log.decisions),
         fingerprint=fingerprint_hash(fingerprint),
-        lateral_axis=lateral.axis,
-        lateral_pairs=lateral.pairs,
+        lateral_axis=common.lateral.axis,
+        lateral_pairs=common.lateral.pairs,
         orientation=orientation,
+        direction=fingerprint.direction,
     )
     return _narrowed(plan, options.configurations)
 
@@ -176,6 +173,29 @@ def _record_names(dataset: Dataset, log: DecisionLog) -> None:
     names = rules.whole_names(dataset.cases)
     if names.value:
         log.record(WHOLE_NAMES, names)
+
+
+def _common(
+    dataset: Dataset,
+    fingerprint: Fingerprint,
+    order: tuple[int, int, int],
+    scale: tuple[Preset, float],
+    log: DecisionLog,
+) -> _Common:
+    """What all configurations share, decided.
+
+    Args:
+        dataset: its channels and labels.
+        fingerprint: of its usable cases.
+        order: of the axes.
+        scale: preset and memory target in GiB.
+        log: of the decisions.
+    """
+    schemes = log.decide("normalization", rules.normalization(dataset.channels))
+    masks = log.decide("use_nonzero_mask", rules.use_nonzero_mask(schemes, fingerprint.relative_size))
+    _check_channel_count(dataset, fingerprint, schemes, masks)
+    lateral = _lateral(fingerprint, dataset.labels, order, log)
+    return _Common(*scale, dataset.labels, schemes, masks, lateral, log)
 
 
 def _lateral(fingerprint: Fingerprint, labels: LabelSet, order: tuple[int, int, int], log: DecisionLog) -> Lateral:

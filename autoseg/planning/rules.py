@@ -312,21 +312,21 @@ def lateral_pairs(labels: LabelSet) -> Chosen[tuple[tuple[str, str], ...]]:
 
 
 def orientation(fingerprint: Fingerprint) -> Chosen[str | None]:
-    """The orientation of most cases, which all others are turned to.
-
-    nnU-Net takes every image as it is stored. Rule of AutoSeg.
-    """
+    """The orientation of most cases, which all others are turned to. Rule of AutoSeg; nnU-Net takes all as stored."""
     usual, cases = fingerprint.orientation, fingerprint.cases
     if usual is None:
         return Chosen(None, "no case states its orientation, so images are used as they are stored")
-    others = [case.orientation for case in cases if case.orientation not in (None, usual)]
+    others = [case.orientation for case in cases if case.turned_to is not None]
     unknown = sum(case.orientation is None for case in cases)
-    ways = sorted(set(others))
+    untouched = sum(case.orientation not in (None, usual) for case in cases) - len(others)
     if others:
-        stored = spelled(ways[0]) if len(ways) == 1 else f"in {len(ways)} other orientations"
+        ways = len(set(others))
+        stored = spelled(others[0]) if ways == 1 else f"in {ways} other orientations"
         because = f"{_share(len(others), len(cases))} stored {stored} and turned to {spelled(usual)}"
     else:
-        because = f"{_share(len(cases) - unknown, len(cases))} stored {spelled(usual)}"
+        because = f"{_share(len(cases) - unknown - untouched, len(cases))} stored {spelled(usual)}"
+    if untouched:
+        because += f"; {_share(untouched, len(cases))} oblique, or a slice of another plane, and used as stored"
     if unknown:
         because += f"; {_share(unknown, len(cases))} of no stated orientation and used as stored"
     return Chosen(usual, because)
@@ -353,9 +353,8 @@ def lateral_axis(fingerprint: Fingerprint) -> Chosen[int | None]:
         if usual is None:
             return Chosen(found[0], f"{along}, if they are stored as usual; none says so")
         is_turned = any(case.turned_to is not None for case in fingerprint.cases)
-        return Chosen(
-            found[0], f"{along}, turned to {spelled(usual)} where they are stored otherwise" if is_turned else along
-        )
+        turned = f", turned to {spelled(usual)} where they are stored otherwise" if is_turned else ""
+        return Chosen(found[0], along + turned)
     if found == [None]:
         return Chosen(None, "which axis runs from left to right is not known")
     named = ", ".join("not known" if axis is None else "zyx"[axis] for axis in found)

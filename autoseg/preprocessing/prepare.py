@@ -15,7 +15,7 @@ from autoseg.core.registry import choose
 from autoseg.data.fingerprint import IntensityStatistics
 from autoseg.images.crop import crop_to_nonzero, slices
 from autoseg.images.normalize import NORMALIZATIONS, overflow_of
-from autoseg.images.orientation import Turn, turn_to
+from autoseg.images.orientation import Direction, Turn, turn_to
 from autoseg.images.resample import resample_image, resample_labels, resampled_shape
 from autoseg.images.volume import Volume
 from autoseg.planning.plan import Configuration, Plan
@@ -32,6 +32,7 @@ class Preparation:
         use_nonzero_mask: for each channel, whether it is normalized inside the nonzero mask only.
         intensities: for each channel the dataset's foreground statistics, or None where its normalization needs none.
         orientation: that images are turned to, as `orientation_of` gives it; None to take them as they are stored.
+        direction: as that of the plan.
     """
 
     axis_order: tuple[int, int, int]
@@ -40,10 +41,11 @@ class Preparation:
     use_nonzero_mask: tuple[bool, ...]
     intensities: tuple[IntensityStatistics | None, ...]
     orientation: str | None = None
+    direction: Direction | None = None
 
     def turn(self, geometry: Geometry) -> Turn:
         """From an image as it is stored on a grid to the axes of the plan."""
-        turn = turn_to(geometry, self.orientation)
+        turn = turn_to(geometry, self.orientation, self.direction)
         a, b, c = self.axis_order
         return Turn(
             (turn.order[a], turn.order[b], turn.order[c]),
@@ -138,6 +140,7 @@ def preparation_of(plan: Plan, configuration: Configuration) -> Preparation:
         configuration.use_nonzero_mask,
         statistics,
         plan.orientation,
+        plan.direction,
     )
 
 

@@ -56,8 +56,9 @@ class StoreRecipe:
         Where nothing is turned, it is the name that stores had before there was anything to turn.
         """
         data = to_data(self)
-        if self.preparation.orientation is None:
-            del data["preparation"]["orientation"]
+        for name in ("orientation", "direction"):
+            if data["preparation"][name] is None:
+                del data["preparation"][name]
         return content_hash(data)
 
 
@@ -133,7 +134,7 @@ def store_recipe(plan: Plan, configuration: Configuration, fingerprint: Fingerpr
     """
     preparation = preparation_of(plan, configuration)
     if not any(case.turned_to for case in fingerprint.cases):
-        preparation = replace(preparation, orientation=None)
+        preparation = replace(preparation, orientation=None, direction=None)
     own = {case.spacing_mm[plan.axis_order[0]] for case in fingerprint.cases}
     if preparation.spacing_mm[0] is None and len(own) == 1:
         preparation = replace(preparation, spacing_mm=(own.pop(), *preparation.spacing_mm[1:]))

@@ -27,7 +27,6 @@ from autoseg.evaluation.confusion import Counts, confusion, overlaps_of
 from autoseg.evaluation.scores import ClassScores, count_scores, voxel_ml
 from autoseg.evaluation.statistics import mean_of
 from autoseg.images.formats.files import is_image
-from autoseg.images.orientation import turn_to
 from autoseg.images.readers import read_image, read_labels
 from autoseg.images.volume import Volume
 from autoseg.planning.plan import Plan
@@ -189,7 +188,7 @@ def _examined(files: CaseFiles, plan: Plan) -> ReportedCase:
     if not files.picture_bytes and not files.wants_properties:
         return _measured(files, predicted, reference, plan.labels, prediction.geometry)
     image = _image(files, plan)
-    turn = turn_to(image.geometry, plan.orientation)  # drawn and compared as the training data were looked at
+    turn = plan.turn(image.geometry)  # drawn and compared as the training data were looked at
     image, predicted = turn.apply(image), turn.view(predicted)
     reference = None if reference is None else turn.view(reference)
     found = _measured(files, predicted, reference, plan.labels, image.geometry)  # a label file's format may carry none

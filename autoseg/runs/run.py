@@ -319,7 +319,7 @@ def _compared(plan: Plan, *, by_case: bool) -> Plan:
         by_case: whether the run knows the hash of each of its cases. Else the fingerprint of all of them stands for
             what they are, and for how they are turned: the plan of such a run knows of no orientation.
     """
-    apart: dict[str, Any] = {"fingerprint": ""} if by_case else {"orientation": None}
+    apart: dict[str, Any] = {"fingerprint": ""} if by_case else {"orientation": None, "direction": None}
     return replace(plan, dataset="-", preset="", memory_gib=0.0, configurations={}, decisions=(), **apart)
 
 

@@ -153,5 +153,5 @@ def plan_hash(plan: Plan, configurations: Iterable[str]) -> str:
     """Changes when a plan changes in what concerns the runs of these configurations, and not otherwise."""
     kept = {name: plan.configurations[name] for name in sorted(configurations) if name in plan.configurations}
     data = to_data(replace(plan, configurations=kept, decisions=(), memory_gib=0.0, preset=""))
-    del data["orientation"]  # what is turned to it is in the hash of the fingerprint
+    del data["orientation"], data["direction"]  # what is turned to it is in the hash of the fingerprint
     return content_hash(data)

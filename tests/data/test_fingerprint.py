@@ -135,9 +135,9 @@ def test_fingerprints_from_before_the_axis_was_kept_have_the_same_hash():
     assert new.cases[0].left_right_axis == 2
     old = to_data(new)
     assert (new.orientation, new.cases[0].orientation, new.cases[0].turned_to) == ("LPS", "LPS", None)
-    for name in ("left_right_axis", "orientation", "turned_to"):
+    for name in ("left_right_axis", "orientation", "turned_to", "direction"):
         del old["cases"][0][name]
-    del old["orientation"]
+    del old["orientation"], old["direction"]
     assert from_data(Fingerprint, old, "old").cases[0].left_right_axis is None
     assert fingerprint_hash(from_data(Fingerprint, old, "old")) == fingerprint_hash(new) == content_hash(old)
     assert fingerprint_hash(dataclasses.replace(new, relative_size=0.5)) != fingerprint_hash(new)

@@ -20,6 +20,7 @@ from autoseg.data.synthetic import write_synthetic_dataset
 from autoseg.images.orientation import turn_to
 from autoseg.images.volume import Volume, plane_geometry
 from autoseg.images.writers import write_image, write_labels
+from autoseg.planning.planner import PlanOptions, make_plan
 from tests.data.arrangements import CLASSES, GRID, NAMES, describe, image_of, labels_of, nnunet, paired
 from tests.images.examples import forget_orientation
 
@@ -391,3 +392,41 @@ def test_voxels_too_large_to_compute_with_refuse_a_case_by_their_number(tmp_path
     (fault,) = (problem for problem in found.problems if problem.code == "E0314")
     assert (fault.case, "2 of 120 voxels" in fault.what) == ("a", True)
     assert [case.identifier for case in found.fingerprint.cases] == ["b"]
+
+
+def tilted_case(folder: Path, name: str, degrees: float, codes: str | None = None) -> None:
+    """A thick stack across the heart: turned by so many degrees about the front, and stored along other axes."""
+    cosine, sine = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
+    grid = Geometry((4, 9, 8), (9.0, 1.0, 1.0), direction=(-sine, 0.0, cosine, 0.0, 1.0, 0.0, cosine, 0.0, sine))
+    array = np.random.default_rng(len(name)).normal(9, 1, (1, *grid.shape)).astype(np.float32)
+    turn = turn_to(grid, codes)
+    write_image(folder / "imagesTr" / f"{name}_0000.nii.gz", turn.apply(Volume(array, grid)))
+    labels = turn.apply(Volume((array[0] > 9).astype(np.uint8), grid))
+    write_labels(folder / "labelsTr" / f"{name}.nii.gz", labels.array, labels.geometry)
+
+
+def test_stacks_that_lie_oblique_stay_stacks_although_the_nearest_axes_differ(tmp_path):
+    for name, degrees, codes in (("a", 35, None), ("bb", 41, None), ("ccc", 50, None), ("dddd", 38, "RAS")):
+        tilted_case(tmp_path, name, degrees, codes)
+    describe(tmp_path, channel_names={"0": "MRI"}, labels={"background": 0, "thing": 1}, numTraining=4)
+    found = survey(detect_dataset(tmp_path), None, jobs=1)
+    assert [case.orientation for case in found.fingerprint.cases] == ["LPS", "LPS", "SPR", "RAS"]
+    assert [case.turned_to for case in found.fingerprint.cases] == [None, None, None, "LPS"]
+    assert {case.shape for case in found.fingerprint.cases} == {(4, 9, 8)}
+    assert found.fingerprint.orientation == "LPS"
+    assert found.fingerprint.direction == pytest.approx((-0.616, 0, 0.788, 0, 1, 0, 0.788, 0, 0.616), abs=2e-3)
+    plan = make_plan(detect_dataset(tmp_path), found.fingerprint, PlanOptions())
+    assert plan.direction == found.fingerprint.direction
+    because = next(own.because for own in plan.decisions if own.name == "orientation")
+    assert because.startswith("1 of 4 cases is stored R-A-S and turned to L-P-S; 1 of 4 cases is oblique")
+    stack = Geometry((4, 9, 8), (9.0, 1.0, 1.0), direction=plan.direction)
+    for codes in ("RAS", "SAL", "IPL"):
+        stored = turn_to(stack, codes).grid(stack)
+        assert plan.turn(stored).grid(stored).shape == stack.shape
+    assert survey(detect_dataset(tmp_path), found, jobs=1) == found
+    tilted_case(tmp_path, "eeeee", 52)
+    tilted_case(tmp_path, "ffffff", 49)
+    tilted_case(tmp_path, "ggggggg", 47)
+    more = survey(detect_dataset(tmp_path), found, jobs=1)
+    assert more.fingerprint.orientation == "SPR"
+    assert more == survey(detect_dataset(tmp_path), None, jobs=1)
