@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.core.errors import AutoSegError, GeometryMismatch, LabelFault
+from autoseg.core.errors import AutoSegError, GeometryMismatch, LabelFault, UnreadableFile, error_for
 from autoseg.core.files import sha256_of_file
 from autoseg.core.geometry import Geometry
 from autoseg.data.labels import to_training_values
@@ -75,7 +75,10 @@ def check_case(dataset: Dataset, case: Case) -> CheckedCase:
             code, what = difference
             check.note(code, case.labels, what)
     training = None if labels is None else check.training_values(labels)
-    checked = CheckedCase(tuple(check.problems), content_of(dataset, case), volume, training)
+    content = check.content()
+    checked = CheckedCase(tuple(check.problems), content, volume, training)
+    if any(problem.code == UnreadableFile.code for problem in checked.problems):
+        checked = replace(checked, content="")  # the disk may have failed and not the file: it is looked at again
     return replace(checked, volume=None, labels=None) if checked.is_refused else checked
 
 
@@ -107,6 +110,14 @@ class _Check:
         what = " - ".join(part for part in (error.what, error.why) if part)
         do = PROBLEM_CODES[found].remedy if is_four_d or not error.do else error.do
         self.problems.append(Problem(found, "refused", self.case.identifier, file, what, do))
+
+    def content(self) -> str:
+        """The hash of the files; a problem where they can be decoded and not read once more."""
+        try:
+            return content_of(self.dataset, self.case)
+        except OSError as error:
+            self.refuse(self.case.images[0], UnreadableFile(error_for(error).what, do=error_for(error).do))
+            return ""
 
     def image(self) -> Volume | None:
         """The image with finite voxels; None where it cannot be read or has the wrong channels."""
@@ -225,7 +236,7 @@ def _hash_of(root: Path, files: Iterable[str]) -> str:
         for path in files_of(root / file):
             try:
                 digest.update(sha256_of_file(path).encode())
-            except OSError:  # missing or unreadable, which is already among the problems; no duplicate of another
+            except FileNotFoundError:  # which is already among the problems; no duplicate of another
                 digest.update(f"missing: {file}".encode())
     return digest.hexdigest()[:HASH_DIGITS]
 

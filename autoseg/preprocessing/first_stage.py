@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.core.errors import AutoSegError, GeometryMismatch, error_for, is_machine_fault
+from autoseg.core.errors import AutoSegError, GeometryMismatch, error_for
 from autoseg.core.files import atomic_folder, remove_leftovers, write_atomic
 from autoseg.core.records import content_hash, load, to_json, to_sealed_json
 from autoseg.data.model import LabelSet
@@ -187,7 +187,7 @@ def open_with_first_stage(store: Path, extra: Path | None, name: str) -> StoredC
     try:
         array = map_array(path)
     except (ValueError, OSError) as error:
-        if is_machine_fault(error):
+        if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
             raise error_for(error) from error  # the file may be whole
         raise damaged(extra / name, str(error), _WHAT, _DO) from error
     if record.identifier != name or not record.file.has_size(path) or array.shape != stored.image.shape[1:]:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.core.errors import AutoSegError, IntegrityRefusal, RecordFault, error_for, is_machine_fault
+from autoseg.core.errors import AutoSegError, IntegrityRefusal, RecordFault, error_for
 from autoseg.core.files import remove_made, sha256_of_file, temporary_beside
 from autoseg.core.limits import Name
 from autoseg.core.records import content_hash, load, to_data, to_sealed_json
@@ -177,7 +177,7 @@ def open_case(folder: Path) -> StoredCase:
     try:
         image, labels, rows = (map_array(folder / name) for name in ARRAYS)
     except (ValueError, OSError) as error:
-        if is_machine_fault(error):
+        if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
             raise error_for(error) from error  # the file may be whole
         raise damaged(folder, str(error)) from error
     shape, counts = record.placement.prepared_shape, list(record.locations.values())

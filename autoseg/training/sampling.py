@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.core.errors import AutoSegError, TrainingStopped, error_for, is_machine_fault
+from autoseg.core.errors import AutoSegError, IntegrityRefusal, MissingInput, TrainingStopped, error_for
 from autoseg.preprocessing.locations import ANNOTATED
 from autoseg.preprocessing.store import StoredCase
 
@@ -73,8 +73,10 @@ class Sampling:
 
 def _unreadable(identifier: str, error: Exception) -> AutoSegError:
     """Why a stored case cannot be read; only where the machine is not at fault, it may be damaged."""
-    if is_machine_fault(error):
+    if isinstance(error, OSError) and error.errno is not None:
         return error_for(error)
+    if isinstance(error, AutoSegError) and not isinstance(error, IntegrityRefusal | MissingInput):
+        return error
     return TrainingStopped(
         f"case {identifier} cannot be read from the store: {error}",
         where=identifier,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoseg.core.geometry import Geometry
+from autoseg.data import check
 from autoseg.data.check import check_case
 from autoseg.data.layouts.detect import detect_dataset
 from autoseg.data.model import Case, LabelSet, Problem, label_set_of
@@ -389,3 +392,18 @@ def test_labels_without_a_declared_table_of_values_pass_unchanged(root):
     )
     assert len(CLASSES) == len(dataset.labels.classes)
     np.testing.assert_array_equal(check_case(dataset, dataset.cases[0]).labels, labels_of("case_a"))
+
+
+def test_a_case_that_the_disk_could_not_read_is_looked_at_again(tmp_path, monkeypatch):
+    dataset = detect_dataset(nnunet(tmp_path / "tiny"))
+    case = dataset.cases[0]
+    monkeypatch.setattr(check, "sha256_of_file", _cannot_read)
+    checked = check_case(dataset, case)
+    assert checked.is_refused
+    assert checked.content == ""
+    monkeypatch.undo()
+    assert check_case(dataset, case).content
+
+
+def _cannot_read(path):
+    raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
