@@ -56,11 +56,13 @@ class ExpectedImages:
         channels: of an image.
         four_d: whether a fourth axis of a file holds them.
         has_whole_names: whether a file's whole name is its case's, also where it ends in four digits.
+        has_label_words: whether images may be called as label files are (`a_mask` beside `a`).
     """
 
     channels: int
     four_d: bool = False
     has_whole_names: bool = False
+    has_label_words: bool = False
 
     def one_file_may_do(self, example: Path) -> bool:
         """Whether a single file such as this one may hold every channel."""
@@ -92,7 +94,7 @@ def find_inputs(
     """
     notes: list[str] = []
     folders = _folders(paths, notes)
-    files = _without_labels(_files(paths, folders), written_in, notes)
+    files = _without_labels(_not_written(_files(paths, folders), written_in, notes), expected, notes)
     notes += [f"{found}; what helps: {found.kind.remedy}" for found in foreign_files(folders)]
     failures = {printable(file.name): printable(_not_supported(file)) for file in files if not is_image(file)}
     cases = []
@@ -151,16 +153,21 @@ def _files(paths: Sequence[Path], folders: Sequence[Path]) -> list[Path]:
     return list(found)
 
 
-def _without_labels(files: Sequence[Path], written_in: Callable[[Path], Set[str]], notes: list[str]) -> list[Path]:
-    """The files without AutoSeg's label maps, and without label files that lie beside their images."""
+def _not_written(files: Sequence[Path], written_in: Callable[[Path], Set[str]], notes: list[str]) -> list[Path]:
+    """The files without AutoSeg's label maps."""
     own = {folder: written_in(folder) for folder in {file.parent for file in files}}
     others = [file for file in files if file.name not in own[file.parent]]
-    written, labels = sorted(set(files) - set(others)), _beside_images(others)
-    if written:
+    if written := sorted(set(files) - set(others)):
         notes.append(f"{_some(written)} not segmented: predicted here before (manifest.json)")
+    return others
+
+
+def _without_labels(files: Sequence[Path], expected: ExpectedImages, notes: list[str]) -> list[Path]:
+    """The files without label files that lie beside their images."""
+    labels = [] if expected.has_label_words else _beside_images(files)
     if labels:
         notes.append(f"{_some(labels)} not segmented: label files of images")
-    return [file for file in others if file not in set(labels)]
+    return [file for file in files if file not in set(labels)]
 
 
 def _beside_images(files: Sequence[Path]) -> list[Path]:

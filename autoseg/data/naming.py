@@ -140,3 +140,16 @@ def has_whole_name(case: str, images: Iterable[str]) -> bool | None:
     names = [name_of(Path(image)) for image in images]
     has_index = any(split_channel(name)[1] is not None for name in names)
     return names == [case] if has_index else None
+
+
+def has_label_words(pairs: Iterable[tuple[str, str | None]]) -> bool:
+    """Whether some images (image file, label file) are called as label files of others are (`a` and `a_mask`).
+
+    Where label files lie beside the images, the names are what tells them apart.
+    """
+    files = [(Path(image), None if label is None else Path(label)) for image, label in pairs]
+    if any(label is not None and label.parent == image.parent for image, label in files):
+        return False
+    names = {name_of(image) for image, _ in files}
+    images, _ = side_by_side(names | {split_channel(name)[0] for name in names})
+    return not names <= images

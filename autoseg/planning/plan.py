@@ -41,6 +41,9 @@ BYTES_PER_ELEMENT = 8 * BYTES_PER_GIB / (2 * 560e6)
 WHOLE_NAMES: Final = "whole_names"
 """Decision that is there where four digits at the end of a file's name are no channel index."""
 
+LABEL_WORDS: Final = "label_words"
+"""Decision that is there where a word such as `_mask` at the end of a file's name makes it no label file."""
+
 LARGEST_PATCH = 1 << 28
 """Voxels; a file that asks for more would only take memory (assumption)."""
 
@@ -224,8 +227,8 @@ class Plan:
     @property
     def expected_images(self) -> ExpectedImages:
         """What images to predict look like, and how their files name the cases."""
-        whole = any(decision.name == WHOLE_NAMES and decision.value for decision in self.decisions)
-        return ExpectedImages(len(self.channels), self.four_d, whole)
+        made = {decision.name for decision in self.decisions if decision.value}
+        return ExpectedImages(len(self.channels), self.four_d, WHOLE_NAMES in made, LABEL_WORDS in made)
 
     def input_channels(self, configuration: str) -> int:
         """Channels of the networks of a configuration: the image's and, in a cascade, one per value of the first stage.

@@ -16,11 +16,20 @@ from autoseg.core.records import from_data, to_data
 from autoseg.core.registry import choose
 from autoseg.data.fingerprint import Fingerprint, fingerprint_hash
 from autoseg.data.model import Dataset, LabelSet
+from autoseg.data.naming import has_label_words
 from autoseg.networks.spec import NetworkSpec
 from autoseg.planning import rules
 from autoseg.planning.lateral import value_swap, without_counterpart
 from autoseg.planning.pins import DecisionLog, Pins, read_pins
-from autoseg.planning.plan import CONFIGURATION_NAMES, PLAN_VERSION, WHOLE_NAMES, Configuration, Plan, edges
+from autoseg.planning.plan import (
+    CONFIGURATION_NAMES,
+    LABEL_WORDS,
+    PLAN_VERSION,
+    WHOLE_NAMES,
+    Configuration,
+    Plan,
+    edges,
+)
 from autoseg.planning.presets import Preset, load_preset
 from autoseg.planning.rules import Chosen, Lateral
 
@@ -173,6 +182,9 @@ def _record_names(dataset: Dataset, log: DecisionLog) -> None:
     names = rules.whole_names(dataset.cases)
     if names.value:
         log.record(WHOLE_NAMES, names)
+    if has_label_words((image, case.labels) for case in dataset.cases for image in case.images):
+        because = "training images are called as label files of others are, so a new image called so is one as well"
+        log.record(LABEL_WORDS, Chosen(True, because))
 
 
 def _common(

@@ -14,7 +14,7 @@ from autoseg.core.errors import AutoSegError
 from autoseg.data.inputs import ExpectedImages, find_inputs
 from autoseg.data.layouts.detect import detect_dataset
 from autoseg.data.model import Dataset
-from autoseg.data.naming import by_name, label_files, partners, side_by_side, split_channel
+from autoseg.data.naming import by_name, has_label_words, label_files, partners, side_by_side, split_channel
 from autoseg.planning.rules import whole_names
 
 IMAGE_NAMES = {
@@ -36,7 +36,9 @@ LABEL_NAMES = {
 
 
 def expected_of(dataset: Dataset) -> ExpectedImages:
-    return ExpectedImages(len(dataset.channels), dataset.four_d, whole_names(dataset.cases).value)
+    pairs = [(image, case.labels) for case in dataset.cases for image in case.images]
+    whole = whole_names(dataset.cases).value
+    return ExpectedImages(len(dataset.channels), dataset.four_d, whole, has_label_words(pairs))
 
 
 def predicted(images: Path, dataset: Dataset) -> list[str]:
@@ -113,6 +115,27 @@ def test_files_side_by_side_are_the_same_cases_in_plan_and_predict(tmp_path_fact
     assert planned == sorted(unicodedata.normalize("NFC", image.format(name)) for name in names)
     assert predicted(root, dataset) == planned
     assert sorted(partners(planned, label_files(root))) == planned
+
+
+words = st.builds(
+    "{}{}{}".format,
+    st.sampled_from(["", "img", "label"]),
+    st.sampled_from("ab1"),
+    st.sampled_from(["", "_0001", "_mask", ".seg"]),
+)
+
+
+@settings(deadline=None, max_examples=80)
+@given(st.sets(words, min_size=1, max_size=6), st.booleans())
+def test_whatever_the_images_are_called_plan_and_predict_name_them_alike(
+    tmp_path_factory, names, are_labels_named_alike
+):
+    root = tmp_path_factory.mktemp("set")
+    make(root / "images", [f"{name}.tif" for name in names])
+    make(root / "labels", [f"{name}{'' if are_labels_named_alike else '_gt'}.tif" for name in names])
+    declare(root)
+    dataset = detect_dataset(root)
+    assert predicted(root / "images", dataset) == [case.identifier for case in dataset.cases] == sorted(names)
 
 
 @settings(deadline=None, max_examples=60)

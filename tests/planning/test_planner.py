@@ -1,6 +1,8 @@
 """Laws of the planner: properties that hold whatever the data."""
 
 import math
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,11 +11,13 @@ from hypothesis import strategies as st
 
 from autoseg.core.errors import PlanFault
 from autoseg.core.records import from_json, to_json
+from autoseg.data.model import Case
 from autoseg.networks.kinds.unet import PlainUNet
 from autoseg.planning import rules
 from autoseg.planning.plan import Plan
+from autoseg.planning.planner import PlanOptions, make_plan
 from autoseg.planning.presets import load_preset
-from tests.planning.builders import fingerprint_of, plan_of
+from tests.planning.builders import dataset_of, fingerprint_of, plan_of
 
 spacings = st.lists(st.tuples(*[st.floats(0.05, 10)] * 3), min_size=1, max_size=5)
 shapes = st.tuples(*[st.integers(1, 300)] * 3)
@@ -169,6 +173,22 @@ def test_huge_2d_batches_are_warned_about_under_reference_and_capped_under_cpu()
 def test_impossible_spacings_are_refused_by_name(spacing):
     with pytest.raises(PlanFault, match="case_1"):
         plan_of(fingerprint_of([(1, 1, 1), spacing], [(20, 20, 20)] * 2))
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "whole", "words"),
+    [
+        (["images/a.png", "images/b.png"], "labels", False, False),
+        (["images/a_0000.png", "images/b_0000.png"], "labels", True, False),
+        (["images/a.png", "images/a_mask.png"], "labels", False, True),
+        (["images/a.png", "images/a_mask.png"], "images", False, False),
+    ],
+)
+def test_a_plan_knows_what_the_names_of_new_files_mean(images, labels, whole, words):
+    cases = tuple(Case(Path(image).stem, (image,), f"{labels}/{Path(image).stem}_x.png") for image in images)
+    dataset = replace(dataset_of(), cases=cases)
+    expected = make_plan(dataset, fingerprint_of([(1.0, 1.0, 1.0)], [(32, 32, 32)]), PlanOptions()).expected_images
+    assert (expected.channels, expected.has_whole_names, expected.has_label_words) == (1, whole, words)
 
 
 def test_no_case_is_refused():
