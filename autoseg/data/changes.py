@@ -114,8 +114,8 @@ class _Surveyed:
     def change(self, name: str, content: str) -> str | None:
         """What of a used case is different from what had this hash; None if nothing is."""
         now = self.cases.get(name)
-        if now is None:
-            return "its files are not there any more"
+        if now is None or now.labels is None:
+            return "its image or its labels are not there any more"
         if now not in self.planned.cases:
             return "it consists of other files"
         summary = self.summaries.get(name)

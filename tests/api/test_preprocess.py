@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import json
 import shutil
 
 import numpy as np
 import pytest
 
 from autoseg.api import preprocess as module
+from autoseg.api.plan import plan
 from autoseg.api.preprocess import preprocess
 from autoseg.core.errors import Interrupted, MissingInput, PlanFault, UsageError
 from autoseg.core.records import save
+from tests.data.arrangements import nnunet
 from tests.preprocessing.tiny_dataset import SHAPE, planned_tiny_dataset, write_volume
 
 
@@ -65,3 +68,13 @@ def test_ctrl_c_says_that_the_same_command_resumes(planned, monkeypatch):
     monkeypatch.setattr(module, "fill_store", interrupt)
     with pytest.raises(Interrupted):
         preprocess(planned.folder)
+
+
+@pytest.mark.parametrize("change", ["other", "gone"])
+def test_spacing_beside_an_image_belongs_to_what_was_planned(tmp_path, change):
+    root = nnunet(tmp_path / "tiny", ending=".tif")
+    plan(root, preset="cpu")
+    (path,) = (root / "imagesTr").glob("case_a*.json")
+    path.write_text(json.dumps({"spacing": [7.0, 1.0, 1.5]})) if change == "other" else path.unlink()
+    with pytest.raises(PlanFault, match="case_a: its image changed"):
+        preprocess(root)

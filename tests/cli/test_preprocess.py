@@ -5,6 +5,7 @@ import json
 from click.testing import CliRunner
 
 from autoseg.cli.main import cli
+from autoseg.preprocessing import fill as module
 from tests.preprocessing.tiny_dataset import planned_tiny_dataset
 
 
@@ -19,9 +20,14 @@ def test_preprocess_fills_the_store_and_says_so_in_one_document(tmp_path):
         assert result["done"] + result["reused"] == ["case_0", "case_1"]
 
 
-def test_failed_cases_give_exit_code_4_and_a_reason(tmp_path):
+def test_failed_cases_give_exit_code_4_and_a_reason(tmp_path, monkeypatch):
     planned_tiny_dataset(tmp_path, cases=2)
-    (tmp_path / "labelsTr" / "case_1.nii.gz").unlink()
+
+    def fill_store(*given, **options):
+        (tmp_path / "labelsTr" / "case_1.nii.gz").unlink()  # while the command is at work; before, it is refused
+        return module.fill_store(*given, **options)
+
+    monkeypatch.setattr("autoseg.api.preprocess.fill_store", fill_store)
     arguments = ["preprocess", str(tmp_path), "--configuration", "3d_fullres", "--jobs", "1"]
     result = CliRunner().invoke(cli, arguments, standalone_mode=False)
     assert result.return_value == 4
