@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated
@@ -163,6 +164,12 @@ class Case:
     labels: str | None = None
 
 
+def _twins(cases: tuple[Case, ...]) -> str | None:
+    """What is wrong with the cases of a dataset as a whole; None if nothing is."""
+    twins = [name for name, count in Counter(case.identifier for case in cases).items() if count > 1]
+    return f"has several cases of the name {twins[0]}" if twins else None
+
+
 @dataclass(frozen=True, slots=True)
 class Dataset:
     """A dataset as detected on disk; nothing of it was copied or renamed.
@@ -189,7 +196,7 @@ class Dataset:
     layout_reason: str
     channels: tuple[Title, ...]
     labels: LabelSet
-    cases: tuple[Case, ...]
+    cases: Annotated[tuple[Case, ...], Without(_twins)]
     file_ending: FileEnding
     four_d: bool = False
     announced_cases: int | None = None

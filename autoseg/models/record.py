@@ -25,6 +25,7 @@ from autoseg.data.outliers import TrainingRange
 from autoseg.inference.postprocessing import PostprocessingStep
 from autoseg.planning.lateral import lateral_swap
 from autoseg.planning.plan import Configuration, Plan
+from autoseg.runs.run import DeviceKind, MemoryFormat, Precision
 from autoseg.selection.record import CandidateScore, NestedScore
 
 LARGEST_FOLD = 999
@@ -45,9 +46,9 @@ class Member:
 
     plan: Plan
     folds: Annotated[tuple[Annotated[int, Field(ge=0, le=LARGEST_FOLD)], ...], Field(min_length=1)]
-    precision: Annotated[str, Field(pattern="^(fp32|bf16|fp16)$")]
-    memory_format: Annotated[str, Field(pattern="^(contiguous|channels_last)$")]
-    device: Annotated[str, Field(pattern="^(cpu|cuda|mps)$")]
+    precision: Precision
+    memory_format: MemoryFormat
+    device: DeviceKind
     share: Annotated[float, Field(gt=0, le=1)] = 1.0
 
     @property

@@ -159,7 +159,7 @@ def _selected(workspace: Workspace, trained: Runs, wanted: Sequence[int]) -> _Ch
     """What selection.json says, if the runs are still those that it is about."""
     selection = load(Selection, workspace.selection)
     names = [member.configuration for member in selection.members]
-    folds = {name: selection.folds[name] for name in _with_stages(trained, names) if name in selection.folds}
+    folds = _selected_folds(selection, _with_stages(trained, names))
     for name, own in folds.items():
         _check_selected(selection, trained, name, own)
     because = f"{selection.name}, selected: {selection.because}"
@@ -173,6 +173,18 @@ def _selected(workspace: Workspace, trained: Runs, wanted: Sequence[int]) -> _Ch
             _log.warning("fold %s of %s came after the selection: autoseg select would use it", _listed(newer), name)
     scores = Scores(selection.name, selection.because, selection.candidates, selection.nested)
     return _Choice(selection.members, folds, because, selection.steps, scores)
+
+
+def _selected_folds(selection: Selection, names: Iterable[str]) -> dict[str, tuple[int, ...]]:
+    """The folds that a selection names of each configuration; raises UsageError if it names none of one."""
+    if lacking := [name for name in names if name not in selection.folds]:
+        raise UsageError(
+            f"the selection names no folds of {_listed(lacking)}",
+            where="selection.json",
+            why="it was changed by hand, or what it is about was trained again as a cascade",
+            do="run autoseg select DATASET again, or choose a configuration with --configuration",
+        )
+    return {name: selection.folds[name] for name in names}
 
 
 def _check_selected(selection: Selection, trained: Runs, name: str, folds: Sequence[int]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+import tokenize
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -162,8 +163,13 @@ def map_array(path: Path) -> NDArray[Any]:
     # One thread at a time: numpy reads the header with Python's parser, which Python 3.11 has been seen to abort with
     # "AST constructor recursion depth mismatch" where threads parse at once (python/cpython issue 106905).
     with _mapping:
-        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-        return array
+        try:
+            array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (SyntaxError, tokenize.TokenError, EOFError, TypeError, ArithmeticError, RecursionError) as error:
+            raise ValueError(f"{path.name} has no sound header: {error}") from error  # what that parser raises
+    if not isinstance(array, np.ndarray):
+        raise ValueError(f"{path.name} is an archive of arrays")
+    return array
 
 
 def open_case(folder: Path) -> StoredCase:

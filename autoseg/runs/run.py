@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import Field
 
 from autoseg.core.errors import AutoSegError, IntegrityRefusal, MissingInput, PlanFault, RecordFault, UsageError
 from autoseg.core.limits import Name
@@ -25,6 +27,11 @@ SCORES_FILE = "scores.json"
 T = TypeVar("T")
 
 Stage = Literal["new", "started", "done"]
+
+DeviceKind = Annotated[str, Field(pattern="^(cpu|cuda|mps)$")]
+Precision = Annotated[str, Field(pattern="^(fp32|bf16|fp16)$")]
+MemoryFormat = Annotated[str, Field(pattern="^(contiguous|channels_last)$")]
+"""What networks were trained with, in a record."""
 
 CaseScores = dict[str, dict[str, float | None]]
 """Class -> the scores of `COUNT_METRICS`, and the voxels of prediction and reference."""
@@ -60,9 +67,9 @@ class RunRecord:
     asked: Recipe
     recipe: Recipe
     budget_seconds: float | None
-    device: str
-    precision: str
-    memory_format: str
+    device: DeviceKind
+    precision: Precision
+    memory_format: MemoryFormat
     threads: int
     train: tuple[Name, ...]
     val: tuple[Name, ...]

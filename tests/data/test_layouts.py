@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -511,3 +512,25 @@ def test_names_that_lead_elsewhere_or_are_obeyed_by_terminals_are_refused_with_t
     with pytest.raises(RecordFault, match=entry) as caught:
         detect_dataset(root)
     assert caught.value.where == str(root / "dataset.json")
+
+
+def test_a_record_with_two_cases_of_one_name_is_refused(tmp_path):
+    dataset = detect_dataset(nnunet(tmp_path))
+    twice = replace(dataset, cases=(*dataset.cases, dataset.cases[0]))
+    with pytest.raises(RecordFault, match="several cases of the name case_a"):
+        from_json(Dataset, to_json(twice), "dataset.json")
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_a_manifest_is_read_with_the_line_ends_of_every_system(tmp_path, end):
+    file = manifest_csv(tmp_path) / "manifest.csv"
+    expected = detect_dataset(tmp_path)
+    file.write_bytes(file.read_text().replace("\n", end).encode())
+    assert detect_dataset(tmp_path) == expected
+
+
+def test_a_first_line_that_is_no_row_is_named(tmp_path):
+    file = manifest_csv(tmp_path) / "manifest.csv"
+    file.write_text(f"{'x' * 200_000}{file.read_text()}")
+    with pytest.raises(RecordFault, match="line 1 cannot be read"):
+        detect_dataset(tmp_path)

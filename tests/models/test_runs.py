@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from autoseg.api.model import find_model, load_model
-from autoseg.core.errors import PlanFault, UsageError
+from autoseg.core.errors import PlanFault, RecordFault, UsageError
 from autoseg.core.records import load, save
 from autoseg.core.workspace import Workspace
 from autoseg.inference.postprocessing import PostprocessingStep
@@ -164,3 +164,23 @@ def test_a_run_still_in_training_predicts_with_a_warning(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         find_model(work)
     assert any("still in training" in record.getMessage() for record in caplog.records)
+
+
+def test_a_selection_that_names_no_folds_of_a_first_stage_is_refused(tmp_path):
+    work, plan = tmp_path / "autoseg", cascade_plan()
+    for name in ("3d_lowres", "3d_cascade_fullres"):
+        add_run(work, plan, name, 0)
+    selection = add_selection(work, plan, {"3d_cascade_fullres": 1}, folds=(0,))
+    folds = {name: own for name, own in selection.folds.items() if name != "3d_lowres"}
+    save(replace(selection, folds=folds), Workspace(work).selection)
+    with pytest.raises(UsageError, match="names no folds of 3d_lowres") as refused:
+        find_model(work)
+    assert "autoseg select" in str(refused.value.do)
+
+
+def test_a_run_whose_record_names_no_known_precision_is_refused_by_its_file(tmp_path):
+    work = trained_work_folder(tmp_path)
+    file = Workspace(work).run("3d_fullres", 0).recipe
+    file.write_text(file.read_text().replace('"memory_format": "contiguous"', '"memory_format": "channels"'))
+    with pytest.raises(RecordFault, match="memory_format"):
+        find_model(work)

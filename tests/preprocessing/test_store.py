@@ -144,3 +144,13 @@ def test_a_case_is_not_called_damaged_where_files_ran_out(tmp_path, prepared, mo
     monkeypatch.setattr(store, "map_array", refuse)
     with pytest.raises(NotEnoughResources, match="Too many open files"):
         open_case(tmp_path / "a")
+
+
+@pytest.mark.parametrize("header", [b"{'descr': '<f4',\n(", b"{'shape': 1}", b"\xff" * 20, b"{" * 300])
+def test_an_array_whose_header_is_damaged_is_named(tmp_path, prepared, header):
+    write_case(tmp_path / "a", "hash", prepared, LOCATIONS)
+    path = tmp_path / "a" / "image.npy"
+    content = path.read_bytes()
+    path.write_bytes(content[:10] + header.ljust(len(content) - 10)[: len(content) - 10])
+    with pytest.raises(IntegrityRefusal, match="damaged"):
+        open_case(tmp_path / "a")

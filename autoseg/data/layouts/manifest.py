@@ -70,7 +70,15 @@ def _read_csv(file: Path) -> dict[str, Any]:
     """The manifest's rows as the JSON form has them."""
     text = read_text(file)
     first = text.split("\n", 1)[0]
-    rows = csv.DictReader(io.StringIO(text), delimiter=max(",;\t", key=first.count), restval="")
+    rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=first.count), restval="")
+    try:
+        return _table_of(rows, file)
+    except csv.Error as error:
+        what = f"line {max(rows.line_num, 1)} cannot be read: {error}"
+        raise RecordFault(what, where=str(file), do="correct this line, or write the file again") from error
+
+
+def _table_of(rows: csv.DictReader[str], file: Path) -> dict[str, Any]:
     columns = [column.strip() for column in rows.fieldnames or ()]
     rows.fieldnames = columns
     images, case, label = _image_columns(columns), _column(columns, CASE_KEYS), _column(columns, LABEL_KEYS)
@@ -81,15 +89,11 @@ def _read_csv(file: Path) -> dict[str, Any]:
             do="correct the first line of the file",
         )
     others = set(columns) - {*images, case, label, ""}
-    try:
-        entries = [
-            {"image": [row[i].strip() for i in images], "label": row[label].strip(), "case": row.get(case, "").strip()}
-            | dict.fromkeys(others, "")
-            for row in rows
-        ]
-    except csv.Error as error:
-        what = f"line {rows.line_num} cannot be read: {error}"
-        raise RecordFault(what, where=str(file), do="correct this line, or write the file again") from error
+    entries = [
+        {"image": [row[i].strip() for i in images], "label": row[label].strip(), "case": row.get(case, "").strip()}
+        | dict.fromkeys(others, "")
+        for row in rows
+    ]
     return {"cases": entries, **_channel_names(list(images.values()))}
 
 

@@ -37,7 +37,8 @@ def _header(path: Path) -> tuple[voxel_data.Layout, Any]:
         raise unreadable(path, "is not a GIPL file, or its header is damaged")
     if int(fields["kind"]) not in _KINDS:
         raise unreadable(path, f"holds voxels of a kind that is not supported (GIPL image type {fields['kind']})")
-    dims = [max(size, 1) for size in fields["dims"].tolist()]
+    x, y, z, t = fields["dims"].tolist()
+    dims = [x, y, max(z, 1), max(t, 1)]  # writers of 2D images leave out the further axes
     spacing = [
         1.0 if size == 1 and step == 0 else step for size, step in zip(dims, fields["steps"].tolist(), strict=True)
     ]

@@ -83,7 +83,7 @@ def grid_of(
     headers.check_spacing(steps, path)
     units = columns / np.linalg.norm(columns, axis=0)
     shear = float(np.abs(units.T @ units - np.eye(len(units))).max())
-    if shear > LARGEST_SHEAR:
+    if not shear <= LARGEST_SHEAR:  # NaN is not, either
         raise unreadable(
             path,
             f"has sheared axes: the cosine between two of them is {shear:.3g}, at most {LARGEST_SHEAR} is straightened",
