@@ -141,7 +141,7 @@ for line in sys.stdin:
 
 def test_without_imagecodecs_every_combination_is_read_or_the_extra_is_named(tmp_path):
     lines = []
-    for number, (layout, *options, _) in enumerate(matrix_cells(201, *CELLS)):
+    for number, (layout, *options) in enumerate(matrix_cells(67, *CELLS[:-1])):
         path = tmp_path / f"{number}.tif"
         if (array := written(path, layout, *options)) is not None:
             np.save(f"{path}.npy", array)
