@@ -201,7 +201,8 @@ def _report(outputs: OutputFolder, files: ModelFiles, cases: Sequence[Case], hel
         path = write_prediction_report(outputs.folder, outputs.manifest, cases, files.record.typical, examine)
     except (AutoSegError, OSError) as error:
         _log.warning("the report could not be written: %s", error)
-        outputs.note_report(None)
+        if not (outputs.folder / REPORT_NAME).exists():  # otherwise it may be the new one
+            outputs.note_report(None)
     else:
         outputs.note_report(sha256_of_file(path))
         _log.info("report: %s", path)

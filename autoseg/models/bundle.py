@@ -29,7 +29,7 @@ from autoseg.core.errors import (
     error_for,
     is_machine_fault,
 )
-from autoseg.core.files import sha256_of_file, sync, temporary_beside
+from autoseg.core.files import remove_leftovers, sha256_of_file, sync, temporary_beside
 from autoseg.core.limits import printable
 from autoseg.core.records import from_json, parse_json, record, to_json
 from autoseg.models.record import Member, ModelFiles, ModelRecord, plan_faults
@@ -295,6 +295,7 @@ def _published(target: Path, overwrite: bool = False) -> Iterator[Path]:
     Raises:
         UsageError: another file is there, and may not be replaced; one of the same content is as good.
     """
+    remove_leftovers(target.parent)
     temporary = temporary_beside(target)
     try:
         yield temporary

@@ -339,7 +339,8 @@ def _warn_of_changed_data(workspace: Workspace, runs: Runs) -> None:
 
 
 def _warn_of_unfinished(name: str, runs: Mapping[int, Run]) -> None:
-    unfinished = [fold for fold, run in runs.items() if run.status is not None and run.status.state == "training"]
+    states = {fold: run.status for fold, run in runs.items()}  # read once: the run may be discarded meanwhile
+    unfinished = [fold for fold, status in states.items() if status is not None and status.state == "training"]
     if unfinished:
         _log.warning("%s fold %s is still in training; its latest checkpoint is used", name, _listed(unfinished))
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from autoseg.core.errors import AutoSegError, IntegrityRefusal, MissingInput, is_machine_fault
+from autoseg.core.errors import AutoSegError, IntegrityRefusal, MissingInput
 from autoseg.core.files import sha256_of_file
 from autoseg.core.records import load
 
@@ -116,9 +116,7 @@ def fault_of(generation: Path) -> str | None:
         for name, digest in hashes.items():
             if Path(name).name != name or sha256_of_file(generation / name) != digest:
                 return f"{generation.name}/{name} does not match its hash"
-    except (OSError, AutoSegError) as error:
-        if is_machine_fault(error):
-            raise  # the file may be whole
+    except (FileNotFoundError, AutoSegError) as error:  # whatever else the system refuses, the file may be whole
         return f"{generation.name} is incomplete ({type(error).__name__})"
     return None if WEIGHTS_FILE in hashes else f"{generation.name} has no weights"
 

@@ -11,7 +11,7 @@ from dataclasses import field, replace
 from pathlib import Path
 
 from autoseg.core.errors import MissingInput, RecordFault, UsageError
-from autoseg.core.files import sha256_of_file
+from autoseg.core.files import remove_leftovers, sha256_of_file
 from autoseg.core.records import load, record, save
 
 RECORD_NAME = ".autoseg.json"
@@ -45,18 +45,26 @@ def writing(*paths: Path, overwrite: bool, takes_unknown: bool = False) -> Itera
         UsageError: one of the files is the user's.
     """
     folder = paths[0].parent
+    remove_leftovers(folder)
     known = _known(folder)
+    foreign = _foreign(paths, known, takes_unknown)
     if not overwrite:
-        _refuse_foreign([path for path in paths if not _is_own(path, known.files, takes_unknown)], folder)
+        _refuse_foreign(foreign, folder)
     made = [one for one in (folder, *folder.parents) if not one.exists()]
     being_written = {path.name: _BEING_WRITTEN for path in paths}
     save(replace(known, files=known.files | being_written), folder / RECORD_NAME)
     try:
         yield
     except BaseException:
-        _restore(known, folder / RECORD_NAME, made)
+        if _foreign(paths, known, takes_unknown) == foreign:  # none was replaced yet
+            _restore(known, folder / RECORD_NAME, made)
         raise
     save(replace(known, files=known.files | {path.name: sha256_of_file(path) for path in paths}), folder / RECORD_NAME)
+
+
+def _foreign(paths: Sequence[Path], known: WrittenFiles, takes_unknown: bool) -> list[Path]:
+    """The files that are the user's, by what is known."""
+    return [path for path in paths if not _is_own(path, known.files, takes_unknown)]
 
 
 def _refuse_foreign(foreign: Sequence[Path], folder: Path) -> None:

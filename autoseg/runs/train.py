@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from autoseg.core.errors import AutoSegError, Busy, Interrupted, NotEnoughResources, PlanFault
+from autoseg.core.files import remove_leftovers
 from autoseg.core.progress import Progress, silent
 from autoseg.core.workspace import Workspace
 from autoseg.launch.devices import choose_devices, use_cores
@@ -108,6 +109,7 @@ def train_queue(
     devices, because = choose_devices(options.device)
     _log.info("%s; %d threads", because, threads)
     trainer = _Trainer(queue, workspace, options, devices[: max(1, len(queue.open_runs))], check_stop, listeners)
+    remove_leftovers(workspace.root)
     save_folds(queue.folds, workspace.splits)  # once nothing is left that would refuse the command
     results, stop = trainer.work_through()
     return TrainReport(results, because, trainer.failures, stop)

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from autoseg.core.files import atomic_folder
+from autoseg.core.files import atomic_folder, remove_leftovers
 from autoseg.core.progress import Progress, silent
 from autoseg.core.records import save_sealed
 from autoseg.core.registry import choose
@@ -186,6 +186,7 @@ def _by_class(classes: Sequence[str], dice: np.ndarray) -> dict[str, float | Non
 
 def _write_label_maps(workspace: Workspace, plan: Plan, cases: Sequence[PredictedCase]) -> dict[str, str]:
     """The out-of-fold label maps of the choice, postprocessed, beside selection.json; their hashes by name."""
+    remove_leftovers(workspace.root)
     maps = {}
     with atomic_folder(workspace.selected) as folder:
         for case in cases:

@@ -51,3 +51,10 @@ def test_a_failure_makes_nothing_of_the_users_ours(tmp_path):
         raise RuntimeError
     with pytest.raises(UsageError):
         write(tmp_path, "1")
+
+
+def test_a_file_that_was_replaced_before_a_failure_is_ours(tmp_path):
+    write(tmp_path, "1")
+    with pytest.raises(IsADirectoryError), writing(tmp_path / "a.csv", overwrite=False):
+        [path.write_text("2") for path in (tmp_path / "a.csv", tmp_path)]
+    write(tmp_path, "3")

@@ -12,6 +12,7 @@ import torch
 
 from autoseg.core.errors import IntegrityRefusal, Interrupted, MissingInput, TrainingStopped
 from autoseg.core.files import TEMPORARY_MARK, sha256_of_file
+from autoseg.networks import weights
 from autoseg.networks.weights import AVERAGED_FILE, MANIFEST_FILE, WEIGHTS_FILE, generations, newest_weights
 from autoseg.training.checkpoint import restore, save_checkpoint
 from autoseg.training.step import TrainingState
@@ -151,3 +152,17 @@ def test_the_loss_scale_is_restored(tmp_path: Path) -> None:
     state.scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
     restore(state, tmp_path)
     assert state.scaler.get_scale() == 8.0
+
+
+def test_a_checkpoint_that_may_not_be_read_is_not_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise an earlier one would predict, without a word, because the disk failed once."""
+    state = fresh_state()
+    for _ in range(2):
+        save_checkpoint(state, tmp_path)
+
+    def refuse(path: Path) -> str:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(weights, "sha256_of_file", refuse)
+    with pytest.raises(PermissionError):
+        newest_weights(tmp_path)
