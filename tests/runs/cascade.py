@@ -64,7 +64,7 @@ class Cascade:
             dataset=self.planned.dataset,
             cases=FOLDS[fold],
             recipe=RECIPE,
-            options=TrainOptions(jobs=0),
+            options=TrainOptions(jobs=1),
             store=self.store(name),
             first_stage=first_stage,
             begin=0.0,

@@ -217,7 +217,7 @@ def test_a_first_stage_trained_again_is_another_extra_and_stops_runs_of_the_old_
     check_first_stage(Run(SECOND, 0, cascade.workspace.run(SECOND, 0)))
     check_first_stage(Run(FIRST, 0, cascade.workspace.run(FIRST, 0)))
     shutil.rmtree(cascade.workspace.run(FIRST, 0).root)
-    cascade.train(FIRST, 0, options=TrainOptions(jobs=0, seed=1))
+    cascade.train(FIRST, 0, options=TrainOptions(jobs=1, seed=1))
     other = cascade.fill()
     assert other != extra
     assert extra.is_dir()

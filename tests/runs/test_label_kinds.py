@@ -70,7 +70,7 @@ def trained_on_phantoms(folder: Path, kind: str, unlabeled: int | None = None) -
         dataset=made.dataset,
         cases=Fold(("case_0", "case_1", "case_2"), ("case_3",)),
         recipe=recipe,
-        options=TrainOptions(jobs=0),
+        options=TrainOptions(jobs=1),
         store=store,
         first_stage=None,
         begin=0.0,
