@@ -175,7 +175,7 @@ def _be_command(trial: Path, words: tuple[str, ...], fault: Fault | None, errors
     sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
     os.chdir(trial)
     os.environ |= {"HOME": str(trial / "home"), "TMPDIR": str(trial / "tmp")}
-    tempfile.tempdir = None
+    tempfile.tempdir = str(trial / "tmp")  # not looked for, which a fault would send elsewhere
     fork = multiprocessing.get_context("fork")  # workers in milliseconds instead of seconds
     multiprocessing.get_context = lambda *_: fork  # type: ignore[assignment,misc]
     injection = Injection(trial, fault)
