@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from autoseg import __version__
 from autoseg.api.model import find_model
-from autoseg.core.errors import AutoSegError, DataRefused, Interrupted, InterruptedEarly, UsageError, for_users
-from autoseg.core.files import remove_leftovers, sha256_of_file
+from autoseg.core.errors import AutoSegError, Busy, DataRefused, Interrupted, InterruptedEarly, UsageError, for_users
+from autoseg.core.files import lease, remove_leftovers, sha256_of_file
 from autoseg.core.limits import OVERLAP, RAM_GIB
 from autoseg.core.machine import BYTES_PER_GIB, available_memory_bytes
 from autoseg.core.progress import Progress, silent
@@ -23,6 +24,7 @@ from autoseg.images.formats.files import SUPPORTED_ENDINGS
 from autoseg.inference.ensemble import Ensemble
 from autoseg.inference.manifest import (
     BEING_WRITTEN,
+    LOCK_NAME,
     MANIFEST_VERSION,
     REPORT_NAME,
     CaseOutcome,
@@ -102,6 +104,7 @@ def predict(
         MissingInput: there is no trained model or no image.
         UsageError: a label map would replace an image; the manifest or the report are somebody else's files; there is
             no such device.
+        Busy: another process predicts into this folder.
         InterruptedEarly: stopped before a case was done.
         Interrupted: stopped later; what is done stays.
     """
@@ -112,10 +115,10 @@ def predict(
     use_cores()
     found = _cases(inputs, plan)
     _prepare_output(output, found.cases, plan)
-    outputs = OutputFolder(output, replace(_manifest(files, mirroring, overlap), notes=found.notes), overwrite)
-    if report:
-        outputs.check_report(output / REPORT_NAME)
-    with Helper() as helper:  # begins to start while the networks are loaded
+    with _lease(output), Helper() as helper:  # begins to start while the networks are loaded
+        outputs = OutputFolder(output, replace(_manifest(files, mirroring, overlap), notes=found.notes), overwrite)
+        if report:
+            outputs.check_report(output / REPORT_NAME)
         ensemble = make_ensemble(files, device, overlap, mirroring, scratch=output)
         for name, reason in found.failures:
             outputs.finish(name, CaseOutcome("failed", None, 0.0, reason, None))
@@ -241,6 +244,16 @@ def _prepare_output(output: Path, cases: Sequence[Case], plan: Plan) -> None:
             "the output folder cannot be made", where=str(output), why=error.strerror, do="choose another -o"
         ) from error
     remove_leftovers(output)
+
+
+def _lease(output: Path) -> AbstractContextManager[None]:
+    """Holds an output folder: of two processes, each would take what the other writes for the user's."""
+    busy = Busy(
+        "another process predicts into this folder",
+        where=str(output),
+        do="choose another -o, or wait for it and run the same command again",
+    )
+    return lease(output / LOCK_NAME, busy)
 
 
 def _explained(stop: Interrupted, manifest: PredictionManifest) -> Interrupted:

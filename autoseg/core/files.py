@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from autoseg.core.errors import IntegrityRefusal
+from autoseg.core.errors import AutoSegError, IntegrityRefusal
 from autoseg.core.machine import is_running
 
 TEMPORARY_MARK = ".partial-"
@@ -137,6 +137,35 @@ def sha256_of_file(path: Path) -> str:
     return digest.hexdigest()
 
 
+def is_taken(path: Path) -> bool:
+    """Whether a name is given to anything, be it a link to what is not there (git-annex keeps files so)."""
+    return path.exists() or path.is_symlink()
+
+
+@contextmanager
+def lease(path: Path, busy: AutoSegError) -> Iterator[None]:
+    """Holds what a lock file stands for; it vanishes afterwards, and the lock of a killed process with the process.
+
+    Args:
+        path: of the lock file; its folder is made if needed.
+        busy: raised if another process holds it.
+    """
+    from filelock import FileLock, Timeout
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise busy from error
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # Windows deletes no open file
+            path.unlink()
+        lock.release()
+
+
 def remove_leftovers(folder: Path) -> None:
     """Deletes unfinished files and folders that an interrupted writer left directly in `folder`.
 
@@ -193,7 +222,7 @@ def remove_made(path: Path, root: Path, marks: Collection[str]) -> None:
     Raises:
         IntegrityRefusal: it is a link, lies elsewhere, or was not made by AutoSeg.
     """
-    if not path.exists() and not path.is_symlink():
+    if not is_taken(path):
         return
     check_made(path, root, marks)
     doomed = temporary_beside(path)

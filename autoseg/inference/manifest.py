@@ -17,6 +17,7 @@ from autoseg.images.formats.files import files_of, hash_of_written, is_image
 
 MANIFEST_NAME = "manifest.json"
 REPORT_NAME = "report.html"
+LOCK_NAME = ".predict.lock"
 MANIFEST_VERSION = 2
 """Since 2 it holds every file that was written; of 1 only the label maps are known."""
 

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from autoseg.core.errors import AutoSegError, MissingInput, RecordFault, UsageError
-from autoseg.core.files import sha256_of_file
+from autoseg.core.files import is_taken, sha256_of_file
 from autoseg.core.records import load, save
 from autoseg.data.model import Case
 from autoseg.images.formats.files import files_of, hash_of_written, verify_file
@@ -65,7 +65,7 @@ class OutputFolder:
             UsageError: there is one.
         """
         is_own = self.manifest.report is not None and self.manifest.report in (BEING_WRITTEN, _hash_of(path))
-        if path.is_file() and not is_own and not self._overwrite:
+        if (path.is_file() or path.is_symlink()) and not is_own and not self._overwrite:
             raise UsageError(
                 f"{path.name} was not written by AutoSeg, or was changed since; it is not replaced",
                 where=str(path),
@@ -92,7 +92,7 @@ class OutputFolder:
 
     def may_replace(self, case: str, path: Path) -> bool:
         """Whether a file or folder that is to be written for a case replaces nothing of the user's."""
-        if self._overwrite or not path.exists():
+        if self._overwrite or not is_taken(path):
             return True
         known = self._known(case)
         return path.name in known and self._is_own(path.name, known[path.name])
@@ -144,10 +144,8 @@ class OutputFolder:
         path = self.folder / MANIFEST_NAME
         try:
             return _known_files(self.folder, load(PredictionManifest, path))
-        except MissingInput:
-            return None
-        except RecordFault as fault:
-            if self._overwrite:
+        except (MissingInput, RecordFault) as fault:
+            if self._overwrite or not is_taken(path):
                 return None
             raise UsageError(
                 f"{path.name} was not written by AutoSeg, or was changed since; it is not replaced",
@@ -181,11 +179,13 @@ class OutputFolder:
         return self._is_same and before.input is not None and before.input == _hash_or_none(case)
 
     def _repairable(self, case: str) -> CaseOutcome:
-        """What was written for a case before; a label map that cannot be read any more is nobody's work."""
+        """What was written for a case before; files of a label map that cannot be read any more are nobody's work."""
         before = self._before.get(case, _NOTHING)
-        if before.output is None or _is_whole(self.folder / before.output):
+        if before.output is None or _is_whole(path := self.folder / before.output):
             return before
-        return replace(before, status="failed", output=None, beside=dict.fromkeys(before.files, BEING_WRITTEN))
+        damaged = {file.name for file in files_of(path)}
+        beside = {name: BEING_WRITTEN if name in damaged else noted for name, noted in before.files.items()}
+        return replace(before, status="failed", output=None, beside=beside)
 
     def _is_complete(self, before: CaseOutcome, names: list[str]) -> bool:
         is_there = all(self._is_own(name, noted) for name, noted in before.files.items())
@@ -199,7 +199,7 @@ class OutputFolder:
     def _is_own(self, name: str, noted: str) -> bool:
         """Whether a file is there as AutoSeg wrote it, or was being written when AutoSeg was stopped."""
         path = self.folder / name
-        return path.exists() and noted in (BEING_WRITTEN, _hash_of(path))
+        return noted == (BEING_WRITTEN if noted == BEING_WRITTEN and path.is_file() else _hash_of(path))
 
     def _removed(self, name: str, noted: str) -> bool:
         """Removes a file that is AutoSeg's own; False if it is there and the user's."""

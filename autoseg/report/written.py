@@ -11,7 +11,7 @@ from dataclasses import field, replace
 from pathlib import Path
 
 from autoseg.core.errors import MissingInput, RecordFault, UsageError
-from autoseg.core.files import remove_leftovers, sha256_of_file
+from autoseg.core.files import is_taken, remove_leftovers, sha256_of_file
 from autoseg.core.records import load, record, save
 
 RECORD_NAME = ".autoseg.json"
@@ -94,8 +94,8 @@ def _known(folder: Path) -> WrittenFiles:
 
 
 def _is_own(path: Path, known: Mapping[str, str], takes_unknown: bool) -> bool:
-    if not path.is_file():
+    if not is_taken(path):
         return True
     if path.name not in known:
         return takes_unknown
-    return known[path.name] in (_BEING_WRITTEN, sha256_of_file(path))
+    return path.is_file() and known[path.name] in (_BEING_WRITTEN, sha256_of_file(path))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
@@ -17,7 +17,7 @@ from autoseg.core.errors import (
     ProgramFault,
     error_for,
 )
-from autoseg.core.files import check_made, remove_made, temporary_beside
+from autoseg.core.files import check_made, lease, remove_made, temporary_beside
 from autoseg.core.progress import Progress
 from autoseg.core.workspace import RunFolder, work_folder_of
 from autoseg.runs.budget import FORMER_FILE, INTERVALS_FILE, heartbeat
@@ -97,26 +97,15 @@ def discard(folder: RunFolder) -> None:
     _log.info("%s: not written by AutoSeg and kept: %s", folder.root, ", ".join(kept))
 
 
-@contextmanager
-def _lease(folder: RunFolder) -> Iterator[None]:
-    """Holds a run for this process; the lock of a killed one is released by the system."""
-    from filelock import FileLock, Timeout
-
-    folder.configuration.mkdir(parents=True, exist_ok=True)
+def _lease(folder: RunFolder) -> AbstractContextManager[None]:
+    """Holds a run for this process."""
+    busy = Busy(
+        "another process is training this run",
+        where=str(folder.root),
+        do="wait for it, or run the same command again once it has ended",
+    )
     # Beside the run's folder, not in it: `--fresh` replaces the folder while the lock is held.
-    lock = FileLock(folder.root.with_name(f".{folder.root.name}.lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise Busy(
-            "another process is training this run",
-            where=str(folder.root),
-            do="wait for it, or run the same command again once it has ended",
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()
+    return lease(folder.root.with_name(f".{folder.root.name}.lock"), busy)
 
 
 @contextmanager

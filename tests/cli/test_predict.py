@@ -16,6 +16,8 @@ import torch
 
 from autoseg import predict
 from autoseg.api.model import load_model
+from autoseg.core.errors import Busy
+from autoseg.core.files import lease
 from autoseg.core.geometry import Geometry
 from autoseg.core.records import load
 from autoseg.data.model import Case
@@ -23,7 +25,7 @@ from autoseg.images.readers import read_labels
 from autoseg.images.volume import Volume, plane_geometry
 from autoseg.images.writers import write_image, write_labels
 from autoseg.inference import stream
-from autoseg.inference.manifest import PredictionManifest
+from autoseg.inference.manifest import LOCK_NAME, PredictionManifest
 from autoseg.inference.stream import output_name
 from autoseg.networks.unet import UNet
 from tests.runs.trained import add_run, add_selection, cascade_plan, tiny_plan, trained_work_folder
@@ -320,6 +322,17 @@ def test_a_manifest_that_is_none_is_not_replaced_unless_asked_for(autoseg, work,
     assert (refused.code, "--overwrite" in refused.stderr) == (2, True)
     assert autoseg(*words, "--overwrite").code == 0
     assert computed == ["case0", "case0"]
+
+
+def test_two_predictions_do_not_share_a_folder(autoseg, work, tmp_path, computed):
+    images, out = write_cases(tmp_path / "in", 1), tmp_path / "out"
+    words = ["predict", work, "-i", images, "-o", out, "--device", "cpu", "--no-report"]
+    with lease(out / LOCK_NAME, Busy("elsewhere")):
+        refused = autoseg(*words)
+        assert (refused.code, "another process" in refused.stderr) == (75, True)
+        assert [path.name for path in out.iterdir()] == [LOCK_NAME]
+    assert autoseg(*words).code == 0
+    assert sorted(path.name for path in out.iterdir()) == ["case0.nii.gz", "manifest.json"]
 
 
 def test_a_corrected_label_map_is_kept_and_its_case_listed(autoseg, work, tmp_path, computed):

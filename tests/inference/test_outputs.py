@@ -127,6 +127,42 @@ def test_a_label_map_of_somebody_else_stays(out, case):
     assert again(out, case, "a.nii.gz").manifest.cases["a"].status == "done"
 
 
+@pytest.mark.parametrize("content", ["folder", "link"])
+def test_a_folder_or_link_in_the_place_of_a_label_map_stays(out, case, content):
+    write(OutputFolder(out, manifest()), case, "a.nii.gz")
+    (out / "a.nii.gz").unlink()
+    if content == "folder":
+        (out / "a.nii.gz").mkdir()
+        (out / "a.nii.gz" / "mine.txt").write_text("mine")
+    else:
+        (out / "a.nii.gz").symlink_to(out / "not-fetched.nii.gz")
+    outputs = again(out, case, "a.nii.gz")
+    assert "kept" in (outputs.manifest.cases["a"].error or "")
+    with pytest.raises(UsageError):
+        write(outputs, case, "a.nii.gz")
+    assert (out / "a.nii.gz" / "mine.txt").exists() or (out / "a.nii.gz").is_symlink()
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "report.html"])
+def test_a_link_to_what_is_not_there_is_not_replaced(out, name):
+    (out / name).symlink_to(out / "not-fetched")
+    with pytest.raises(UsageError):
+        OutputFolder(out, manifest()).check_report(out / "report.html")
+    OutputFolder(out, manifest(), overwrite=True).check_report(out / "report.html")
+
+
+def test_what_lies_beside_a_label_map_that_is_gone_stays_the_users(out, case):
+    outputs = OutputFolder(out, manifest())
+    write(outputs, case, "a.nii.gz")
+    (out / "a.npz").write_text("of AutoSeg")
+    written, beside = outputs.written(out / "a.nii.gz", [out / "a.npz"])
+    outcome = CaseOutcome("done", "a.nii.gz", 1.0, None, hash_of_images(case), written, beside=beside)
+    outputs.finish("a", outcome)
+    (out / "a.npz").write_text("changed")
+    (out / "a.nii.gz").unlink()
+    assert "a.npz" in (again(out, case, "a.nii.gz").manifest.cases["a"].error or "")
+
+
 def test_a_side_car_of_somebody_else_keeps_its_case_from_being_written(out, case):
     (out / "a.json").write_text('{"notes": "mine"}')
     with pytest.raises(UsageError, match=r"a\.json"):

@@ -34,6 +34,13 @@ def test_files_that_no_record_knows_are_the_users_except_in_the_work_folder(tmp_
     write(tmp_path, "1", takes_unknown=True)
 
 
+def test_a_link_to_what_is_not_there_is_the_users(tmp_path):
+    (tmp_path / "a.json").symlink_to(tmp_path / "not-fetched")
+    with pytest.raises(UsageError, match=r"a\.json"):
+        write(tmp_path, "1")
+    assert (tmp_path / "a.json").is_symlink()
+
+
 def test_what_was_being_written_when_the_power_went_is_known(tmp_path):
     write(tmp_path, "1")
     record = (tmp_path / RECORD_NAME).read_text()
