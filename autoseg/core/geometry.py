@@ -27,6 +27,11 @@ NIFTI_UNITS_MM = {1: 1e3, 2: 1.0, 3: 1e-3}
 """Millimeters per unit of NIfTI's code for meters, millimeters and micrometers; others count as millimeters."""
 
 
+_HALF_TURN = 1e-7
+"""Square of a quaternion's first number below which it is what single precision leaves of 0: half a turn, as scans have
+that are tilted about one axis. Source: nifti_quatern_to_mat44 in nifti1_io.c of the standard's reference library."""
+
+
 @dataclass(frozen=True, slots=True)
 class NiftiForms:
     """What a NIfTI header states of the grid, as written there: it does so twice, and the two may differ.
@@ -89,7 +94,11 @@ class NiftiForms:
     def _rotation(self) -> NDArray[np.float64]:
         """Source: nifti_quatern_to_mat44 in nifti1_io.c of the standard's reference library."""
         b, c, d = np.array(self.quaternion) / max(1.0, float(np.linalg.norm(self.quaternion)))
-        a = max(0.0, 1.0 - (b * b + c * c + d * d)) ** 0.5
+        rest = 1.0 - (b * b + c * c + d * d)
+        if rest < _HALF_TURN:
+            b, c, d = np.array((b, c, d)) / np.linalg.norm((b, c, d))
+            rest = 0.0
+        a = rest**0.5
         return np.array(
             [
                 [a * a + b * b - c * c - d * d, 2 * (b * c - a * d), 2 * (b * d + a * c)],

@@ -50,6 +50,19 @@ def test_a_label_map_keeps_codes_forms_pixdim_and_unit_of_its_image(tmp_path, ki
     assert again.has_orientation == image.geometry.has_orientation == any(codes)
 
 
+@pytest.mark.parametrize("degrees", [5, 20, 33.3, 71])
+@pytest.mark.parametrize("axes", [(0, 1, 2), (1, 2, 0), (2, 0, 1)])
+def test_a_qform_tilted_about_one_axis_is_as_exact_as_nibabel_has_it(tmp_path, degrees, axes):
+    cosine, sine = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
+    tilted = np.array([[-1, 0, 0], [0, cosine, -sine], [0, sine, cosine]])[np.ix_(axes, axes)]
+    image = nibabel.Nifti1Image(np.zeros((6, 5, 4), np.int16), None)
+    image.set_qform(nibabel.affines.from_matvec(tilted * (0.5, 0.5, 2), (10, 20, 30)), 1)
+    nibabel.save(image, tmp_path / "image.nii")
+    found, expected = read_image([tmp_path / "image.nii"]).geometry, nibabel.load(tmp_path / "image.nii").affine
+    to_ras = np.array([[-1.0], [-1.0], [1.0]])
+    assert np.allclose(found.columns * found.spacing_mm[::-1] * to_ras, expected[:3, :3], atol=1e-5)
+
+
 def test_a_grid_that_was_moved_since_is_written_as_it_is_now(tmp_path):
     geometry = read_image([saved(tmp_path / "image.nii.gz", (1, 2))]).geometry
     moved = replace(geometry, origin_mm=(1.0, 2.0, 3.0))
