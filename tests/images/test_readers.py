@@ -182,3 +182,15 @@ def test_a_position_that_is_not_a_number_is_refused(tmp_path, ending, true, fals
     path.write_bytes(path.read_bytes().replace(true, false))
     with pytest.raises(UnreadableFile, match="position"):
         read_image([path])
+
+
+@pytest.mark.parametrize(
+    "texts", [("DICOM:0010:=a", "DICOM:0020:=b"), ("A:=Å: 1", "B:=Å: 2"), ("sizes:=2 2", "a:b:=c: d")]
+)
+def test_free_text_of_nrrd_is_no_field(tmp_path, texts):
+    fields = ["NRRD0005", "type: uint8", "dimension: 3", "sizes: 6 5 4", "spacings: 1 2 3", *texts, "encoding: raw"]
+    labels = label_array(SHAPE).astype(np.uint8)
+    (tmp_path / "case.nrrd").write_bytes("\n".join([*fields, "", ""]).encode() + labels.tobytes())
+    found = read_labels(tmp_path / "case.nrrd")
+    assert (found.array == labels).all()
+    assert found.geometry.spacing_mm == (3.0, 2.0, 1.0)

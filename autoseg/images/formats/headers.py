@@ -90,9 +90,9 @@ def read_fields(path: Path, separators: str, end: bytes) -> tuple[dict[str, str]
         start = stream.read(LONGEST_HEADER)
     match = re.search(end, start + b"\n")
     fields: dict[str, str] = {}
-    for line in start[: match.end() if match else None].decode("latin-1").splitlines():
+    for line in start[: match.end() if match else None].decode("latin-1").split("\n"):
         name, *rest = re.split(f"[{separators}]", line, maxsplit=1)
-        if rest and not line.startswith("#") and not rest[0].startswith("="):  # NRRD's key:=value is free text
+        if rest and not line.startswith("#") and ":=" not in line.partition(": ")[0]:  # NRRD's key:=value is free text
             value = rest[0].strip()
             if fields.setdefault("".join(name.lower().split()), value) != value:
                 raise unreadable(path, f"gives the field {name.strip()!r} twice, with different values")
