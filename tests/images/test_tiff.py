@@ -71,12 +71,28 @@ def test_a_side_car_that_cannot_be_true_is_refused_by_its_name(tmp_path, text):
 
 @pytest.mark.parametrize(
     ("unit", "factor"),
-    [("micron", 1e-3), ("nm", 1e-6), ("mm", 1), ("cm", 10), ("pixel", 1), ("", 1), ("\\u00B5m", 1e-3)],
+    [
+        *[("micron", 1e-3), ("nm", 1e-6), ("mm", 1), ("cm", 10), ("pixel", 1), ("", 1), ("\\u00B5m", 1e-3)],
+        *[("nanometers", 1e-6), ("micrometers", 1e-3), ("Millimeters", 1), ("inches", 25.4)],
+    ],
 )
 def test_units_of_imagej_become_millimeters(tmp_path, unit, factor):
     metadata = {"axes": "ZYX", "spacing": 2.0, "unit": unit}
     path = saved(tmp_path, STACK, imagej=True, metadata=metadata, resolution=(4.0, 2.0))
     assert np.allclose(read_image([path]).geometry.spacing_mm, np.array([2.0, 0.5, 0.25]) * factor)
+
+
+def test_imagej_may_name_another_unit_along_each_axis(tmp_path):
+    metadata = {"axes": "ZYX", "spacing": 50.0, "unit": "um", "yunit": "mm", "zunit": "nm"}
+    path = saved(tmp_path, STACK, imagej=True, metadata=metadata, resolution=(4.0, 2.0))
+    assert np.allclose(read_image([path]).geometry.spacing_mm, (50e-6, 0.5, 0.25e-3))
+
+
+def test_a_unit_that_is_not_known_is_noted(tmp_path):
+    metadata = {"axes": "ZYX", "spacing": 2.0, "unit": "furlong"}
+    volume = read_image([saved(tmp_path, STACK, imagej=True, metadata=metadata, resolution=(4.0, 2.0))])
+    assert volume.geometry.spacing_mm == (2.0, 0.5, 0.25)
+    assert "'furlong' is not known" in volume.notes[-1]
 
 
 def test_units_of_ome_become_millimeters_axis_by_axis(tmp_path):

@@ -99,6 +99,16 @@ def test_a_lookup_table_of_imagej_is_for_the_screen_alone(tmp_path):
     assert "lookup table" in volume.notes[0]
 
 
+@pytest.mark.parametrize(
+    ("stated", "is_noted"),
+    [({"cf": 0, "c0": -32768, "c1": 1}, True), ({"cf": 4, "c0": 1.5}, True), ({"cf": 0, "c0": 0, "c1": 1}, False)],
+)
+def test_a_calibration_of_imagej_is_noted(tmp_path, stated, is_noted):
+    volume = read_image([saved(tmp_path / "case.tif", STACK, imagej=True, metadata={"axes": "ZYX", **stated})])
+    assert (volume.array == STACK).all()
+    assert any("calibration" in note for note in volume.notes) == is_noted
+
+
 @pytest.mark.parametrize("value", [1, 6])
 def test_an_orientation_that_is_not_followed_is_noted(tmp_path, value):
     path = saved(tmp_path / "case.tif", PLANE, extratags=[(274, 3, 1, value, True)], **GRAY)

@@ -15,16 +15,23 @@ from autoseg.images.formats.headers import is_plausible
 from autoseg.images.image_errors import unreadable
 
 _MILLIMETERS = {
-    **dict.fromkeys(("m", "meter", "metre"), 1e3),
-    **dict.fromkeys(("cm", "centimeter"), 10.0),
-    **dict.fromkeys(("mm", "millimeter", "millimetre"), 1.0),
-    **dict.fromkeys(("µm", "μm", "um", "micron", "microns", "micrometer", "micrometre", "\\u00b5m", "\\u00B5m"), 1e-3),
-    **dict.fromkeys(("nm", "nanometer", "nanometre"), 1e-6),
-    **dict.fromkeys(("å", "ångström", "angstrom"), 1e-7),
-    **dict.fromkeys(("pm", "picometer"), 1e-9),
-    **dict.fromkeys(("inch", "in", '"'), 25.4),
+    **dict.fromkeys(("m", "meter", "meters", "metre", "metres"), 1e3),
+    **dict.fromkeys(("cm", "centimeter", "centimeters", "centimetre", "centimetres"), 10.0),
+    **dict.fromkeys(("mm", "millimeter", "millimeters", "millimetre", "millimetres"), 1.0),
+    **dict.fromkeys(("µm", "μm", "um", "micron", "microns", "\\u00b5m", "\\u03bcm"), 1e-3),
+    **dict.fromkeys(("micrometer", "micrometers", "micrometre", "micrometres"), 1e-3),
+    **dict.fromkeys(("nm", "nanometer", "nanometers", "nanometre", "nanometres"), 1e-6),
+    **dict.fromkeys(("å", "ångström", "angstrom", "angstroms"), 1e-7),
+    **dict.fromkeys(("pm", "picometer", "picometers", "picometre", "picometres"), 1e-9),
+    **dict.fromkeys(("inch", "inches", "in", '"'), 25.4),
 }
+_NO_UNIT = ("", "pixel", "pixels", "voxel", "voxels", "reference frame", "sec", "none", "null")
+"""What stands where a unit of length could, but names none: numbers are bare then."""
+
 _OME_DEFAULT_UNIT = "µm"
+
+_CALIBRATED = range(20)
+"""ImageJ's numbers for functions that turn stored numbers into values: a straight line (0) and curves; 20: none."""
 
 _PERHAPS_LOSSY = {
     **dict.fromkeys((33005, 34712), "JPEG 2000"),
@@ -85,38 +92,50 @@ def tagged_spacing(file: Any) -> tuple[float, float, float] | None:
 
     The resolution of other TIFF files is that of a printer, and ignored.
     """
-    if file.is_ome:
-        spacing = _ome_spacing(file.ome_metadata)
-    elif file.is_imagej:
-        spacing = _imagej_spacing(file.imagej_metadata, file.pages[0])
-    else:
+    steps = _ome_steps(file.ome_metadata) if file.is_ome else _imagej_steps(file) if file.is_imagej else None
+    if steps is None:
         return None
-    return spacing if spacing and all(map(is_plausible, spacing)) else None
+    z, y, x = (step * _MILLIMETERS.get(unit, 1.0) for step, unit in steps)
+    return (z, y, x) if all(map(is_plausible, (z, y, x))) else None
 
 
-def _ome_spacing(text: str) -> tuple[float, float, float] | None:
+_Steps = list[tuple[float, str]]
+"""Spacings and the units that they are in, along z, y, x."""
+
+
+def _ome_steps(text: str) -> _Steps | None:
     import xml.etree.ElementTree as ET
 
     pixels = next((element for element in ET.fromstring(text).iter() if element.tag.endswith("Pixels")), None)
     if pixels is None:
         return None
-    steps = []
-    for axis in "ZYX":
-        unit = pixels.get(f"PhysicalSize{axis}Unit", _OME_DEFAULT_UNIT)
-        steps.append(float(pixels.get(f"PhysicalSize{axis}", "nan")) * _MILLIMETERS.get(unit.lower(), 1.0))
-    z, y, x = steps
-    return z, y, x
+    sizes = [f"PhysicalSize{axis}" for axis in "ZYX"]
+    units = (pixels.get(f"{size}Unit", _OME_DEFAULT_UNIT).strip().lower() for size in sizes)
+    return [(float(pixels.get(size, "nan")), unit) for size, unit in zip(sizes, units, strict=True)]
 
 
-def _imagej_spacing(metadata: dict[str, Any], page: Any) -> tuple[float, float, float] | None:
-    unit = _MILLIMETERS.get(str(metadata.get("unit", "")).strip().lower(), 1.0)
+def _imagej_steps(file: Any) -> _Steps:
+    """The units along y and z are those along x unless they are named."""
+    metadata = file.imagej_metadata
     steps = [float(metadata.get("spacing", 1.0))]
     for name in ("YResolution", "XResolution"):
-        tag = page.tags.get(name)
+        tag = file.pages[0].tags.get(name)
         pixels, length = tag.value if tag is not None else (1, 1)
         steps.append(length / pixels if pixels else 1.0)
-    z, y, x = (step * unit for step in steps)
-    return z, y, x
+    along_x = metadata.get("unit", "")
+    units = (str(metadata.get(name, along_x)).strip().lower() for name in ("zunit", "yunit", "unit"))
+    return list(zip(steps, units, strict=True))
+
+
+def _imagej_notes(file: Any) -> Iterator[str]:
+    """What ImageJ says of its numbers and lengths that is not followed."""
+    function, *line = (file.imagej_metadata.get(name, usual) for name, usual in (("cf", 0), ("c0", 0), ("c1", 1)))
+    if function in _CALIBRATED and (function, *line) != (0, 0, 1):
+        constants = ", ".join(map(str, line))
+        yield f"ImageJ's calibration (function {function}; {constants}) was not applied: its numbers are those stored"
+    units = {unit for _, unit in _imagej_steps(file)} if int(file.imagej_metadata.get("images", 1)) > 1 else set()
+    for unit in sorted(units.difference(_MILLIMETERS, _NO_UNIT)):
+        yield f"its unit of length {unit[:20]!r} is not known; its spacing was taken in bare numbers"
 
 
 def check_planes(series: Any, path: Path) -> None:
@@ -139,9 +158,10 @@ def check_description(file: Any, series: Any, path: Path) -> None:
         raise unreadable(path, what, do="store it again, one file per channel and time point")
 
 
-def display_notes(series: Any) -> Iterator[str]:
+def display_notes(file: Any, series: Any) -> Iterator[str]:
     """What the tags say on how to show the numbers, which is not followed, and what the numbers may have lost."""
     page = series.keyframe
+    yield from _imagej_notes(file) if file.is_imagej else ()
     yield from _photometric_notes(page)
     if (orientation := page.tags.valueof(274, default=1)) in range(2, 9):
         yield f"its orientation tag ({orientation}) was not followed: rows and columns are as stored"

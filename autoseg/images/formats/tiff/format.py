@@ -83,7 +83,8 @@ def _stored(path: Path, four_d: bool) -> tuple[Volume, NDArray[np.uint8] | None]
         return Volume(array, plane_geometry((height, width)), tuple(notes)), palette
     spacing_mm = spacing_beside(path) or tagged
     if spacing_mm is None:
-        spacing_mm, notes = (1.0, 1.0, 1.0), [*notes, "it states no spacing: 1 x 1 x 1 (z, y, x) was assumed"]
+        what = "it states no spacing that is whole and possible: 1 x 1 x 1 (z, y, x) was assumed"
+        spacing_mm, notes = (1.0, 1.0, 1.0), [*notes, what]
     geometry = Geometry((depth, height, width), spacing_mm, has_orientation=False)
     return Volume(array, geometry, tuple(notes)), palette
 
@@ -105,7 +106,7 @@ def _image(file: Any, path: Path) -> tuple[Any, list[str]]:
     check_description(file, images[0], path)
     _check_pages(filter(_is_top, found), len(file.pages), path)
     notes = [f"{len(found) - 1} smaller copies or masks in it were left out"] if len(found) > 1 else []
-    return images[0], [*notes, *display_notes(images[0])]
+    return images[0], [*notes, *display_notes(file, images[0])]
 
 
 def _is_top(image: Any) -> bool:
