@@ -79,7 +79,7 @@ def from_data(kind: type[T], data: object, where: str) -> T:
     Raises:
         RecordFault: with the path and the reason of every fault, not only the first.
     """
-    return from_json(kind, json.dumps(data), where, do="correct what is named")
+    return _validated(kind, json.dumps(data), where, "correct what is named")
 
 
 def from_json(kind: type[T], text: str | bytes, where: str, do: str = _RESTORE, context: object = None) -> T:
@@ -90,19 +90,20 @@ def from_json(kind: type[T], text: str | bytes, where: str, do: str = _RESTORE, 
     Raises:
         RecordFault: with the path and the reason of every fault, not only the first.
     """
+    try:
+        parse_json(text)
+    except (ValueError, RecursionError) as error:  # pydantic would take the last of two equal keys, and NaN
+        raise RecordFault(f"not a valid {kind.__name__}: {_json_fault(error)}", where=where, do=do) from error
+    return _validated(kind, text, where, do, context)
+
+
+def _validated(kind: type[T], text: str | bytes, where: str, do: str, context: object = None) -> T:
     from pydantic import ValidationError
 
     try:
-        parse_json(text)
         record: T = _adapter(kind).validate_json(text, strict=True, context=context)
     except ValidationError as error:
-        raise RecordFault(
-            f"not a valid {kind.__name__}: {described_faults(error)}",
-            where=where,
-            do=do,
-        ) from error
-    except (ValueError, RecursionError) as error:  # pydantic would take the last of two equal keys, and NaN
-        raise RecordFault(f"not a valid {kind.__name__}: {_json_fault(error)}", where=where, do=do) from error
+        raise RecordFault(f"not a valid {kind.__name__}: {described_faults(error)}", where=where, do=do) from error
     except AutoSegError as error:  # a validator's own: an unknown name, with the nearest one
         error.where = error.where or where
         raise
@@ -193,6 +194,8 @@ def _unsealed(text: bytes, path: Path) -> bytes | str:
 def read_json(path: Path) -> Any:
     """The content of a JSON file that others wrote, with or without a byte order mark; not checked against a record.
 
+    Numbers may be NaN or infinite, as in nnU-Net's statistics of what does not occur.
+
     Raises:
         MissingInput: there is no such file.
         RecordFault: it is no JSON, or too large.
@@ -201,7 +204,7 @@ def read_json(path: Path) -> Any:
         size = path.stat().st_size
         if size > LARGEST_JSON_BYTES:
             raise RecordFault(f"{path.name} has {size} bytes", where=str(path), do="give the file that was meant")
-        return parse_json(path.read_bytes())
+        return json.loads(path.read_bytes(), object_pairs_hook=_without_duplicates)
     except FileNotFoundError as error:
         raise MissingInput(f"there is no file {path}", where=str(path), do="check the path") from error
     except (ValueError, RecursionError, IsADirectoryError) as error:

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -130,14 +131,18 @@ BAD_JSON = {
 }
 
 
-@pytest.mark.parametrize("text", BAD_JSON.values(), ids=BAD_JSON)
-def test_json_that_means_two_things_or_none_is_refused(tmp_path, text):
+@pytest.mark.parametrize("kind", BAD_JSON)
+def test_json_that_means_two_things_or_none_is_refused(tmp_path, kind):
+    text = BAD_JSON[kind]
     with pytest.raises(RecordFault):
         from_json(Case, text, "here")
     path = tmp_path / "bad.json"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(RecordFault):
-        read_table(path)
+    if kind == "NaN":  # nnU-Net writes it for the statistics of what does not occur
+        assert np.isnan(read_table(path)["images"])
+    else:
+        with pytest.raises(RecordFault):
+            read_table(path)
 
 
 def test_a_name_that_is_not_utf8_is_refused():

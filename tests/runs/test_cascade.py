@@ -107,7 +107,7 @@ def test_filling_may_be_stopped_and_goes_on(cascade):
     (extra,) = cascade.workspace.store.glob("*-previous-*/")
     assert sorted(path.name for path in extra.iterdir() if path.is_dir()) == ["case_0", "case_1"]
     done = (extra / "case_0" / "previous.npy").stat().st_mtime_ns
-    (extra / ".partial-0-case_3").mkdir()
+    (extra / ".partial-0123456789ab-case_3").mkdir()
     assert cascade.fill() == extra
     assert sorted(path.name for path in extra.iterdir() if path.is_dir()) == CASES
     assert (extra / "case_0" / "previous.npy").stat().st_mtime_ns == done
