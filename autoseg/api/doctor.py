@@ -15,7 +15,7 @@ from autoseg.core import machine
 DISTRIBUTION = "autosegkit"
 
 REQUIRED = (
-    *("torch", "numpy", "scipy", "scikit-image", "pillow", "tifffile", "SimpleITK", "nibabel", "batchgenerators"),
+    *("torch", "numpy", "scipy", "scikit-image", "pillow", "tifffile", "batchgenerators"),
     *("click", "pyyaml", "pydantic", "safetensors", "filelock", "psutil", "rich", "jinja2", "markupsafe", "matplotlib"),
 )
 """Distributions that AutoSeg needs."""

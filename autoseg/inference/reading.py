@@ -39,7 +39,7 @@ _COPIES = 2
 """Of a prepared image at the same time: normalized, and resampled."""
 
 _PROGRAM_BYTES = 1 << 29
-"""Room of the reading process for its libraries; measured 0.2 GiB with SimpleITK and scipy."""
+"""Room of the reading process for its libraries; measured 0.2 GiB with scipy."""
 
 T = TypeVar("T")
 
