@@ -16,6 +16,7 @@ from torch import Tensor
 
 from autoseg.core.errors import AutoSegError, IntegrityRefusal, MissingInput
 from autoseg.core.files import sha256_of_file
+from autoseg.core.limits import FileName
 from autoseg.core.records import load
 
 WEIGHTS_FILE = "weights.safetensors"
@@ -31,7 +32,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 class Manifest:
     """SHA-256 of every other file of a generation, by name."""
 
-    sha256: dict[str, str]
+    sha256: dict[FileName, str]
 
 
 def shape_fault(found: Shapes, expected: Shapes) -> str | None:
@@ -114,7 +115,7 @@ def fault_of(generation: Path) -> str | None:
     try:
         hashes = load(Manifest, generation / MANIFEST_FILE).sha256
         for name, digest in hashes.items():
-            if Path(name).name != name or sha256_of_file(generation / name) != digest:
+            if sha256_of_file(generation / name) != digest:
                 return f"{generation.name}/{name} does not match its hash"
     except (FileNotFoundError, AutoSegError) as error:  # whatever else the system refuses, the file may be whole
         return f"{generation.name} is incomplete ({type(error).__name__})"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import importlib
 import os
 import random
 import resource
@@ -203,25 +204,28 @@ def prepare(root: Path) -> Watch:
 
 @dataclass(frozen=True)
 class Batch:
-    """Inputs of a target by their numbers; with `only`, just these of their changes are made."""
+    """Inputs of a target by their numbers; with `only`, just these of their changes are made.
+
+    The target is an entry of `TARGETS` in the module `table`.
+    """
 
     target: str
     seed: int
     numbers: range
     only: tuple[int, ...] | None = None
+    table: str = "tests.fuzz.targets"
 
 
 def serve(connection: Connection, batch: Batch, root: Path) -> None:
     """Tries inputs, and sends what became of each."""
-    from tests.fuzz.targets import TARGETS
-
     os.environ["TMPDIR"] = str(root / "tmp")
     with (root / "stderr").open("w") as log:
         os.dup2(log.fileno(), 2)
         os.dup2(log.fileno(), 1)
     faulthandler.enable()
+    sys.settrace(None)  # under coverage each input would take several times as long
     watch = prepare(root)
-    target = TARGETS[batch.target]
+    target = importlib.import_module(batch.table).TARGETS[batch.target]
     seeds = target.seeds()
     for files in seeds[:3]:  # libraries are imported now, not on the account of an input
         attempt(Trial(target, 0, files, files), root, watch)

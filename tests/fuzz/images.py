@@ -49,7 +49,8 @@ def compare(trial: Trial, reading: Reading) -> str | None:
     ending = str(file_ending(path))
     volume, labels = reading
     if trial.is_only_cut or (trial.is_only_damaged and ending in _CHECKED):
-        return _changed(_before(tuple(sorted(trial.original.items())), trial.folder.parent), volume)
+        is_text = b"encoding: ascii" in trial.original.get("x.nrrd", b"")
+        return _changed(_before(tuple(sorted(trial.original.items())), trial.folder.parent), volume, is_text)
     if labels is not None and ending in _LABELS_AS_IMAGE and not _equal(labels.array, np.rint(volume.array[0])):
         return "its labels are not its voxels"
     try:
@@ -70,7 +71,9 @@ def _before(original: tuple[tuple[str, bytes], ...], root: Path) -> Volume:
     return read(folder)[0]
 
 
-def _changed(before: Volume, now: Volume) -> str | None:
+def _changed(before: Volume, now: Volume, is_text: bool) -> str | None:
+    if before.array.shape == now.array.shape and is_text and (before.array != now.array).sum() == 1:
+        raise Unjudged("a last number whose end was cut off is a number, too, and no line end is due behind it")
     if not _equal(before.array, now.array):
         return "damaged, and read as other voxels"
     return None if before.geometry == now.geometry else "damaged, and read on another grid"

@@ -37,6 +37,7 @@ from autoseg.preprocessing.store import open_case, write_case
 from autoseg.runs.run import FoldScores, RunStatus
 from autoseg.selection.record import Selection
 from autoseg.training.callbacks.history import append_history, last_history, read_history
+from autoseg.training.grouping import case_groups
 from autoseg.training.recipe import load_recipe
 from autoseg.training.splits import SplitFacts, read_folds, settle_folds
 from tests.data.arrangements import cellpose, decathlon, manifest_csv, manifest_json, nnunet, paired
@@ -350,6 +351,7 @@ def _shipped_yaml(kind: str, *own: bytes) -> list[Files]:
     return [{"x.yaml": content} for content in (*own, *(path.read_bytes() for path in shipped(kind).values()))]
 
 
+_GROUPS = b"case,group\na,Z\xc3\xbcrich\nb,Bern\nc,Bern\n"
 _OUTPUT_FILES = ("manifest.json", "a.gipl", "in/*")
 
 RECORD_TARGETS = (
@@ -370,6 +372,7 @@ RECORD_TARGETS = (
     ),
     Target("layouts", _layout_seeds, _found, _sound_cases, ("*.json", "*.csv"), weight=3),
     Target("nnU-Net fingerprint", _fingerprint_seeds, _planned, sound_plan),
+    Target("groups", lambda: [{"x.csv": _GROUPS}], lambda folder: case_groups(str(folder / "x.csv"), ("a", "b", "c"))),
     Target("pins", lambda: [{"x.yaml": _PINS}], lambda folder: read_pins(folder / "x.yaml"), weight=1.5),
     Target(
         "recipe",

@@ -161,7 +161,8 @@ def _on_nrrd_grid(voxels: np.ndarray, fields: dict[str, str]) -> Reference:
     unit = units.pop() if units else 1.0
     if "spacedirections" not in fields:
         steps = [float(step) * unit for step in fields.get("spacings", "").split()] or [1.0] * count
-        return Reference(voxels, tuple(step for step in steps if not math.isnan(step))[:3])
+        axes = _nrrd_axes(fields, int(fields["dimension"]))
+        return Reference(voxels, tuple(step for step, axis in zip(steps, axes, strict=False) if axis != "c"))
     vectors = [_vector(text) for text in re.findall(r"\([^)]*\)", fields["spacedirections"])]
     spacing = tuple(float(np.linalg.norm(vector)) * unit for vector in vectors)
     space = fields.get("space", "").lower()

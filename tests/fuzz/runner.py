@@ -28,11 +28,16 @@ BATCH = 250
 START_S = 120.0
 """Seconds within which a process must have made its valid inputs."""
 
+ENDING_S = 10.0
+"""Seconds that a process may take to end by itself, which coverage needs to write what it has seen."""
+
 LONGEST_WAIT_S = 90.0
 """Wall time after which an input counts as hanging though it takes no processor time: it waits for something."""
 
 KEPT_EXAMPLES = 3
 """Findings of the same kind that are kept as files."""
+
+TABLE = "tests.fuzz.targets"
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -43,12 +48,14 @@ class Report:
 
     Attributes:
         seed: of the run.
+        table: module with the table of the targets.
         counts: how often each kind of outcome came, by target.
         findings: by target.
         seconds: wall time.
     """
 
     seed: int
+    table: str
     counts: dict[str, Counter[str]] = field(default_factory=dict)
     findings: dict[str, list[Outcome]] = field(default_factory=dict)
     seconds: float = 0.0
@@ -94,15 +101,15 @@ def shares(targets: Mapping[str, Target], count: int) -> dict[str, int]:
     return {name: max(1, -int(-count * target.weight // total)) for name, target in targets.items()}
 
 
-def run(targets: Mapping[str, Target], count: int, seed: int, jobs: int = 1) -> Report:
+def run(targets: Mapping[str, Target], count: int, seed: int, jobs: int = 1, table: str = TABLE) -> Report:
     """Tries `count` inputs of all targets together, each in one of `jobs` processes at a time."""
     begun = time.monotonic()
     per_target = [
-        [Batch(name, seed, range(start, min(start + BATCH, own))) for start in range(0, own, BATCH)]
+        [Batch(name, seed, range(start, min(start + BATCH, own)), table=table) for start in range(0, own, BATCH)]
         for name, own in shares(targets, count).items()
     ]
     batches = [batch for row in zip_longest(*per_target) for batch in row if batch is not None]
-    report = Report(seed)
+    report = Report(seed, table)
     with ThreadPoolExecutor(jobs) as pool:
         for batch, outcomes in zip(batches, pool.map(run_batch, batches), strict=True):
             for outcome in outcomes:
@@ -122,7 +129,7 @@ def run_batch(batch: Batch) -> list[Outcome]:
 def _context() -> Any:
     """Processes are forked from one that has imported everything."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.fuzz.targets"])
+    context.set_forkserver_preload([TABLE])
     paths = [str(REPOSITORY), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     os.environ["PYTHONPATH"] = os.pathsep.join(path for path in dict.fromkeys(paths) if path)
     os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"), "1"))
@@ -150,9 +157,10 @@ def _run_process(batch: Batch) -> list[Outcome]:
             if outcome.kind in ("crash", "hang", "memory"):
                 break
     finally:
+        connection.close()
+        process.join(0 if outcomes and outcomes[-1].kind == "hang" else ENDING_S)
         process.kill()
         process.join()
-        connection.close()
         shutil.rmtree(root, ignore_errors=True)
     return outcomes
 
@@ -201,7 +209,7 @@ def keep_findings(report: Report, targets: Mapping[str, Target], folder: Path) -
             seen[key] += 1
             if seen[key] > KEPT_EXAMPLES:
                 continue
-            only = _fewest_changes(name, outcome, report.seed)
+            only = _fewest_changes(name, outcome, report)
             trial = make_trial(targets[name], seeds, report.seed, outcome.number, only)
             place = folder / f"{name.replace(' ', '_').replace('/', '-')}-{outcome.number}"
             for file, content in trial.files.items():
@@ -219,11 +227,11 @@ def keep_findings(report: Report, targets: Mapping[str, Target], folder: Path) -
     return kept
 
 
-def _fewest_changes(target: str, outcome: Outcome, seed: int) -> tuple[int, ...] | None:
+def _fewest_changes(target: str, outcome: Outcome, report: Report) -> tuple[int, ...] | None:
     """One change that suffices for the same finding, if there is one."""
     numbers = range(outcome.number, outcome.number + 1)
     for index in range(MOST_CHANGES):
-        (alone,) = run_batch(Batch(target, seed, numbers, (index,)))
+        (alone,) = run_batch(Batch(target, report.seed, numbers, (index,), report.table))
         if (alone.kind, alone.detail) == (outcome.kind, outcome.detail):
             return (index,)
     return None

@@ -13,7 +13,14 @@ import torch
 from autoseg.core.errors import IntegrityRefusal, Interrupted, MissingInput, TrainingStopped
 from autoseg.core.files import TEMPORARY_MARK, sha256_of_file
 from autoseg.networks import weights
-from autoseg.networks.weights import AVERAGED_FILE, MANIFEST_FILE, WEIGHTS_FILE, generations, newest_weights
+from autoseg.networks.weights import (
+    AVERAGED_FILE,
+    MANIFEST_FILE,
+    WEIGHTS_FILE,
+    generations,
+    newest_intact,
+    newest_weights,
+)
 from autoseg.training.checkpoint import restore, save_checkpoint
 from autoseg.training.step import TrainingState
 from tests.training.tiny_training import RECIPE, Calls, fresh_state, same_weights, train, train_in_folder
@@ -166,3 +173,13 @@ def test_a_checkpoint_that_may_not_be_read_is_not_passed_over(tmp_path: Path, mo
     monkeypatch.setattr(weights, "sha256_of_file", refuse)
     with pytest.raises(PermissionError):
         newest_weights(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../evil", "a\0b", "", "C:evil"])
+def test_a_manifest_that_names_what_is_no_file_of_its_folder_is_refused(tmp_path, name):
+    generation = save_checkpoint(fresh_state(), tmp_path)
+    manifest = generation / "manifest.json"
+    hashes = json.loads(manifest.read_text())["sha256"]
+    manifest.write_text(json.dumps({"sha256": {**hashes, name: "0" * 64}}))
+    with pytest.raises(IntegrityRefusal, match="no checkpoint is intact"):
+        newest_intact(tmp_path)
