@@ -6,8 +6,8 @@ Nothing is repaired silently; what is refused is refused with file, values and r
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from autoseg.core.errors import AutoSegError, GeometryMismatch, LabelFault, UnreadableFile, error_for
 from autoseg.core.files import sha256_of_file
 from autoseg.core.geometry import Geometry
-from autoseg.data.labels import to_training_values
+from autoseg.data.labels import misnamed_values, to_training_values, value_counts
 from autoseg.data.layouts.detect import LAYOUTS
 from autoseg.data.model import Case, Dataset, Problem
 from autoseg.data.problems import PROBLEM_CODES, problem
@@ -44,12 +44,14 @@ class CheckedCase:
         content: 64 hexadecimal digits that change with any byte of its files; the first half stands for the images.
         volume: image, or None if the case is refused.
         labels: training values (z, y, x), or None if the case is refused.
+        value_names: what its label file says of the values that occur in it.
     """
 
     problems: tuple[Problem, ...]
     content: str
     volume: Volume | None
     labels: NDArray[np.signedinteger] | None
+    value_names: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def is_refused(self) -> bool:
@@ -76,7 +78,7 @@ def check_case(dataset: Dataset, case: Case) -> CheckedCase:
             check.note(code, case.labels, what)
     training = None if labels is None else check.training_values(labels)
     content = check.content()
-    checked = CheckedCase(tuple(check.problems), content, volume, training)
+    checked = CheckedCase(tuple(check.problems), content, volume, training, check.value_names)
     if any(problem.code == UnreadableFile.code for problem in checked.problems):
         checked = replace(checked, content="")  # the disk may have failed and not the file: it is looked at again
     return replace(checked, volume=None, labels=None) if checked.is_refused else checked
@@ -98,6 +100,7 @@ class _Check:
     def __init__(self, dataset: Dataset, case: Case) -> None:
         self.dataset, self.case, self.root = dataset, case, Path(dataset.root)
         self.problems: list[Problem] = []
+        self.value_names: dict[int, str] = {}
 
     def note(self, code: str, file: str | None, what: str) -> None:
         """Notes a problem."""
@@ -156,7 +159,16 @@ class _Check:
             return None
         for oddity in labels.notes:
             self.note("E0217", file, oddity)
-        return labels
+        return None if self._contradicts_the_classes(file, labels) else labels
+
+    def _contradicts_the_classes(self, file: str, labels: Volume) -> bool:
+        """Whether the file says of its values what the dataset says of others, which is noted."""
+        found = value_counts(labels.array) if labels.value_names else {}
+        self.value_names = {value: name for value, name in labels.value_names.items() if value in found}
+        wrong = misnamed_values(self.value_names, self.dataset.labels)
+        if wrong:
+            self.note("E0315", file, f"{'; '.join(wrong)} in the dataset")
+        return bool(wrong)
 
     def training_values(self, labels: Volume) -> NDArray[np.signedinteger] | None:
         """The label map in training values (z, y, x); None where it holds values that are not declared."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -87,6 +88,30 @@ def to_file_values(array: NDArray[np.integer], label_set: LabelSet) -> NDArray[n
     fitting = next(kind for kind in (np.uint8, np.uint16, np.int32, np.int64) if largest <= np.iinfo(kind).max)
     written: NDArray[np.integer] = file_values.astype(fitting)[array]
     return written
+
+
+def misnamed_values(names: Mapping[int, str], label_set: LabelSet) -> list[str]:
+    """What a label file says of its values where the dataset says so of others, in words.
+
+    Args:
+        names: as `Volume.value_names` has them.
+        label_set: of the dataset; its classes have the same names if they differ in capitals, blanks and dashes only.
+    """
+    if label_set.has_instances:
+        return []
+    in_files = _file_values(label_set)
+    declared = {plain_name(name): [in_files[value] for value in own] for name, own in label_set.classes.items()}
+    wrong = [
+        (value, name, declared[plain_name(name)])
+        for value, name in sorted(names.items())
+        if value not in declared.get(plain_name(name), [value])
+    ]
+    return [f"{value} is {name} in the file, {name} is {', '.join(map(str, own))}" for value, name, own in wrong]
+
+
+def plain_name(name: str) -> str:
+    """A name without what spellings of one name differ in: capitals, blanks, underscores and dashes."""
+    return re.sub(r"[\s_-]+", " ", name).strip().casefold()
 
 
 def value_counts(array: NDArray[np.integer]) -> dict[int, int]:

@@ -198,6 +198,19 @@ PROBLEM_CODES: dict[str, Explanation] = {
         "replace these voxels by the value of the background (np.where(abs(image) > 1e18, background, image)), or "
         "export the image again without padding",
     ),
+    "E0315": Explanation(
+        "refused",
+        "The label file itself names its values (segments of 3D Slicer), and otherwise than the dataset: classes would "
+        "be exchanged.",
+        "export the segments in the order of the dataset's classes (3D Slicer: Export to files, with a color table), "
+        "or correct the names in the file or in the dataset",
+    ),
+    "E0316": Explanation(
+        "warning",
+        "Label files themselves say what a value stands for (names of segments, colors of a palette), and not all "
+        "say the same: classes may be exchanged in some of them. The numbers are used as they are.",
+        "look at these cases; where the numbers differ, save all label maps with the same number for each class",
+    ),
     "E0401": Explanation(
         "refused",
         "A file is damaged, truncated, of an unsupported kind, or its header cannot be true. Many programs read such "

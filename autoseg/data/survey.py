@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -30,13 +30,14 @@ from autoseg.data.fingerprint import (
     wanted_orientation,
 )
 from autoseg.data.inputs import relative
+from autoseg.data.labels import plain_name
 from autoseg.data.layouts.detect import LAYOUTS
 from autoseg.data.model import Case, Dataset, LabelSet, Problem
 from autoseg.data.problems import problem
 from autoseg.images.formats.files import files_of
 from autoseg.images.orientation import spelled
 
-SURVEY_VERSION = 3
+SURVEY_VERSION = 4
 
 KEEP_SECONDS = 10.0
 """How often an unfinished survey is given to `keep`; a run that is killed loses no more work than this."""
@@ -58,6 +59,7 @@ class CaseSummary:
         content: hash of their bytes; empty if the case could not be examined.
         problems: of this case alone.
         foreground: intensities of the foreground, one per channel; empty if refused or without foreground.
+        value_names: what its label file itself says of the values in it, as {"1": "liver"}.
     """
 
     identifier: str
@@ -65,6 +67,7 @@ class CaseSummary:
     content: str
     problems: tuple[Problem, ...]
     foreground: tuple[IntensityQuantiles, ...]
+    value_names: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +195,7 @@ def _survey_of(dataset: Dataset, read_as: str, examined: Mapping[str, Examined])
     mixed = tuple(_other_dimensions([statistics for _, statistics in entries if statistics is not None]))
     fingerprint = combine(_usable(entries, {found.case for found in mixed}), len(dataset.channels))
     across = (*across, *mixed, *_orientations(fingerprint), *check_classes(dataset.labels, fingerprint.cases))
+    across = (*across, *_named_otherwise(summaries))
     return Survey(
         version=SURVEY_VERSION,
         read_as=read_as,
@@ -238,8 +242,11 @@ def _known_cases(known: Survey | None, read_as: str, dataset: Dataset) -> dict[s
 
 def _is_unsettled(summary: CaseSummary, statistics: Mapping[str, CaseStatistics]) -> bool:
     """Whether a case is without statistics for what other cases were, which may be others now."""
-    is_refused = any(found.severity == "refused" for found in summary.problems)
-    return not is_refused and summary.identifier not in statistics
+    return not _is_refused(summary) and summary.identifier not in statistics
+
+
+def _is_refused(summary: CaseSummary) -> bool:
+    return any(found.severity == "refused" for found in summary.problems)
 
 
 def stamps_of(dataset: Dataset, case: Case) -> Stamps:
@@ -271,7 +278,8 @@ def _examine(dataset: Dataset, task: _Task) -> Examined:
     checked = check_case(dataset, case)
     if stamps != stamps_of(dataset, case):
         return _lost(case, "its files changed while they were read; run the same command again")
-    summary = CaseSummary(case.identifier, stamps, checked.content, checked.problems, ())
+    names = {str(value): name for value, name in checked.value_names.items()}
+    summary = CaseSummary(case.identifier, stamps, checked.content, checked.problems, (), names)
     if checked.volume is None or checked.labels is None:
         return summary, None
     statistics, foreground = case_statistics(case.identifier, checked.volume, checked.labels, checked.content, codes)
@@ -300,6 +308,24 @@ def _announced(dataset: Dataset) -> Iterable[Problem]:
     if announced is not None and announced != found:
         what = f"the dataset announces {count_noun(announced, 'training case')}, {found} are there"
         yield problem("E0205", None, "dataset.json", what)
+
+
+def _named_otherwise(cases: Iterable[CaseSummary]) -> Iterable[Problem]:
+    """Values of which label files of usable cases themselves say different things."""
+    owners: dict[int, dict[str, list[CaseSummary]]] = {}
+    for case in cases:
+        for value, name in () if _is_refused(case) else case.value_names.items():
+            owners.setdefault(int(value), {}).setdefault(plain_name(name), []).append(case)
+    for number, same in sorted(owners.items()):
+        shown = [_owned(own, str(number)) for own in list(same.values())[:_NAMED_CASES]]
+        if len(shown) > 1:
+            yield problem("E0316", None, None, f"label value {number} is {', '.join(shown)}")
+
+
+def _owned(cases: Sequence[CaseSummary], value: str) -> str:
+    """The name that cases have for a value, and who they are: "liver in case_a and 2 more"."""
+    more = f" and {len(cases) - 1} more" if len(cases) > 1 else ""
+    return f"{cases[0].value_names[value][:40]} in {cases[0].identifier}{more}"
 
 
 def _orientations(fingerprint: Fingerprint) -> Iterable[Problem]:

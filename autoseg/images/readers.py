@@ -70,7 +70,7 @@ def read_labels(path: Path) -> Volume:
         decoded = read_values(path)
     array, notes = _single_channel(decoded, path)
     notes = tuple(_noted(path, note) for note in notes)
-    return Volume(_as_integers(array, path), decoded.geometry, notes)
+    return Volume(_as_integers(array, path), decoded.geometry, notes, decoded.value_names)
 
 
 def _decoded(path: Path, four_d: bool) -> Volume:

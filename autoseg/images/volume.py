@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from autoseg.core.geometry import SLICE_SPACING_OF_2D, Geometry
@@ -20,11 +22,18 @@ class Volume:
             (z, y, x), int16 or, where that does not hold them, int32.
         geometry: grid of the array's last three axes.
         notes: one sentence for each oddity that the reader settled (an alpha channel dropped, a shear straightened).
+        value_names: what the file of a label map itself says of its values: names of segments, colors of a palette.
     """
 
     array: NDArray[Any]
     geometry: Geometry
     notes: tuple[str, ...] = ()
+    value_names: Mapping[int, str] = field(default_factory=dict)
+
+
+def color_names(indices: NDArray[Any], colors: NDArray[np.uint8]) -> dict[int, str]:
+    """The colors (number, 3) of a palette that occur among its indices, as {1: "#FF0000"}."""
+    return {index: f"#{colors[index].tobytes().hex()}" for index in np.unique(indices).tolist() if index < len(colors)}
 
 
 def plane_geometry(shape: tuple[int, int]) -> Geometry:

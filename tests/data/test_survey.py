@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from autoseg.core.geometry import Geometry
 from autoseg.core.records import from_json, to_json
@@ -14,10 +15,11 @@ from autoseg.data import survey as module
 from autoseg.data.check import check_case
 from autoseg.data.fingerprint import fingerprint_hash
 from autoseg.data.layouts.detect import detect_dataset
-from autoseg.data.model import Dataset
+from autoseg.data.model import Dataset, Problem
 from autoseg.data.survey import Survey, check_across, survey
 from autoseg.data.synthetic import write_synthetic_dataset
 from autoseg.images.orientation import turn_to
+from autoseg.images.readers import read_labels
 from autoseg.images.volume import Volume, plane_geometry
 from autoseg.images.writers import write_image, write_labels
 from autoseg.planning.planner import PlanOptions, make_plan
@@ -253,6 +255,65 @@ def test_a_class_that_no_case_shows_or_only_one_is_named(root):
     assert (found["E0308"].what, found["E0308"].severity) == ("no case shows never (label value 4)", "warning")
     assert (found["E0309"].what, found["E0309"].case) == ("rare is in this case only", NAMES[0])
     assert len(problems) == 2
+
+
+SEGMENTS = """NRRD0004
+type: uint8
+dimension: 3
+sizes: 12 10 8
+space: left-posterior-superior
+space directions: (1,0,0) (0,1,0) (0,0,2)
+encoding: raw
+"""
+
+
+def segmented(root: Path, values: dict[str, dict[str, int]]) -> list[Problem]:
+    """Problems of cases (12 x 10 x 8) whose label files name their values as 3D Slicer does."""
+    for folder in (root / "imagesTr", root / "labelsTr"):
+        folder.mkdir(parents=True)
+    for case, names in values.items():
+        fields = [
+            f"Segment{index}_{field}:={text}\n"
+            for index, (name, value) in enumerate(names.items())
+            for field, text in (("ID", f"Segment_{index}"), ("LabelValue", value), ("Name", name))
+        ]
+        labels = np.zeros((8, 10, 12), np.uint8)
+        labels[2:6, 2:4], labels[2:6, 5:7] = 1, 2
+        (root / f"labelsTr/{case}.nrrd").write_bytes((SEGMENTS + "".join(fields) + "\n").encode() + labels.tobytes())
+        image = np.random.default_rng(len(case)).normal(size=labels.shape).astype(np.float32)
+        grid = read_labels(root / f"labelsTr/{case}.nrrd").geometry
+        write_image(root / f"imagesTr/{case}_0000.nrrd", Volume(image[None], grid))
+    description = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "Liver": 1, "spleen": 2}}
+    (root / "dataset.json").write_text(json.dumps({**description, "file_ending": ".nrrd", "numTraining": len(values)}))
+    return [found for found in survey(detect_dataset(root), None, jobs=1).problems if found.code != "E0208"]
+
+
+def test_segments_that_are_named_as_other_classes_refuse_their_case(tmp_path):
+    right, exchanged = {"liver": 1, "spleen": 2}, {"liver": 2, "spleen": 1}
+    (found,) = segmented(tmp_path, {"a": right, "bb": right, "ccc": exchanged})
+    assert (found.code, found.severity, found.case) == ("E0315", "refused", "ccc")
+    assert found.what.startswith("1 is spleen in the file, spleen is 2; 2 is liver in the file, liver is 1")
+
+
+def test_values_that_label_files_name_differently_are_pointed_out(tmp_path):
+    (found,) = segmented(tmp_path, {"a": {"Segment_1": 1, "rest": 9}, "bb": {"Segment 1": 1}, "ccc": {"Segment_2": 1}})
+    assert (found.code, found.severity) == ("E0316", "warning")
+    assert found.what == "label value 1 is Segment_1 in a and 1 more, Segment_2 in ccc"
+
+
+@pytest.mark.parametrize("ending", [".png", ".bmp", ".tif"])
+def test_palettes_that_differ_are_pointed_out(tmp_path, ending):
+    for folder in ("images", "labels"):
+        (tmp_path / folder).mkdir()
+    for index, colors in enumerate(([0, 0, 0, 255, 0, 0], [0, 0, 0, 255, 0, 0], [0, 0, 0, 0, 0, 255])):
+        numbers = np.random.default_rng(index).integers(0, 2, (16, 16)).astype(np.uint8)
+        Image.fromarray(numbers * 90).save(tmp_path / f"images/{index}{ending}")
+        labels = Image.fromarray(numbers, "P")
+        labels.putpalette(colors)
+        labels.save(tmp_path / f"labels/{index}{ending}")
+    problems = survey(detect_dataset(tmp_path), None, jobs=1).problems
+    (found,) = (found for found in problems if found.severity == "warning")
+    assert (found.code, found.what) == ("E0316", "label value 1 is #ff0000 in 0 and 1 more, #0000ff in 2")
 
 
 def test_a_channel_that_is_not_declared_is_named(tmp_path):

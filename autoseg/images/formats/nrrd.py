@@ -264,7 +264,18 @@ def _read(path: Path, four_d: bool) -> Volume:
     last = stored.ndim - 1
     array = stored.transpose([last - axis for axis in header.order])
     array, _ = grids.channels_first(array, 0 if header.has_components else None, four_d, path)
-    return Volume(array, header.geometry, header.notes)
+    return Volume(array, header.geometry, header.notes, _segment_names(path))
+
+
+def _segment_names(path: Path) -> dict[int, str]:
+    """The names that 3D Slicer's segmentations give to their values."""
+    with path.open("rb") as stream:
+        header = re.split(rb"\r?\n\r?\n", stream.read(headers.LONGEST_HEADER), maxsplit=1)[0].decode(errors="replace")
+    found: dict[str, dict[str, str]] = {}
+    for number, field, text in re.findall(r"(?m)^Segment(\d+)_(Name|LabelValue):=([^\r\n]*)", header):
+        found.setdefault(number, {})[field] = text.strip()
+    pairs = ((segment.get("LabelValue", ""), segment.get("Name", "")) for segment in found.values())
+    return {int(value): name for value, name in pairs if name and re.fullmatch(r"[0-9]{1,9}", value)}
 
 
 def _write(path: Path, array: NDArray[Any], geometry: Geometry) -> None:

@@ -6,6 +6,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from autoseg.core.geometry import Geometry
 from autoseg.images.format import Format
 from autoseg.images.image_errors import first_line, unreadable
-from autoseg.images.volume import Volume, plane_geometry
+from autoseg.images.volume import Volume, color_names, plane_geometry
 
 _DECODER_FAULTS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
 """What Pillow raises on broken files."""
@@ -179,7 +180,11 @@ def _read(path: Path, _four_d: bool) -> Volume:
 def _read_values(path: Path) -> Volume:
     """Numbers as stored, and of a palette the indices."""
     with _opened(path) as picture:
-        return _volume(_numbers(picture, path), [])
+        volume = _volume(numbers := _numbers(picture, path), [])
+        if picture.mode != "P":
+            return volume
+        colors = np.reshape(picture.getpalette(), (-1, 3)).astype(np.uint8)
+    return replace(volume, value_names=color_names(numbers, colors))
 
 
 def _notes(picture: Any) -> Iterator[str]:

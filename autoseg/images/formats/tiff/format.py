@@ -37,7 +37,7 @@ from autoseg.images.formats.tiff.pages import (
     verify,
 )
 from autoseg.images.image_errors import FOUR_D_REMEDY, first_line, unreadable
-from autoseg.images.volume import Volume, plane_geometry
+from autoseg.images.volume import Volume, color_names, plane_geometry
 
 _STORE_AGAIN = "store it again as TIFF without compression or with deflate, or copy it again if it is damaged"
 
@@ -66,7 +66,8 @@ def _read(path: Path, four_d: bool) -> Volume:
 
 def _read_values(path: Path) -> Volume:
     """As `_read`, but of a palette the indices."""
-    return _stored(path, four_d=False)[0]
+    volume, palette = _stored(path, four_d=False)
+    return volume if palette is None else replace(volume, value_names=color_names(volume.array, palette.T))
 
 
 def _stored(path: Path, four_d: bool) -> tuple[Volume, NDArray[np.uint8] | None]:
