@@ -58,8 +58,11 @@ def execute(task: RunTask, device: torch.device, check_stop: Callable[[], None],
         return RunResult(run, "failed", error)
 
 
-def result_of_done(run: Run, queue: Queue) -> RunResult:
-    """The result of a run that was done before, if it is what the command would make of it."""
+def result_of_done(run: Run, queue: Queue, seed: int) -> RunResult:
+    """The result of a run that was done before, if it is what the command would make of it.
+
+    With another recipe or seed it stays, and a warning says so.
+    """
     try:
         check_same_plan(run, queue.plan, queue.contents)
         check_same_cases(run, queue.folds[run.fold])
@@ -67,8 +70,8 @@ def result_of_done(run: Run, queue: Queue) -> RunResult:
         check_first_stage(run)
     except AutoSegError as error:
         return RunResult(run, "failed", error)
-    if changes := differing(queue.recipe, record.asked):
-        _log.warning("%s is done, with another recipe (%s); --fresh trains it again", run.title, "; ".join(changes))
+    if changes := differing(queue.recipe, seed, record):
+        _log.warning("%s is done, with other options (%s); --fresh trains it again", run.title, "; ".join(changes))
     return RunResult(run, "done")
 
 

@@ -238,7 +238,7 @@ class Run:
             MissingInput: it has not begun.
             RecordFault: recipe.json is damaged.
         """
-        return load(RunRecord, self.folder.recipe, PAST_TRAINING)
+        return _read_start(RunRecord, self.folder.recipe, PAST_TRAINING)
 
     def plan(self) -> Plan:
         """The plan it was started with.
@@ -247,7 +247,7 @@ class Run:
             MissingInput: it has not begun.
             RecordFault: plan.json is damaged.
         """
-        return load(Plan, self.folder.plan)
+        return _read_start(Plan, self.folder.plan)
 
     @property
     def scores(self) -> FoldScores | None:
@@ -301,6 +301,13 @@ def check_same_plan(run: Run, plan: Plan, contents: Mapping[str, str]) -> None:
     """
     before, configuration, known = run.plan(), plan.configurations[run.configuration], run.record().contents
     own = before.configurations.get(run.configuration)
+    if data := changed_data(known, contents):  # first, as much of a plan follows from the data
+        raise PlanFault(
+            f"{run.title} was started with other data ({'; '.join(listed_changes(data))})",
+            where=str(run.folder.root),
+            why="what it learned, and its scores, are of the former files",
+            do="train with --fresh to discard the run, or restore the files and plan again",
+        )
     then, now = (_compared(one, by_case=bool(known)) for one in (before, plan))
     if changed := [*_changed_fields(then, now), *_changed_fields(own, configuration)]:
         raise PlanFault(
@@ -308,13 +315,6 @@ def check_same_plan(run: Run, plan: Plan, contents: Mapping[str, str]) -> None:
             where=str(run.folder.root),
             why="the plan or the data changed since",
             do="train with --fresh to discard the run, or plan again with the former options",
-        )
-    if data := changed_data(known, contents):
-        raise PlanFault(
-            f"{run.title} was started with other data ({'; '.join(listed_changes(data))})",
-            where=str(run.folder.root),
-            why="what it learned, and its scores, are of the former files",
-            do="train with --fresh to discard the run, or restore the files and plan again",
         )
 
 
@@ -362,12 +362,12 @@ def check_same_cases(run: Run, fold: Fold) -> None:
         )
 
 
-def differing(asked: Recipe, recorded: Recipe) -> list[str]:
+def differing(asked: Recipe, seed: int, record: RunRecord) -> list[str]:
     """What was asked for now and at the start of a run, setting by setting ("epochs: 5 at the start, 10 now")."""
-    return [
-        f"{name}: {getattr(recorded, name)} at the start, {getattr(asked, name)} now"
-        for name in _changed_fields(recorded, asked)
-    ]
+    then = record.asked
+    both = [(name, getattr(then, name), getattr(asked, name)) for name in _changed_fields(then, asked)]
+    both += [("seed", record.seed, seed)] * (seed != record.seed)
+    return [f"{name}: {own} at the start, {now} now" for name, own, now in both]
 
 
 def _changed_fields(then: Any, now: Any) -> list[str]:
@@ -380,6 +380,15 @@ def is_as_written(path: Path, sha256: str) -> bool:
         return hash_of_written(path) == sha256
     except OSError:
         return False
+
+
+def _read_start(kind: type[T], path: Path, context: object = None) -> T:
+    """A record that is written once, when a run begins; no command writes it again."""
+    try:
+        return load(kind, path, context)
+    except (MissingInput, RecordFault) as error:
+        error.do = "restore the file, or train with --fresh to discard the run"
+        raise
 
 
 def _read(kind: type[T], path: Path) -> T | None:

@@ -167,9 +167,7 @@ def _checked_record(task: RunTask, device: torch.device) -> RunRecord:
 def _differences(task: RunTask, record: RunRecord) -> list[str]:
     """In what the task differs from how its run was started, for people."""
     options = task.options
-    found = differing(task.recipe, record.asked)
-    if record.seed != options.seed:
-        found.append(f"seed: {record.seed} at the start, {options.seed} now")
+    found = differing(task.recipe, options.seed, record)
     if (record.budget_seconds is None) != (options.budget_seconds is None):
         found.append(f"budget: {_seconds(record.budget_seconds)} at the start, {_seconds(options.budget_seconds)} now")
     if (record.train, record.val) != (task.cases.train, task.cases.val):

@@ -219,7 +219,7 @@ class _Trainer:
         """A result for each run that was tried, and what stops the command."""
         for run in self.queue.runs:
             if self.queue.stages[run] == "done":
-                self.schedule.settle(result_of_done(run, self.queue))
+                self.schedule.settle(result_of_done(run, self.queue, self.options.seed))
         try:
             for name in dict.fromkeys(run.configuration for run in self.schedule.open_runs):
                 self._fill_store(name)

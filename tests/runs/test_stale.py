@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from autoseg.api.plan import plan_dataset
-from autoseg.core.errors import Interrupted, MissingInput, PlanFault, UsageError
+from autoseg.core.errors import Interrupted, MissingInput, PlanFault, RecordFault, UsageError
 from autoseg.core.files import sha256_of_file
 from autoseg.core.records import load
 from autoseg.core.workspace import Workspace
@@ -86,7 +86,7 @@ def test_a_run_of_other_data_names_its_cases(workspace, options):
     plan(workspace.root.parent)
     error = error_of(train_queue(workspace, options, never))
     assert isinstance(error, PlanFault)
-    assert "fingerprint" not in str(error)
+    assert "case_2: its labels changed" in str(error)
     assert "--fresh" in str(error)
     assert train_queue(workspace, replace(options, is_fresh=True), never).exit_code == 0
 
@@ -130,6 +130,28 @@ def test_a_checkpoint_without_its_recipe_is_no_new_run(workspace, options):
     error = error_of(train_queue(workspace, options, never))
     assert isinstance(error, MissingInput)
     assert "recipe.json" in str(error)
+
+
+@pytest.mark.parametrize("name", ["plan.json", "recipe.json"])
+def test_what_a_run_was_started_with_comes_back_from_a_backup_or_by_fresh_alone(workspace, options, name):
+    train_queue(workspace, options, never)
+    record = workspace.run("2d", 0).root / name
+    record.write_text(record.read_text().replace('"fold": 0', '"fold": 1').replace('"dataset": "', '"dataset": "x'))
+    error = error_of(train_queue(workspace, options, never))
+    assert isinstance(error, RecordFault)
+    assert "--fresh" in (error.do or "")
+    assert train_queue(workspace, replace(options, is_fresh=True), never).exit_code == 0
+    record.unlink()
+    error = error_of(train_queue(workspace, options, never))
+    assert "--fresh" in (error.do or "")
+
+
+def test_a_finished_run_of_another_seed_is_named(workspace, options, caplog):
+    train_queue(workspace, options, never)
+    assert train_queue(workspace, options, never).exit_code == 0
+    assert not caplog.text
+    assert train_queue(workspace, replace(options, seed=5), never).exit_code == 0
+    assert "seed: 0 at the start, 5 now" in caplog.text
 
 
 @pytest.mark.parametrize("damage", ["one flipped", "one gone", "all gone"])
