@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,8 @@ Write = Callable[[Path, NDArray[Any], Geometry], None]
 """A `Format.write`."""
 
 
-OnReplace = Callable[[Sequence[Path]], None]
-"""Called with every file that is about to be put into its place, what lies there included; may raise to prevent it."""
+OnReplace = Callable[[Mapping[Path, Path]], None]
+"""Called with the place of every file that is about to be put there, and the finished file; may raise to prevent it."""
 
 
 def write_labels(
@@ -109,7 +109,7 @@ def _write_whole(
             sync(file)
         entries = sorted(folder.iterdir(), key=lambda entry: entry == written)
         if on_replace is not None:
-            on_replace([path.with_name(entry.name) for entry in entries])
+            on_replace({path.with_name(entry.name): entry for entry in entries})
         for entry in entries:
             swap_in(entry, path.with_name(entry.name))
     finally:

@@ -22,7 +22,7 @@ MANIFEST_VERSION = 2
 """Since 2 it holds every file that was written; of 1 only the label maps are known."""
 
 BEING_WRITTEN = ""
-"""Stands for the hash of a file while it is written."""
+"""Stands for the hash of a file that is AutoSeg's whatever is in it: a report while it is written, a damaged file."""
 
 
 @record
@@ -38,7 +38,8 @@ class CaseOutcome:
         input: hash of the bytes of all its image files, or None if they could not be read.
         written: SHA-256 of the label file as it was written, or None if there is none.
         notes: what was settled while its images were read, and how they were turned.
-        beside: SHA-256 of every other file that was written for the case, by its name.
+        beside: SHA-256 of every other file that was written for the case, by its name. While a file is put into its
+            place: of what lies there, a space, and of what replaces it.
     """
 
     status: Literal["done", "failed"]

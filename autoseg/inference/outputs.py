@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import shutil
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -97,16 +97,21 @@ class OutputFolder:
         known = self._known(case)
         return path.name in known and self._is_own(path.name, known[path.name])
 
-    def begin(self, case: str, paths: Sequence[Path]) -> None:
-        """Notes that files of a case are about to be written, so that they are known even after a power cut.
+    def begin(self, case: str, finished: Mapping[Path, Path]) -> None:
+        """Notes which files of a case are about to be put into their places, so that a power cut makes none foreign.
+
+        Args:
+            case: its name.
+            finished: place -> the file that replaces what lies there; either may be found after a stop.
 
         Raises:
             UsageError: one of them would replace a file of the user's.
         """
-        kept = [path.name for path in paths if not self.may_replace(case, path)]
+        kept = [path.name for path in finished if not self.may_replace(case, path)]
         if kept:
             raise UsageError(f"kept: {', '.join(kept)} was not written by AutoSeg", do=_OVERWRITE)
-        files = self._known(case) | {path.name: BEING_WRITTEN for path in paths}
+        both = {path.name: (_hash_of(path), _hash_of(file)) for path, file in finished.items()}
+        files = self._known(case) | {name: " ".join(filter(None, hashes)) for name, hashes in both.items()}
         self._save(case, CaseOutcome("failed", None, 0.0, "stopped while its files were written", None, beside=files))
 
     def finish(self, case: str, outcome: CaseOutcome) -> None:
@@ -197,9 +202,9 @@ class OutputFolder:
         return (before.files if before else {}) | (now.files if now else {})
 
     def _is_own(self, name: str, noted: str) -> bool:
-        """Whether a file is there as AutoSeg wrote it, or was being written when AutoSeg was stopped."""
+        """Whether a file is there as AutoSeg wrote it, or is one of the two of which one replaced the other."""
         path = self.folder / name
-        return noted == (BEING_WRITTEN if noted == BEING_WRITTEN and path.is_file() else _hash_of(path))
+        return path.is_file() if noted == BEING_WRITTEN else _hash_of(path) in noted.split()
 
     def _removed(self, name: str, noted: str) -> bool:
         """Removes a file that is AutoSeg's own; False if it is there and the user's."""

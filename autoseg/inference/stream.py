@@ -182,9 +182,9 @@ class PredictionStream:
             write_labels(path, to_file_values(prediction.labels, labels), prediction.geometry, begin)
             if prediction.probabilities is not None:
                 others.append(outputs.folder / f"{case.identifier}.npz")
-                begin(others)
                 with atomic_file(others[0]) as temporary:
                     np.savez_compressed(temporary, probabilities=prediction.probabilities)
+                    begin({others[0]: temporary})
             written, beside = outputs.written(path, others)
         found, seconds = self._read_cases[case.identifier], round(self._seconds[case.identifier], 3)
         return CaseOutcome("done", name, seconds, None, found.content, written, found.notes, beside)

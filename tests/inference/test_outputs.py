@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -210,6 +211,29 @@ def test_a_stop_between_a_label_map_and_the_manifest_leaves_no_foreign_file(out,
     assert outputs.manifest.cases == {}
     write(outputs, case, "a.tif")
     assert again(out, case, "a.tif").manifest.cases["a"].status == "done"
+
+
+@pytest.mark.parametrize("place", ["a.tif", "a.json"])
+@pytest.mark.parametrize("is_replaced", [False, True])
+def test_what_is_changed_after_such_a_stop_is_the_users(out, case, place, is_replaced):
+    write(OutputFolder(out, manifest()), case, "a.tif")
+    outputs = again(out, case, "a.tif", overlap=0.25)
+    assert outputs.manifest.cases == {}
+    other = Geometry(GRID.shape, (3.0, 1.0, 1.0))
+
+    def stop(files):
+        outputs.begin("a", files)
+        if not is_replaced:
+            raise UsageError("stopped")
+
+    with suppress(UsageError):
+        write_labels(out / "a.tif", np.zeros(GRID.shape, np.uint8), other, stop)
+    assert again(out, case, "a.tif").manifest.cases == {}
+    (out / place).write_bytes((out / place).read_bytes() + b"\n")
+    outputs = again(out, case, "a.tif")
+    assert place in (outputs.manifest.cases["a"].error or "")
+    with pytest.raises(UsageError):
+        write(outputs, case, "a.tif")
 
 
 @pytest.mark.parametrize("content", ["{", '{"notes": "mine"}', "[]"])
