@@ -1,5 +1,6 @@
 """A format whose images are folders takes an entry in the table and nothing else."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -76,7 +77,9 @@ def test_an_empty_folder_is_refused(tmp_path):
 
 
 def test_folders_are_cases_of_a_dataset_and_every_slice_counts(tmp_path):
-    dataset = detect_dataset(paired(tmp_path))
+    described = {"labels": {"background": 0, "object": 1}}  # label values are counted by processes without this entry
+    (paired(tmp_path) / "dataset.json").write_text(json.dumps(described))
+    dataset = detect_dataset(tmp_path)
     assert [case.images for case in dataset.cases] == [("images/a.slices",), ("images/b.slices",)]
     before = check_case(dataset, dataset.cases[0])
     assert not before.is_refused
