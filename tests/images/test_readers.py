@@ -194,3 +194,30 @@ def test_free_text_of_nrrd_is_no_field(tmp_path, texts):
     found = read_labels(tmp_path / "case.nrrd")
     assert (found.array == labels).all()
     assert found.geometry.spacing_mm == (3.0, 2.0, 1.0)
+
+
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz", ".nrrd", ".mha", ".gipl", ".png", ".bmp", ".tif"])
+@pytest.mark.parametrize(
+    ("content", "what", "remedy"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", "pointer of Git LFS", "git lfs pull"),
+        (b"/annex/objects/SHA256E-s9--00.nii.gz\n", "git-annex", "datalad get"),
+        (b"<!DOCTYPE html>\n<html><body>Sign in</body></html>", "web page", "download it again"),
+        (bytes(128) + b"DICM" + bytes(300), "DICOM", "dcm2niix"),
+        (b"PK\x03\x04" + bytes(400), "zip", "unpack"),
+    ],
+)
+def test_a_file_that_is_something_else_is_named_as_what_it_is(tmp_path, ending, content, what, remedy):
+    path = tmp_path / f"case{ending}"
+    path.write_bytes(content)
+    with pytest.raises(UnreadableFile, match=what) as error:
+        read_image([path])
+    assert remedy in error.value.do
+
+
+@pytest.mark.parametrize("ending", [".nii", ".mha", ".gipl", ".png", ".tif"])
+def test_an_image_with_the_ending_of_another_kind_is_named(tmp_path, ending):
+    write_labels(tmp_path / "case.nrrd", label_array(SHAPE), Geometry(SHAPE))
+    path = (tmp_path / "case.nrrd").rename(tmp_path / f"case{ending}")
+    with pytest.raises(UnreadableFile, match="is NRRD"):
+        read_labels(path)

@@ -215,7 +215,7 @@ def test_a_preview_may_be_a_jpeg(tmp_path):
 def test_what_is_no_tiff_is_not_called_damaged(tmp_path):
     Image.fromarray(PLANE).save(tmp_path / "case.png")
     (tmp_path / "case.png").rename(tmp_path / "case.tif")
-    with pytest.raises(UnreadableFile, match=r"is not a TIFF file: it begins with .*PNG"):
+    with pytest.raises(UnreadableFile, match="is a PNG picture"):
         read_image([tmp_path / "case.tif"])
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from autoseg.core.errors import is_machine_fault
+from autoseg.core.errors import UnreadableFile, is_machine_fault
 from autoseg.core.files import sha256_of_file
 from autoseg.images.format import Format
 from autoseg.images.formats.gipl import GIPL
@@ -34,6 +34,33 @@ WRITTEN_ENDINGS = tuple(ending for found in FORMATS.values() if found.write for 
 
 LOSSY_ENDINGS = (".jpg", ".jpeg", ".jpe", ".jfif", ".webp")
 """Of pictures whose compression changes their values; they are named, and not read."""
+
+
+_RENAME = "give it the ending of what it is, or convert it"
+_PAGE = ("a web page, as servers send instead of a file", "download it again; perhaps you have to sign in first")
+
+_MARKS: tuple[tuple[int, bytes, tuple[str, ...], str, str], ...] = (
+    (0, b"version https://git-lfs", (), "a pointer of Git LFS, not the file itself", "git lfs pull"),
+    (
+        0,
+        b"/annex/objects/",
+        (),
+        "a pointer of git-annex, not the file itself",
+        "git annex get FILE, or datalad get FILE",
+    ),
+    *((0, mark, (), *_PAGE) for mark in (b"<!doctype html", b"<html")),
+    (128, b"dicm", (), "DICOM", "convert each series: dcm2niix -z y -o OUT SERIES_FOLDER"),
+    (0, b"pk\x03\x04", (), "a zip archive", "unpack it"),
+    (0, b"\x89hdf", (), "HDF5 (MINC, MATLAB, Imaris)", "convert it to NIfTI or TIFF"),
+    (0, b"\x89png", (".png",), "a PNG picture", _RENAME),
+    (0, b"objecttype", (".mha", ".mhd"), "MetaImage", _RENAME),
+    (0, b"\xff\xd8\xff", (".png",), "a JPEG picture, which has lost detail", "go back to the original, stored as PNG"),
+    (0, b"nrrd000", (".nrrd",), "NRRD", _RENAME),
+    *((0, mark, (".tif", ".tiff"), "a TIFF", _RENAME) for mark in (b"ii*\0", b"mm\0*", b"ii+\0", b"mm\0+")),
+    (344, b"n+1\0", (".nii", ".nii.gz"), "NIfTI", _RENAME),
+    (0, b"\x1f\x8b", (".nii", ".nii.gz"), "compressed with gzip", "unpack it, or name it .nii.gz if it is NIfTI"),
+)
+"""Byte and what stands there (in lower case), endings for which that is right, what such a file is, what helps."""
 
 
 def _named_by(path: Path) -> tuple[str, Format | None]:
@@ -117,16 +144,31 @@ def verify_file(path: Path) -> None:
     (raw NIfTI, NRRD, MetaImage, GIPL, BMP, TIFF) may still differ from what was written: hashes find that later.
 
     Raises:
-        UnreadableFile: the file is missing, truncated, damaged, of an unsupported kind, or its header cannot be true.
+        UnreadableFile: the file is missing, truncated, damaged, of an unsupported kind, something else than its name
+            says, or its header cannot be true.
     """
     found = format_of(path)
     try:
         if not path.stat().st_size and not found.is_folder:
             raise unreadable(path, "is empty")
         found.verify(path)
+    except UnreadableFile as error:
+        raise _as_what_it_is(path) or error from error.__cause__
     except OSError as error:
         if is_machine_fault(error):
             raise
         raise unreadable(
             path, f"cannot be read: {error.strerror or error}", do="check the name and the rights"
         ) from error
+
+
+def _as_what_it_is(path: Path) -> UnreadableFile | None:
+    """The error for a file that is something else than its name says; None where nothing known begins like it."""
+    if not path.is_file():
+        return None
+    with path.open("rb") as stream:
+        start = stream.read(512).lstrip(b"\xef\xbb\xbf").lower()
+    for place, mark, endings, what, remedy in _MARKS:
+        if start[place : place + len(mark)] == mark and file_ending(path) not in endings:
+            return unreadable(path, f"is {what}", why="its content, not its name, says so", do=remedy)
+    return None
