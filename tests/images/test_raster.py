@@ -232,3 +232,14 @@ def test_of_an_animation_the_first_picture_is_read_with_a_note(tmp_path):
     volume = read_image([tmp_path / "case.png"])
     assert (volume.array == GRAY).all()
     assert "animation" in volume.notes[0]
+
+
+@pytest.mark.parametrize(("value", "is_noted"), [(1, False), (3, True), (6, True)])
+def test_an_orientation_of_exif_that_is_not_followed_is_noted(tmp_path, value, is_noted):
+    pixels = np.arange(48, dtype=np.uint8).reshape(6, 8)
+    exif = Image.Exif()
+    exif[274] = value
+    Image.fromarray(pixels).save(tmp_path / "case.png", exif=exif)
+    volume = read_image([tmp_path / "case.png"])
+    assert (volume.array[0, 0] == pixels).all()
+    assert any("orientation tag" in note for note in volume.notes) == is_noted

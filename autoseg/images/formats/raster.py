@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,9 @@ _DECODER_FAULTS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zli
 """What Pillow raises on broken files."""
 
 _BLOCK_BYTES = 1 << 20
+
+_ORIENTATION = 274
+"""Number of the tag in the Exif data of a PNG that says how to turn the picture on the screen."""
 
 _SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 """Numbers of a pixel by PNG's color type: gray, RGB, index, gray and alpha, RGBA."""
@@ -192,10 +195,23 @@ def _notes(picture: Any) -> Iterator[str]:
         yield f"its numbers of {_stored_as(picture)[-1]} bits were taken as stored, not stretched to 0..255"
     if _stored_as(picture).startswith("BGR;"):
         yield "its colors of 5 and 6 bits were stretched to 0..255"
+    if (orientation := _exif_orientation(picture)) in range(2, 9):
+        yield f"its orientation tag ({orientation}) was not followed: rows and columns are as stored"
     if "transparency" in picture.info:
         yield "its transparency was left out"
     if getattr(picture, "is_animated", False):
         yield "it is an animation, of which the first picture was read"
+
+
+def _exif_orientation(picture: Any) -> int | None:
+    """How a screen should turn the picture; Pillow's `getexif` would decode the pixels as well."""
+    from PIL.Image import Exif
+
+    exif = Exif()
+    with suppress(*_DECODER_FAULTS):  # which says nothing of the pixels
+        exif.load(picture.info.get("exif"))
+    found: int | None = exif.get(_ORIENTATION)
+    return found
 
 
 def _numbers(picture: Any, path: Path) -> NDArray[Any]:
