@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from autoseg.core.errors import MissingInput, UsageError
+from autoseg.core.files import sha256_of_file
 from autoseg.core.progress import Progress, silent
 from autoseg.core.records import save_sealed
 from autoseg.launch.precision import choose_compute, compiled, step_seconds
@@ -105,6 +106,7 @@ def set_up(
     for sentence in record.decisions:
         _log.info("%s: %s", task.run.title, sentence)
     state = start_state(network, record.recipe, compute, task.configuration.dimensions)
+    state.started_with = sha256_of_file(task.run.folder.recipe)
     if record.recipe.compile:
         forward, because = compiled(network, _batch_shape(task), compute)
         _log.info("%s: %s", task.run.title, because)

@@ -40,10 +40,12 @@ class SavedProgress(TrainingProgress):
     Attributes:
         version: of the checkpoint's format.
         loss_scale: `scale` and `growth_tracker` of the loss scaler; None without one.
+        started_with: SHA-256 of the record that the training was started with; earlier versions did not note it.
     """
 
     version: int
     loss_scale: dict[str, float] | None
+    started_with: str = ""
 
 
 def save_checkpoint(state: TrainingState, folder: Path) -> Path:
@@ -78,11 +80,18 @@ def restore(state: TrainingState, folder: Path) -> Path:
 
     Raises:
         MissingInput: there is no checkpoint.
-        IntegrityRefusal: none is intact, or it belongs to another network.
+        IntegrityRefusal: none is intact, or it belongs to another training or network.
     """
     remove_leftovers(folder)
     generation = newest_intact(folder)
     saved = load(SavedProgress, generation / STATE_FILE)
+    if saved.started_with not in ("", state.started_with):
+        raise IntegrityRefusal(
+            "the checkpoint is of another training",
+            where=str(generation),
+            why="it was copied here from another run, or restored from a backup of a former one",
+            do="put the checkpoints of this run back, or train with --fresh",
+        )
     _copy_into(state.network, read_tensors(generation / WEIGHTS_FILE), generation)
     if state.averaged is not None:
         _copy_into(state.averaged, read_tensors(generation / AVERAGED_FILE), generation)
@@ -101,7 +110,7 @@ def _saved(state: TrainingState) -> SavedProgress:
         values = state.scaler.state_dict()
         scale = {"scale": float(values["scale"]), "growth_tracker": float(values["_growth_tracker"])}
     progress = {name: getattr(state, name) for name in _PROGRESS}
-    return SavedProgress(**progress, version=CHECKPOINT_VERSION, loss_scale=scale)
+    return SavedProgress(**progress, version=CHECKPOINT_VERSION, loss_scale=scale, started_with=state.started_with)
 
 
 def _optimizer_tensors(state: TrainingState) -> dict[str, Tensor]:

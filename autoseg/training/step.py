@@ -104,6 +104,7 @@ class TrainingState(TrainingProgress):
         scaler: loss scale, with fp16.
         averaged: moving average of the network, if the recipe wants one.
         forward: what runs the network; differs from `network` when it is compiled.
+        started_with: SHA-256 of the record that the training was started with; empty where there is none.
     """
 
     network: nn.Module
@@ -111,6 +112,7 @@ class TrainingState(TrainingProgress):
     scaler: torch.amp.GradScaler | None = None
     averaged: nn.Module | None = None
     forward: Callable[..., Any] | None = None
+    started_with: str = ""
 
     @property
     def epochs(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from autoseg.api.plan import plan_dataset
-from autoseg.core.errors import Interrupted, MissingInput, PlanFault, RecordFault, UsageError
+from autoseg.core.errors import IntegrityRefusal, Interrupted, MissingInput, PlanFault, RecordFault, UsageError
 from autoseg.core.files import sha256_of_file
 from autoseg.core.records import load
 from autoseg.core.workspace import Workspace
@@ -144,6 +145,16 @@ def test_what_a_run_was_started_with_comes_back_from_a_backup_or_by_fresh_alone(
     record.unlink()
     error = error_of(train_queue(workspace, options, never))
     assert "--fresh" in (error.do or "")
+
+
+def test_a_checkpoint_of_another_fold_is_not_gone_on_with(workspace, options):
+    train_queue(workspace, replace(options, folds=(0, 1)), never)
+    own, other = (workspace.run("2d", fold).checkpoint for fold in (0, 1))
+    shutil.rmtree(own)
+    shutil.copytree(other, own)
+    report = train_queue(workspace, options, never)
+    assert isinstance(error_of(report), IntegrityRefusal)
+    assert train_queue(workspace, replace(options, is_fresh=True), never).exit_code == 0
 
 
 def test_a_finished_run_of_another_seed_is_named(workspace, options, caplog):
