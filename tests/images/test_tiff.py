@@ -93,6 +93,19 @@ def test_a_unit_that_is_not_known_is_noted(tmp_path):
     volume = read_image([saved(tmp_path, STACK, imagej=True, metadata=metadata, resolution=(4.0, 2.0))])
     assert volume.geometry.spacing_mm == (2.0, 0.5, 0.25)
     assert "'furlong' is not known" in volume.notes[-1]
+    sizes = {f"PhysicalSize{axis}": 3.0 for axis in "XYZ"} | {f"PhysicalSize{axis}Unit": "thou" for axis in "XYZ"}
+    path = saved(tmp_path, STACK.astype(np.uint16), name="case.ome.tif", metadata={"axes": "ZYX", **sizes})
+    assert "'thou' is not known" in read_image([path]).notes[-1]
+    (tmp_path / "case.ome.json").write_text(json.dumps({"spacing": [3, 2, 1]}))
+    assert read_image([path]).notes == ()
+
+
+@pytest.mark.parametrize("text", ["2,0", "two", "NaN", "-2"])
+def test_a_spacing_that_is_no_number_is_not_followed_with_a_note(tmp_path, text):
+    path = saved(tmp_path, STACK, metadata=None, description=f"ImageJ=1.53t\nimages=5\nslices=5\nspacing={text}\n")
+    volume = read_image([path])
+    assert volume.geometry.spacing_mm == (1.0, 1.0, 1.0)
+    assert "states no spacing" in volume.notes[-1]
 
 
 def test_units_of_ome_become_millimeters_axis_by_axis(tmp_path):

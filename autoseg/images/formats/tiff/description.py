@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -87,16 +88,22 @@ def spacing_beside(path: Path) -> tuple[float, float, float] | None:
     return z, y, x
 
 
-def tagged_spacing(file: Any) -> tuple[float, float, float] | None:
-    """Spacing (z, y, x) in millimeters from OME or ImageJ metadata; in bare numbers if these name no unit.
+def tagged_spacing(file: Any) -> tuple[tuple[float, float, float] | None, list[str]]:
+    """Spacing (z, y, x) in millimeters from OME or ImageJ metadata; in bare numbers if these name no unit; and notes.
 
     The resolution of other TIFF files is that of a printer, and ignored.
     """
     steps = _ome_steps(file.ome_metadata) if file.is_ome else _imagej_steps(file) if file.is_imagej else None
     if steps is None:
-        return None
+        return None, []
     z, y, x = (step * _MILLIMETERS.get(unit, 1.0) for step, unit in steps)
-    return (z, y, x) if all(map(is_plausible, (z, y, x))) else None
+    if not all(map(is_plausible, (z, y, x))):
+        return None, []
+    unknown = sorted({unit for _, unit in steps}.difference(_MILLIMETERS, _NO_UNIT))
+    notes = (
+        f"its unit of length {unit[:20]!r} is not known; its spacing was taken in bare numbers" for unit in unknown
+    )
+    return (z, y, x), list(notes)
 
 
 _Steps = list[tuple[float, str]]
@@ -111,13 +118,13 @@ def _ome_steps(text: str) -> _Steps | None:
         return None
     sizes = [f"PhysicalSize{axis}" for axis in "ZYX"]
     units = (pixels.get(f"{size}Unit", _OME_DEFAULT_UNIT).strip().lower() for size in sizes)
-    return [(float(pixels.get(size, "nan")), unit) for size, unit in zip(sizes, units, strict=True)]
+    return [(_number(pixels.get(size)), unit) for size, unit in zip(sizes, units, strict=True)]
 
 
 def _imagej_steps(file: Any) -> _Steps:
     """The units along y and z are those along x unless they are named."""
     metadata = file.imagej_metadata
-    steps = [float(metadata.get("spacing", 1.0))]
+    steps = [_number(metadata.get("spacing", 1.0))]
     for name in ("YResolution", "XResolution"):
         tag = file.pages[0].tags.get(name)
         pixels, length = tag.value if tag is not None else (1, 1)
@@ -127,15 +134,20 @@ def _imagej_steps(file: Any) -> _Steps:
     return list(zip(steps, units, strict=True))
 
 
+def _number(value: Any) -> float:
+    """The number, or NaN where it is missing or none ("0,5")."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan
+
+
 def _imagej_notes(file: Any) -> Iterator[str]:
-    """What ImageJ says of its numbers and lengths that is not followed."""
+    """What ImageJ says of its numbers that is not followed."""
     function, *line = (file.imagej_metadata.get(name, usual) for name, usual in (("cf", 0), ("c0", 0), ("c1", 1)))
     if function in _CALIBRATED and (function, *line) != (0, 0, 1):
         constants = ", ".join(map(str, line))
         yield f"ImageJ's calibration (function {function}; {constants}) was not applied: its numbers are those stored"
-    units = {unit for _, unit in _imagej_steps(file)} if int(file.imagej_metadata.get("images", 1)) > 1 else set()
-    for unit in sorted(units.difference(_MILLIMETERS, _NO_UNIT)):
-        yield f"its unit of length {unit[:20]!r} is not known; its spacing was taken in bare numbers"
 
 
 def check_planes(series: Any, path: Path) -> None:

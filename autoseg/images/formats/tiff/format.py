@@ -78,11 +78,12 @@ def _stored(path: Path, four_d: bool) -> tuple[Volume, NDArray[np.uint8] | None]
         if len(array) == 2 and _has_gray_alpha(series.keyframe):
             array, notes = array[:1], [*notes, "its alpha channel was dropped"]
         palette = None if file.is_imagej else _palette(series.keyframe)
-        tagged = tagged_spacing(file)
+        tagged, unit_notes = tagged_spacing(file)
     depth, height, width = array.shape[1:]
     if depth == 1:
         return Volume(array, plane_geometry((height, width)), tuple(notes)), palette
-    spacing_mm = spacing_beside(path) or tagged
+    if (spacing_mm := spacing_beside(path)) is None:
+        spacing_mm, notes = tagged, [*notes, *unit_notes]
     if spacing_mm is None:
         what = "it states no spacing that is whole and possible: 1 x 1 x 1 (z, y, x) was assumed"
         spacing_mm, notes = (1.0, 1.0, 1.0), [*notes, what]
