@@ -221,3 +221,11 @@ def test_an_image_with_the_ending_of_another_kind_is_named(tmp_path, ending):
     path = (tmp_path / "case.nrrd").rename(tmp_path / f"case{ending}")
     with pytest.raises(UnreadableFile, match="is NRRD"):
         read_labels(path)
+
+
+@pytest.mark.parametrize("count", [17, 65, 1000])
+def test_nrrd_with_more_axes_than_the_format_allows_is_refused(tmp_path, count):
+    header = f"NRRD0004\ntype: uint8\ndimension: {count}\nsizes: {'1 ' * count}\nencoding: raw\n\n"
+    (tmp_path / "case.nrrd").write_bytes(header.encode() + bytes(1))
+    with pytest.raises(UnreadableFile, match=f"{count} dimensions"):
+        read_image([tmp_path / "case.nrrd"])

@@ -42,6 +42,9 @@ _ENCODINGS = {
     **dict.fromkeys(("txt", "text", "ascii"), "text"),
 }
 
+_MOST_AXES = 16
+"""NRRD_DIM_MAX of teem, the format's own library."""
+
 _ENDIANS = {"little": "<", "big": ">"}
 
 _DOMAINS = ("domain", "space", "time", "???", "none", "")
@@ -116,6 +119,8 @@ def _layout(fields: dict[str, str], end: int, path: Path) -> voxel_data.Layout:
     dims = headers.integers(fields.get("sizes", ""), path)
     if len(dims) != headers.integer(fields.get("dimension", str(len(dims))), path):
         raise unreadable(path, f"has an impossible header: {len(dims)} sizes of {fields['dimension']} dimensions")
+    if len(dims) > _MOST_AXES:
+        raise unreadable(path, f"has an impossible header: {len(dims)} dimensions, at most {_MOST_AXES} are allowed")
     lines = headers.integer(fields.get("lineskip", "0"), path)
     skip = headers.integer(fields.get("byteskip", "0"), path)  # -1: the voxels are the last bytes of the file
     if lines < 0 or skip < (-1 if encoding == "raw" else 0):
