@@ -91,7 +91,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             temporary.mkdir()
             yield temporary
             for file in temporary.iterdir():
-                sync(file)
+                if file.exists():  # unlike what a link of the user's leads to
+                    sync(file)
             sync(temporary)
             swap_in(temporary, path)
     finally:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
+from autoseg.core.errors import MissingInput, RecordFault
 from autoseg.core.files import atomic_folder, remove_leftovers
 from autoseg.core.progress import Progress, silent
-from autoseg.core.records import save_sealed
+from autoseg.core.records import load, save_sealed
 from autoseg.core.registry import choose
 from autoseg.core.workspace import Workspace
 from autoseg.data.labels import to_file_values
@@ -185,13 +188,32 @@ def _by_class(classes: Sequence[str], dice: np.ndarray) -> dict[str, float | Non
 
 
 def _write_label_maps(workspace: Workspace, plan: Plan, cases: Sequence[PredictedCase]) -> dict[str, str]:
-    """The out-of-fold label maps of the choice, postprocessed, beside selection.json; their hashes by name."""
+    """The out-of-fold label maps of the choice, postprocessed, beside selection.json; their hashes by name.
+
+    Those of the former choice are replaced; what else lies among them stays.
+    """
     remove_leftovers(workspace.root)
-    maps = {}
+    others, maps = _not_of_former_choice(workspace), {}
     with atomic_folder(workspace.selected) as folder:
         for case in cases:
             values = to_file_values(case.label_map, plan.labels)
             name = f"{case.identifier}{plan.file_ending}"
             write_labels(folder / name, values, case.geometry)
             maps[name] = hash_of_written(folder / name)
+        for entry in (one for one in others if one.name not in maps):
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.copytree(entry, folder / entry.name, symlinks=True)
+            else:
+                shutil.copy2(entry, folder / entry.name, follow_symlinks=False)
     return maps
+
+
+def _not_of_former_choice(workspace: Workspace) -> list[Path]:
+    """What lies among the label maps of the former choice and is none of them."""
+    if not workspace.selected.is_dir():
+        return []
+    try:
+        former = load(Selection, workspace.selection).maps
+    except (MissingInput, RecordFault):
+        former = {}
+    return [entry for entry in workspace.selected.iterdir() if entry.name not in former]

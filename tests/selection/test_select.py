@@ -55,6 +55,17 @@ def test_the_choice_is_written_with_everything_behind_it(workspace) -> None:
     assert 0 < single.memory_gib < 1
 
 
+def test_what_the_user_put_among_the_label_maps_stays(workspace) -> None:
+    select_model(workspace)
+    (workspace.selected / "notes.txt").write_text("mine")
+    (workspace.selected / "more").mkdir()
+    (workspace.selected / "more" / "mine.txt").write_text("mine")
+    (workspace.selected / "link").symlink_to("not-fetched")
+    before = sorted(path.relative_to(workspace.selected) for path in workspace.selected.rglob("*"))
+    select_model(workspace)
+    assert sorted(path.relative_to(workspace.selected) for path in workspace.selected.rglob("*")) == before
+
+
 def test_three_that_err_in_different_places_are_best_together_and_islands_are_removed(workspace, everything) -> None:
     selection = select_model(workspace, SelectionOptions("dice"))
     best = selection.candidates[0]
