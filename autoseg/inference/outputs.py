@@ -105,11 +105,13 @@ class OutputFolder:
             finished: place -> the file that replaces what lies there; either may be found after a stop.
 
         Raises:
-            UsageError: one of them would replace a file of the user's.
+            UsageError: one of them would replace a file of the user's, or a folder.
         """
         kept = [path.name for path in finished if not self.may_replace(case, path)]
         if kept:
             raise UsageError(f"kept: {', '.join(kept)} was not written by AutoSeg", do=_OVERWRITE)
+        if folders := [path.name for path in finished if path.is_dir() and not path.is_symlink()]:
+            raise UsageError(f"kept: {', '.join(folders)} is a folder", do="choose another -o, or move it away")
         both = {path.name: (_hash_of(path), _hash_of(file)) for path, file in finished.items()}
         files = self._known(case) | {name: " ".join(filter(None, hashes)) for name, hashes in both.items()}
         self._save(case, CaseOutcome("failed", None, 0.0, "stopped while its files were written", None, beside=files))

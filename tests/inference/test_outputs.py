@@ -142,6 +142,10 @@ def test_a_folder_or_link_in_the_place_of_a_label_map_stays(out, case, content):
     with pytest.raises(UsageError):
         write(outputs, case, "a.nii.gz")
     assert (out / "a.nii.gz" / "mine.txt").exists() or (out / "a.nii.gz").is_symlink()
+    if content == "folder":
+        with pytest.raises(UsageError, match="is a folder"):
+            write(again(out, case, "a.nii.gz", overwrite=True), case, "a.nii.gz")
+        assert (out / "a.nii.gz" / "mine.txt").exists()
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "report.html"])
