@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from autoseg.core.errors import AutoSegError, GeometryMismatch, LabelFault, UnreadableFile, error_for
 from autoseg.core.files import sha256_of_file
 from autoseg.core.geometry import Geometry
-from autoseg.data.labels import misnamed_values, to_training_values, value_counts
+from autoseg.data.labels import misnamed_values, to_training_values
 from autoseg.data.layouts.detect import LAYOUTS
 from autoseg.data.model import Case, Dataset, Problem
 from autoseg.data.problems import PROBLEM_CODES, problem
@@ -163,9 +163,8 @@ class _Check:
 
     def _contradicts_the_classes(self, file: str, labels: Volume) -> bool:
         """Whether the file says of its values what the dataset says of others, which is noted."""
-        found = value_counts(labels.array) if labels.value_names else {}
-        self.value_names = {value: name for value, name in labels.value_names.items() if value in found}
-        wrong = misnamed_values(self.value_names, self.dataset.labels)
+        self.value_names = dict(labels.value_names)
+        wrong = misnamed_values(labels.value_names, self.dataset.labels)
         if wrong:
             self.note("E0315", file, f"{'; '.join(wrong)} in the dataset")
         return bool(wrong)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from autoseg.core.errors import AutoSegError, GeometryMismatch, LabelFault
 from autoseg.core.geometry import Geometry, Shape, Spacing, is_picture
 from autoseg.data.check import match_labels
-from autoseg.data.labels import count_label_files, to_training_values
+from autoseg.data.labels import count_label_files, misnamed_values, to_training_values
 from autoseg.data.model import LabelSet
 from autoseg.data.problems import PROBLEM_CODES
 from autoseg.evaluation.confusion import Overlap, overlaps
@@ -37,6 +37,9 @@ def score_files(files: tuple[Path, Path], labels: LabelSet, tolerance_mm: float)
     """Scores of each class of a predicted and a reference label file, or why there are none."""
     try:
         prediction, reference = (read_labels(file) for file in files)
+        for file, read in zip(files, (prediction, reference), strict=True):
+            if wrong := misnamed_values(read.value_names, labels):
+                return f"{file.name}: classes would be exchanged: {'; '.join(wrong)} in the dataset"
         *volumes, geometry = _on_one_grid(prediction, reference, (files[0].name, files[1].name))
         arrays = [to_training_values(volume.array, labels) for volume in volumes]
     except LabelFault as error:

@@ -70,7 +70,10 @@ def read_labels(path: Path) -> Volume:
         decoded = read_values(path)
     array, notes = _single_channel(decoded, path)
     notes = tuple(_noted(path, note) for note in notes)
-    return Volume(_as_integers(array, path), decoded.geometry, notes, decoded.value_names)
+    array = _as_integers(array, path)
+    present = set(np.unique(array).tolist()) if decoded.value_names else ()
+    names = {value: name for value, name in decoded.value_names.items() if value in present}
+    return Volume(array, decoded.geometry, notes, names)
 
 
 def _decoded(path: Path, four_d: bool) -> Volume:

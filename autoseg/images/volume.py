@@ -22,7 +22,8 @@ class Volume:
             (z, y, x), int16 or, where that does not hold them, int32.
         geometry: grid of the array's last three axes.
         notes: one sentence for each oddity that the reader settled (an alpha channel dropped, a shear straightened).
-        value_names: what the file of a label map itself says of its values: names of segments, colors of a palette.
+        value_names: what the file of a label map itself says of the values that occur in it: names of segments, colors
+            of a palette.
     """
 
     array: NDArray[Any]

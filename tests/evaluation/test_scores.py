@@ -117,3 +117,16 @@ def test_label_maps_stored_along_other_axes_are_compared_where_they_lie(codes, t
         write_labels(tmp_path / f"{name}.nii.gz", volume.array, volume.geometry)
     as_stored = score_files((tmp_path / "same.nii.gz", tmp_path / "reference.nii.gz"), PLAIN, 1.0)
     assert score_files((tmp_path / "prediction.nii.gz", tmp_path / "reference.nii.gz"), PLAIN, 1.0) == as_stored
+
+
+def test_a_reference_that_names_its_values_as_other_classes_gives_no_scores(tmp_path):
+    labels = np.zeros((4, 5, 6), np.int16)
+    labels[1], labels[2] = 1, 2
+    for name in ("prediction", "reference"):
+        write_labels(tmp_path / f"{name}.nrrd", labels, Geometry((4, 5, 6)))
+    files = (tmp_path / "prediction.nrrd", tmp_path / "reference.nrrd")
+    assert score_files(files, PLAIN, 1.0)["one"]["dice"] == 1.0
+    header, voxels = files[1].read_bytes().split(b"\n\n", 1)
+    names = b"\nSegment0_LabelValue:=1\nSegment0_Name:=Two\nSegment1_LabelValue:=9\nSegment1_Name:=One\n\n"
+    files[1].write_bytes(header + names + voxels)
+    assert score_files(files, PLAIN, 1.0).endswith("exchanged: 1 is Two in the file, Two is 2 in the dataset")
