@@ -389,7 +389,8 @@ def test_a_compiler_that_fails_does_not_stop_the_run(workspace, options, tmp_pat
     assert only_run(train_queue(workspace, chosen, never)).state == "done"
 
 
-def test_a_run_begun_on_another_device_goes_on_here(workspace, options, caplog):
+def test_a_run_begun_on_another_device_goes_on_here(workspace, options, caplog, monkeypatch):
+    monkeypatch.setattr("autoseg.runs.setup.sha256_of_file", lambda _: "as if recipe.json had always been this")
     progress, check = stop_at(1)
     train_queue(workspace, options, check, TrainListeners(on_steps=progress))
     folder = workspace.run("3d_fullres", 0)
