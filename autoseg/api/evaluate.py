@@ -28,6 +28,8 @@ from autoseg.evaluation.scores import DEFAULT_TOLERANCE_MM, ClassScores, mean_sc
 from autoseg.inference.manifest import MANIFEST_NAME, PredictionManifest, find_predictions
 from autoseg.planning.plan import Plan
 from autoseg.report.written import writing
+from autoseg.runs.run import SCORES_FILE, FoldScores, is_as_written
+from autoseg.selection.record import Selection
 
 _log = logging.getLogger(__name__)
 
@@ -111,9 +113,26 @@ def evaluate(
         _log.info("%s has no reference and is left out", case)
     mean, foreground_mean = mean_scores(cases, METRICS)
     definitions = {name: metric.definition.format(tolerance_mm=tolerance_mm) for name, metric in METRICS.items()}
+    notes = (*found.notes, *_changed_since_scored(predictions))
     return Evaluation(
-        mean, foreground_mean, cases, dict(sorted(failures.items())), tolerance_mm, source, definitions, found.notes
+        mean, foreground_mean, cases, dict(sorted(failures.items())), tolerance_mm, source, definitions, notes
     )
+
+
+def _changed_since_scored(folder: Path) -> tuple[str, ...]:
+    """Notes on label maps of a fold's validation, or of the selected model, that were changed since they were scored.
+
+    Raises:
+        RecordFault: the record of the scores is damaged.
+    """
+    run, workspace = RunFolder(folder.parent), Workspace(folder.parent)
+    maps: dict[str, str] = {}
+    if folder.name == run.validation.name and run.plan.is_file() and (folder / SCORES_FILE).is_file():
+        maps = load(FoldScores, folder / SCORES_FILE).maps
+    elif folder.name == workspace.selected.name and workspace.selection.is_file():
+        maps = load(Selection, workspace.selection).maps
+    changed = [name for name, own in maps.items() if (folder / name).exists() and not is_as_written(folder / name, own)]
+    return tuple(f"{name} was changed since it was scored" for name in changed)
 
 
 def _folder(path: str | Path) -> Path:

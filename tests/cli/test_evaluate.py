@@ -10,6 +10,7 @@ import pytest
 
 from autoseg.api.evaluate import evaluate, write_evaluation
 from autoseg.core.errors import DataRefused
+from autoseg.core.files import sha256_of_file
 from autoseg.core.geometry import Geometry
 from autoseg.core.records import save
 from autoseg.data.model import LabelSet, label_set_of
@@ -17,6 +18,7 @@ from autoseg.evaluation import metrics
 from autoseg.evaluation.metrics import METRICS, Metric
 from autoseg.images.writers import write_labels
 from autoseg.inference.manifest import CaseOutcome, PredictionManifest
+from autoseg.runs.run import FoldScores
 from tests.runs.trained import tiny_plan
 
 GRID = Geometry((6, 9, 9), (2.0, 1.0, 0.5), (5.0, -7.0, 1.5))
@@ -195,6 +197,17 @@ def test_names_of_classes_are_found_where_they_are_declared(autoseg, folders, tm
         save(tiny_plan(labels=labels), tmp_path / "plan.json")
     ran = autoseg("evaluate", predictions, references, "--json", "--jobs", 1, *words)
     assert list(ran.document["mean"]) == ["spleen"]
+
+
+def test_a_validation_map_that_was_changed_since_is_scored_with_a_note(folders, tmp_path):
+    predictions, references = folders
+    predictions = predictions.rename(tmp_path / "validation")
+    save(tiny_plan(), tmp_path / "plan.json")
+    maps = {file.name: sha256_of_file(file) for file in predictions.iterdir()}
+    save(FoldScores({}, {}, {}, (), (), maps=maps), predictions / "scores.json")
+    assert evaluate(predictions, references).notes == ()
+    write_labels(predictions / "b.nii.gz", ball(2), GRID)
+    assert evaluate(predictions, references).notes == ("b.nii.gz was changed since it was scored",)
 
 
 def test_references_may_be_a_dataset(autoseg, folders, tmp_path):
