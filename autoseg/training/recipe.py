@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, ValidationInfo
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 
 from autoseg.augmentation.kinds import make_augmentation
 from autoseg.core.configs import find_config, read_yaml
@@ -31,6 +31,16 @@ def _known(kinds: Mapping[str, object], what: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _shaped(asked: Any) -> Any:
+    """Answers in one sentence what is neither a name nor a list of transforms; each alternative has its own fault."""
+    if isinstance(asked, str):
+        return asked
+    tables = asked if isinstance(asked, list | tuple) else [None]
+    if all(isinstance(own, Mapping) and isinstance(own.get("name"), str) for own in tables):
+        return tuple(tables)
+    raise ValueError("must be a name, or a list such as [{name: noise, probability: 0.1}, {name: mirror}]")
+
+
 def _makeable(asked: Any, info: ValidationInfo) -> Any:
     if info.context != PAST_TRAINING:
         make_augmentation(asked)
@@ -40,6 +50,7 @@ def _makeable(asked: Any, info: ValidationInfo) -> Any:
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0)]
+Transforms = Annotated[str | tuple[dict[str, Any], ...], BeforeValidator(_shaped), AfterValidator(_makeable)]
 
 
 @record
@@ -85,7 +96,7 @@ class Recipe:
     ema_decay: Fraction = 0.0
     gradient_clip: Positive = 12.0
     loss: Annotated[str, _known(LOSSES, "loss")] = "dice_ce"
-    augmentation: Annotated[str | tuple[dict[str, Any], ...], AfterValidator(_makeable)] = "default"
+    augmentation: Transforms = "default"
     oversample_foreground: Fraction = 0.33
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     memory_format: Literal["auto", "contiguous", "channels_last"] = "auto"

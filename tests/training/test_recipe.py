@@ -73,6 +73,14 @@ def test_wrong_recipes_are_refused(tmp_path: Path, text: str, error: type[AutoSe
         load_recipe(str(path))
 
 
+@pytest.mark.parametrize("wrong", ["5", "[5]", "{a: 1}", "[{}]", "[{gamma: 3}]", "[{name: 3}]"])
+def test_an_augmentation_of_another_shape_is_answered_with_an_example(tmp_path: Path, wrong: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(f"augmentation: {wrong}")
+    with pytest.raises(RecordFault, match=r"augmentation: must be a name, or a list such as \[\{name: noise"):
+        load_recipe(str(path))
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
