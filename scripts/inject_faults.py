@@ -174,7 +174,8 @@ def _be_command(trial: Path, words: tuple[str, ...], fault: Fault | None, errors
     os.dup2(errors, 2)
     sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
     os.chdir(trial)
-    os.environ |= {"HOME": str(trial / "home"), "TMPDIR": str(trial / "tmp")}
+    places = {"HOME": "home", "TMPDIR": "tmp", "TORCHINDUCTOR_CACHE_DIR": "tmp/inductor"}
+    os.environ |= {variable: str(trial / folder) for variable, folder in places.items()}
     tempfile.tempdir = str(trial / "tmp")  # not looked for, which a fault would send elsewhere
     fork = multiprocessing.get_context("fork")  # workers in milliseconds instead of seconds
     multiprocessing.get_context = lambda *_: fork  # type: ignore[assignment,misc]

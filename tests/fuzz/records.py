@@ -263,8 +263,10 @@ def _predicted_again(folder: Path) -> bool:
     output.keep_done([Case("a", (str(folder / "in/a_0000.nii.gz"),))], ["a.gipl"], has_probabilities=False)
     if "a" in output.manifest.cases:
         return output.manifest.cases["a"].status == "done"
-    output.begin("a", [folder / "a.gipl"])
-    (folder / "a.gipl").write_bytes(b"new")
+    finished = folder / "finished"
+    finished.write_bytes(b"new")
+    output.begin("a", {folder / "a.gipl": finished})
+    finished.replace(folder / "a.gipl")
     output.finish("a", CaseOutcome("done", "a.gipl", 1.0, None, None, hashlib.sha256(b"new").hexdigest()))
     return False
 
