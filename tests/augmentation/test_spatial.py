@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
@@ -32,8 +32,11 @@ def positions_of(matrix: Tensor, shape: tuple[int, ...], patch_size: tuple[int, 
     return grid @ matrix.T + center
 
 
-def argmax_of_masks(labels: Tensor, matrix: Tensor, patch_size: tuple[int, ...]) -> Tensor:
-    """The definition: every label interpolated as a mask, outside counted as -1, the first maximum wins."""
+def argmax_of_masks(labels: Tensor, matrix: Tensor, patch_size: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """The definition: every label interpolated as a mask, outside counted as -1, the first maximum wins.
+
+    Second, where no other mask comes near the largest: between two voxels, two may be equal but for rounding.
+    """
     padded = F.pad(labels, (2, 2) * labels.dim(), value=OUTSIDE)
     positions = positions_of(matrix, tuple(padded.shape), patch_size)
     positions = torch.minimum(positions.clamp(min=0), torch.tensor(padded.shape) - 1)
@@ -41,16 +44,18 @@ def argmax_of_masks(labels: Tensor, matrix: Tensor, patch_size: tuple[int, ...])
     values = sorted({OUTSIDE, *labels.unique().tolist()})
     masks = torch.stack([padded == value for value in values]).double()
     scores = F.grid_sample(masks[None], grid[None], align_corners=False)[0]
-    return torch.tensor(values)[scores.argmax(0)]
+    best = torch.cat([scores, torch.full_like(scores[:1], -1)]).topk(2, dim=0).values
+    return torch.tensor(values)[scores.argmax(0)], best[0] - best[1] > 1e-5
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=25, deadline=None)
 @given(
     angles=st.lists(st.floats(-3.0, 3.0), min_size=3, max_size=3),
     scale=st.floats(0.7, 1.4),
     number=st.integers(0, 1000),
     is_3d=st.booleans(),
 )
+@example(angles=[0.0, 0.0, 0.0], scale=1.0, number=0, is_3d=False)
 def test_labels_equal_the_argmax_over_interpolated_masks(
     angles: list[float], scale: float, number: int, is_3d: bool
 ) -> None:
@@ -59,10 +64,9 @@ def test_labels_equal_the_argmax_over_interpolated_masks(
     labels = torch.randint(-1, 5, shape, generator=generator, dtype=torch.int8)
     matrix = matrix_of(angles if is_3d else angles[:1], scale)
     mine = resample_labels(labels, matrix, patch_size)
-    reference = argmax_of_masks(labels, matrix, patch_size)
-    # float32 positions: two masks that differ by less than 1e-6 may be taken for each other, which is very rare
+    reference, is_clear = argmax_of_masks(labels, matrix, patch_size)
     assert mine.dtype == torch.int8
-    assert (mine.long() != reference).sum() <= 1
+    assert (mine.long() == reference)[is_clear].all()
 
 
 @settings(max_examples=15, deadline=None)
