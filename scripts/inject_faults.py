@@ -277,8 +277,9 @@ class Suite:
         reasons = [self._fault_of_end(code, text, fault), self._fault_outside(noted)]
         code, text, noted = run_forked(self.trial, VERBS[verb], None)
         reasons += [None if code == 0 else f"then exit code {code}: {text[-600:]}", self._fault_outside(noted)]
-        if not any(reasons) and digest(self.trial, RESULTS[verb]) != self.results[verb]:
-            reasons.append("then other results")
+        now, before = digest(self.trial, RESULTS[verb]), self.results[verb]
+        if other := sorted(name for name in now.keys() | before if now.get(name) != before.get(name)):
+            reasons.append(f"then other results: {other[:3]}")
         if not any(reasons) and (left := leftovers(self.trial)):
             reasons.append(f"then leftovers {left[:3]}")
         return next((reason for reason in reasons if reason), None)
