@@ -50,7 +50,8 @@ def train_and_validate(
     """
     begin = time.monotonic()
     folder = task.run.folder
-    remove_leftovers(folder.root)
+    for place in (folder.root, folder.checkpoint):  # also where no first checkpoint was finished
+        remove_leftovers(place)
     active = set_up(task, device, check_stop, progress)
     state = active.state
     if has_checkpoint(folder.checkpoint):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from autoseg.core.errors import IntegrityRefusal, TrainingStopped
-from autoseg.core.files import atomic_folder, remove_leftovers, sha256_of_file, sync, temporary_beside
+from autoseg.core.files import atomic_folder, sha256_of_file, sync, temporary_beside
 from autoseg.core.records import load, save
 from autoseg.networks.weights import (
     AVERAGED_FILE,
@@ -82,7 +82,6 @@ def restore(state: TrainingState, folder: Path) -> Path:
         MissingInput: there is no checkpoint.
         IntegrityRefusal: none is intact, or it belongs to another training or network.
     """
-    remove_leftovers(folder)
     generation = newest_intact(folder)
     saved = load(SavedProgress, generation / STATE_FILE)
     if saved.started_with not in ("", state.started_with):

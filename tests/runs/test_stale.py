@@ -158,6 +158,13 @@ def test_a_checkpoint_of_another_fold_is_not_gone_on_with(workspace, options):
     assert train_queue(workspace, replace(options, is_fresh=True), never).exit_code == 0
 
 
+def test_what_a_killed_first_checkpoint_left_is_removed(workspace, options):
+    left = workspace.run("2d", 0).checkpoint / ".partial-0123456789ab-00000001"
+    left.mkdir(parents=True)
+    assert train_queue(workspace, options, never).exit_code == 0
+    assert not left.exists()
+
+
 def test_a_finished_run_of_another_seed_is_named(workspace, options, caplog):
     train_queue(workspace, options, never)
     assert train_queue(workspace, options, never).exit_code == 0
