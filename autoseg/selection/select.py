@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from autoseg.core.errors import MissingInput, RecordFault
+from autoseg.core.errors import MissingInput, RecordFault, UsageError
 from autoseg.core.files import atomic_folder, remove_leftovers
 from autoseg.core.progress import Progress, silent
 from autoseg.core.records import load, save_sealed
@@ -80,7 +80,7 @@ def select_model(
 
     Raises:
         MissingInput: nothing is planned or trained, or no case was predicted by all configurations.
-        UsageError: no such objective or configuration, or runs are missing.
+        UsageError: no such objective or configuration, runs are missing, or a selected label map was changed by hand.
         PlanFault: a run was trained with another plan.
         IntegrityRefusal: a checkpoint or kept probabilities are damaged.
     """
@@ -191,15 +191,20 @@ def _write_label_maps(workspace: Workspace, plan: Plan, cases: Sequence[Predicte
     """The out-of-fold label maps of the choice, postprocessed, beside selection.json; their hashes by name.
 
     Those of the former choice are replaced; what else lies among them stays.
+
+    Raises:
+        UsageError: one of them was changed by hand since.
     """
     remove_leftovers(workspace.root)
-    others, maps = _not_of_former_choice(workspace), {}
+    former, maps = _maps_of_former_choice(workspace), {}
+    others = [entry for entry in _entries(workspace.selected) if entry.name not in former]
     with atomic_folder(workspace.selected) as folder:
         for case in cases:
             values = to_file_values(case.label_map, plan.labels)
             name = f"{case.identifier}{plan.file_ending}"
             write_labels(folder / name, values, case.geometry)
             maps[name] = hash_of_written(folder / name)
+        _check_unchanged(workspace.selected, former, maps)
         for entry in (one for one in others if one.name not in maps):
             if entry.is_dir() and not entry.is_symlink():
                 shutil.copytree(entry, folder / entry.name, symlinks=True)
@@ -208,12 +213,23 @@ def _write_label_maps(workspace: Workspace, plan: Plan, cases: Sequence[Predicte
     return maps
 
 
-def _not_of_former_choice(workspace: Workspace) -> list[Path]:
-    """What lies among the label maps of the former choice and is none of them."""
-    if not workspace.selected.is_dir():
-        return []
+def _maps_of_former_choice(workspace: Workspace) -> dict[str, str]:
     try:
-        former = load(Selection, workspace.selection).maps
+        return load(Selection, workspace.selection).maps
     except (MissingInput, RecordFault):
-        former = {}
-    return [entry for entry in workspace.selected.iterdir() if entry.name not in former]
+        return {}
+
+
+def _entries(folder: Path) -> list[Path]:
+    return list(folder.iterdir()) if folder.is_dir() else []
+
+
+def _check_unchanged(folder: Path, former: Mapping[str, str], maps: Mapping[str, str]) -> None:
+    """Each label map has to be that of the former choice, or what a stopped command has already written again."""
+    there = {entry.name: hash_of_written(entry) for entry in _entries(folder) if entry.name in former}
+    if changed := [name for name, own in sorted(there.items()) if own not in (former[name], maps.get(name))]:
+        raise UsageError(
+            f"Label maps were changed since they were selected: {', '.join(changed[:5])}",
+            where=str(folder),
+            do="move them elsewhere to keep them, or delete them, and run `autoseg select` again",
+        )

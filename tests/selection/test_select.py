@@ -66,6 +66,19 @@ def test_what_the_user_put_among_the_label_maps_stays(workspace) -> None:
     assert sorted(path.relative_to(workspace.selected) for path in workspace.selected.rglob("*")) == before
 
 
+def test_a_selected_label_map_that_was_corrected_by_hand_is_not_replaced(workspace) -> None:
+    selection = select_model(workspace)
+    corrected = workspace.selected / f"{CASES[0]}.nii.gz"
+    written = corrected.read_bytes()
+    corrected.write_bytes(b"mine")
+    with pytest.raises(UsageError, match=f"changed since they were selected: {corrected.name}"):
+        select_model(workspace)
+    assert corrected.read_bytes() == b"mine"
+    corrected.unlink()
+    assert select_model(workspace) == selection
+    assert corrected.read_bytes() == written
+
+
 def test_three_that_err_in_different_places_are_best_together_and_islands_are_removed(workspace, everything) -> None:
     selection = select_model(workspace, SelectionOptions("dice"))
     best = selection.candidates[0]
