@@ -40,6 +40,7 @@ class CaseOutcome:
         notes: what was settled while its images were read, and how they were turned.
         beside: SHA-256 of every other file that was written for the case, by its name. While a file is put into its
             place: of what lies there, a space, and of what replaces it.
+        made_by: `PredictionManifest.made_by` of the prediction that it is of; earlier versions did not note it.
     """
 
     status: Literal["done", "failed"]
@@ -50,6 +51,7 @@ class CaseOutcome:
     written: str | None = None
     notes: tuple[str, ...] = ()
     beside: dict[FileName, str] = field(default_factory=dict)
+    made_by: str = ""
 
     @property
     def files(self) -> dict[str, str]:
@@ -87,6 +89,11 @@ class PredictionManifest:
     notes: tuple[str, ...] = ()
     earlier: dict[str, CaseOutcome] = field(default_factory=dict)
     report: str | None = None
+
+    @property
+    def made_by(self) -> str:
+        """Changes with all that decides which label map an image gets: program, model, options and classes."""
+        return content_hash(self.autoseg, self.model, self.mirroring, self.overlap, self.labels)
 
     @property
     def failures(self) -> dict[str, str]:
@@ -148,6 +155,8 @@ def find_predictions(folder: Path) -> Predictions:
         else:
             files[name] = file
             notes += [f"{file.name} was changed since it was predicted"] * (hash_of_written(file) != outcome.written)
+        if outcome.output is not None and outcome.made_by not in ("", manifest.made_by):
+            notes.append(f"{outcome.output} is of another model, or of other options, than the last prediction")
     others = _by_name(folder, outcomes)
     notes += [f"{file.name} is in no manifest of a prediction" for file in others.files.values()]
     return Predictions(files | others.files, failures | others.failures, tuple(notes))

@@ -54,8 +54,7 @@ class OutputFolder:
         self._saving = threading.Lock()
         before = self._manifest_before()
         self.manifest = manifest if before is None else replace(manifest, report=before.report)
-        self._is_same = before is not None and _same_prediction(before, manifest)
-        self._before = {} if before is None else {**before.earlier, **before.cases}
+        self._before = {} if before is None else _outcomes(before)
         self.manifest.earlier.update(self._before)
 
     def check_report(self, path: Path) -> None:
@@ -143,7 +142,7 @@ class OutputFolder:
 
     def _save(self, case: str, outcome: CaseOutcome) -> None:
         with self._saving:
-            self.manifest.cases[case] = outcome
+            self.manifest.cases[case] = replace(outcome, made_by=self.manifest.made_by)
             self.manifest.earlier.pop(case, None)
             save(self.manifest, self.folder / MANIFEST_NAME)
 
@@ -183,7 +182,8 @@ class OutputFolder:
 
     def _is_of(self, before: CaseOutcome, case: Case) -> bool:
         """Whether predicting the case now would give what was written before."""
-        return self._is_same and before.input is not None and before.input == _hash_or_none(case)
+        is_same = before.made_by == self.manifest.made_by
+        return is_same and before.input is not None and before.input == _hash_or_none(case)
 
     def _repairable(self, case: str) -> CaseOutcome:
         """What was written for a case before; files of a label map that cannot be read any more are nobody's work."""
@@ -238,12 +238,10 @@ def _with_files(folder: Path, case: str, outcome: CaseOutcome) -> CaseOutcome:
     return replace(outcome, beside={file.name: BEING_WRITTEN for file in others if file.exists()})
 
 
-def _same_prediction(before: PredictionManifest, manifest: PredictionManifest) -> bool:
-    """Whether the same program has made the same model predict with the same options."""
-    plain = [
-        replace(own, version=0, device="", report=None, cases={}, earlier={}, notes=()) for own in (before, manifest)
-    ]
-    return plain[0] == plain[1]
+def _outcomes(before: PredictionManifest) -> dict[str, CaseOutcome]:
+    """What became of each case before; where that does not say what made it, the last prediction or nobody knows."""
+    last = {name: replace(own, made_by=own.made_by or before.made_by) for name, own in before.cases.items()}
+    return before.earlier | last
 
 
 def _is_whole(path: Path) -> bool:

@@ -15,7 +15,7 @@ from autoseg.data.model import Case, label_set_of
 from autoseg.images.formats.files import files_of
 from autoseg.images.volume import Volume
 from autoseg.images.writers import write_image, write_labels
-from autoseg.inference.manifest import CaseOutcome, PredictionManifest, hash_of_images
+from autoseg.inference.manifest import CaseOutcome, PredictionManifest, find_predictions, hash_of_images
 from autoseg.inference.outputs import OutputFolder
 
 GRID = Geometry((3, 4, 5), (2.0, 1.0, 1.0))
@@ -83,6 +83,29 @@ def test_a_change_in_any_file_of_the_image_is_noticed(out, case, index):
     assert outputs.manifest.cases == {}
     write(outputs, case, "a.nii.gz", 0)
     assert names(out) == ["a.nii.gz"]
+
+
+def test_a_label_map_of_other_options_is_not_kept_because_another_case_was_predicted_since(out, case):
+    other = Case("b", case.images)
+    write(OutputFolder(out, manifest(0.9)), case, "a.nii.gz")
+    write(again(out, other, "b.nii.gz"), other, "b.nii.gz")  # or: both with 0.5, and stopped before the first
+    assert find_predictions(out).notes == (
+        "a.nii.gz is of another model, or of other options, than the last prediction",
+    )
+    assert again(out, case, "a.nii.gz").manifest.cases == {}
+    assert again(out, other, "b.nii.gz").manifest.cases["b"].status == "done"
+    assert again(out, case, "a.nii.gz", 0.9).manifest.cases["a"].status == "done"
+
+
+def test_what_a_former_version_noted_counts_for_the_cases_of_its_last_prediction(out, case):
+    write(OutputFolder(out, manifest()), case, "a.nii.gz")
+    content = json.loads((out / "manifest.json").read_text())
+    outcome = content["cases"]["a"]
+    del outcome["made_by"]
+    (out / "manifest.json").write_text(json.dumps(content))
+    assert again(out, case, "a.nii.gz").manifest.cases["a"].status == "done"
+    (out / "manifest.json").write_text(json.dumps({**content, "cases": {}, "earlier": {"a": outcome}}))
+    assert again(out, case, "a.nii.gz").manifest.cases == {}
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
