@@ -25,10 +25,11 @@ from autoseg.data.model import BACKGROUND, Dataset, LabelSet, label_set_of
 from autoseg.data.naming import image_files, label_files, partners
 from autoseg.evaluation.metrics import METRICS
 from autoseg.evaluation.scores import DEFAULT_TOLERANCE_MM, ClassScores, mean_scores, score_files
+from autoseg.images.formats.files import is_as_written
 from autoseg.inference.manifest import MANIFEST_NAME, PredictionManifest, find_predictions
 from autoseg.planning.plan import Plan
 from autoseg.report.written import writing
-from autoseg.runs.run import SCORES_FILE, FoldScores, is_as_written
+from autoseg.runs.run import SCORES_FILE, FoldScores
 from autoseg.selection.record import Selection
 
 _log = logging.getLogger(__name__)

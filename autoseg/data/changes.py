@@ -95,6 +95,12 @@ def find_changes(workspace: Workspace, dataset: Dataset, fingerprint: Fingerprin
     return Changes(changed, tuple(_described(dataset, found)), tuple(surveyed.new(used)))
 
 
+def changed_data(before: Mapping[str, str], now: Mapping[str, str]) -> dict[str, str]:
+    """What changed about each case, by the hashes of their files; cases without one are passed over."""
+    gone = {name: "it is not used any more" for name in before if name not in now}
+    return gone | {name: what for name, own in before.items() if (what := describe_change(own, now.get(name, "")))}
+
+
 def describe_change(before: str, now: str) -> str | None:
     """Whether the image or the labels of a case differ between two hashes of it; None if neither is known to."""
     if before == now or not before or not now:

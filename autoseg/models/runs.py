@@ -13,7 +13,7 @@ from torch import Tensor
 from autoseg.core.errors import MissingInput, PlanFault, RecordFault, UsageError
 from autoseg.core.records import content_hash, load, to_data
 from autoseg.core.workspace import WORK_FOLDER_NAME, RunFolder, Workspace
-from autoseg.data.changes import Changes, find_changes, load_dataset
+from autoseg.data.changes import Changes, changed_data, find_changes, load_dataset
 from autoseg.data.fingerprint import Fingerprint
 from autoseg.data.model import Dataset
 from autoseg.data.outliers import TrainingRange, properties, training_ranges
@@ -21,7 +21,7 @@ from autoseg.inference.postprocessing import PostprocessingStep
 from autoseg.models.record import Member, ModelFiles, ModelRecord, Provenance, Scores
 from autoseg.networks.weights import newest_weights
 from autoseg.planning.plan import Plan
-from autoseg.runs.run import Run, RunRecord, Runs, changed_data, damaged_run, trained_runs
+from autoseg.runs.run import Run, RunRecord, Runs, damaged_run, trained_runs
 from autoseg.selection.record import SelectedMember, Selection, plan_hash
 from autoseg.training.recipe import PAST_TRAINING
 

@@ -21,6 +21,7 @@ from autoseg.data.model import Case, Dataset
 from autoseg.data.outliers import TrainingRange, find_outliers
 from autoseg.data.survey import Survey
 from autoseg.evaluation.scores import ClassScores
+from autoseg.images.formats.files import is_as_written
 from autoseg.inference.manifest import REPORT_NAME, PredictionManifest
 from autoseg.planning.plan import Plan, load_plan
 from autoseg.report.cases import (
@@ -36,7 +37,7 @@ from autoseg.report.cases import (
 )
 from autoseg.report.pages import prediction_page
 from autoseg.report.sections import DatasetReport, ReportedRun, dataset_page
-from autoseg.runs.run import Run, RunRecord, check_same_cases, check_same_plan, is_as_written
+from autoseg.runs.run import Run, RunRecord, check_same_cases, check_same_plan
 from autoseg.selection.record import Selection
 from autoseg.training.callbacks.history import read_history
 from autoseg.training.splits import Fold, make_folds

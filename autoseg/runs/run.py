@@ -13,10 +13,11 @@ from autoseg.core.errors import AutoSegError, IntegrityRefusal, MissingInput, Pl
 from autoseg.core.limits import Name
 from autoseg.core.records import load, record
 from autoseg.core.workspace import RunFolder, Workspace
-from autoseg.data.changes import describe_change, listed_changes
-from autoseg.images.formats.files import hash_of_written
+from autoseg.data.changes import changed_data, listed_changes
+from autoseg.images.formats.files import is_as_written
 from autoseg.networks.weights import fault_of, generations, weights_hash
 from autoseg.planning.plan import Plan
+from autoseg.training.checkpoint import foreign_fault
 from autoseg.training.recipe import PAST_TRAINING, Recipe
 from autoseg.training.splits import Fold
 
@@ -201,11 +202,21 @@ class Run:
         return weights_hash(self.folder.checkpoint)
 
     @property
-    def weights_fault(self) -> str | None:
-        """Why the weights of a finished run are not those that its training ended with, as half a sentence."""
-        status = self.status
-        if status is None or status.state != "done":
+    def name_fault(self) -> str | None:
+        """Which other run it is by its recipe.json, as half a sentence; None if it is what its folder is called."""
+        record = _read(RunRecord, self.folder.recipe, PAST_TRAINING)
+        if record is None or (record.configuration, record.fold) == (self.configuration, self.fold):
             return None
+        return f"is {record.configuration} fold {record.fold} by its recipe.json: its folder was renamed or copied"
+
+    @property
+    def weights_fault(self) -> str | None:
+        """Why its weights are not those that its training made, or ended with if it is done, as half a sentence."""
+        status = self.status
+        if (misplaced := self.name_fault) is not None:
+            return misplaced
+        if status is None or status.state != "done":
+            return foreign_fault(self.folder.checkpoint, self.folder.recipe)
         try:
             is_final = self.weights_hash == status.weights if status.weights else self._has_newest_generation
         except AutoSegError as error:
@@ -228,8 +239,7 @@ class Run:
 
     @property
     def _has_newest_generation(self) -> bool:
-        found = generations(self.folder.checkpoint)
-        return bool(found) and fault_of(found[-1]) is None
+        return (found := generations(self.folder.checkpoint)) != [] and fault_of(found[-1]) is None
 
     def record(self) -> RunRecord:
         """What it was started with.
@@ -298,7 +308,10 @@ def check_same_plan(run: Run, plan: Plan, contents: Mapping[str, str]) -> None:
 
     Raises:
         PlanFault: with what is different.
+        IntegrityRefusal: it is another run than its folder says.
     """
+    if fault := run.name_fault:
+        raise damaged_run(run, fault)
     before, configuration, known = run.plan(), plan.configurations[run.configuration], run.record().contents
     own = before.configurations.get(run.configuration)
     if data := changed_data(known, contents):  # first, as much of a plan follows from the data
@@ -331,19 +344,13 @@ def _compared(plan: Plan, *, by_case: bool) -> Plan:
 
 
 def damaged_run(run: Run, fault: str) -> IntegrityRefusal:
-    """The error that refuses a finished run of which something is not what it left."""
+    """The error that refuses a run of which something is not what it left."""
     return IntegrityRefusal(
-        f"{run.title} is done and {fault}",
+        f"{run.title} {'is done and ' * run.is_done}{fault}",
         where=str(run.folder.root),
         why="what it predicts, and its scores, would not belong together",
         do="run autoseg train again, which goes on from what is intact, or restore the files",
     )
-
-
-def changed_data(before: Mapping[str, str], now: Mapping[str, str]) -> dict[str, str]:
-    """What changed about each case, by the hashes of their files; cases without one are passed over."""
-    gone = {name: "it is not used any more" for name in before if name not in now}
-    return gone | {name: what for name, own in before.items() if (what := describe_change(own, now.get(name, "")))}
 
 
 def check_same_cases(run: Run, fold: Fold) -> None:
@@ -374,14 +381,6 @@ def _changed_fields(then: Any, now: Any) -> list[str]:
     return [own.name for own in fields(now) if getattr(then, own.name, None) != getattr(now, own.name)]
 
 
-def is_as_written(path: Path, sha256: str) -> bool:
-    """Whether an image or another file that AutoSeg wrote is there, every byte as it was written."""
-    try:
-        return hash_of_written(path) == sha256
-    except OSError:
-        return False
-
-
 def _read_start(kind: type[T], path: Path, context: object = None) -> T:
     """A record that is written once, when a run begins; no command writes it again."""
     try:
@@ -391,8 +390,8 @@ def _read_start(kind: type[T], path: Path, context: object = None) -> T:
         raise
 
 
-def _read(kind: type[T], path: Path) -> T | None:
+def _read(kind: type[T], path: Path, context: object = None) -> T | None:
     try:
-        return load(kind, path)
+        return load(kind, path, context)
     except (MissingInput, RecordFault):
         return None

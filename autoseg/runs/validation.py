@@ -22,7 +22,7 @@ from autoseg.data.labels import to_file_values, to_training_values
 from autoseg.evaluation.confusion import overlaps
 from autoseg.evaluation.metrics import COUNT_METRICS
 from autoseg.evaluation.scores import count_scores, mean_scores
-from autoseg.images.formats.files import hash_of_written
+from autoseg.images.formats.files import hash_of_written, is_as_written
 from autoseg.inference.out_of_fold import keeping_probabilities, probabilities_file
 from autoseg.inference.predictor import Predictor
 from autoseg.inference.restore import predict_case
@@ -31,7 +31,7 @@ from autoseg.planning.plan import Configuration, Plan
 from autoseg.preprocessing.first_stage import network_input
 from autoseg.preprocessing.store import StoredCase
 from autoseg.runs.queue import PROBABILITIES_GIB, RunTask
-from autoseg.runs.run import SCORES_FILE, CaseScores, FoldScores, is_as_written
+from autoseg.runs.run import SCORES_FILE, CaseScores, FoldScores
 
 LARGEST_VALIDATION_SHARE = 0.25
 """Share of a time budget that validation may take (assumption: training has to learn something to validate)."""
@@ -213,15 +213,18 @@ class _Fold:
         if before is None or not is_same or before.mirror_axes != self.planned.mirror_axes:
             return
         for name, scores in before.cases.items():
-            if self._is_complete(name, scores, before.maps):
+            if self._is_complete(name, scores, before):
                 self.cases[name] = scores
                 self.seconds |= {name: before.seconds[name]} if name in before.seconds else {}
                 self._note_files(name)
 
-    def _is_complete(self, name: str, scores: CaseScores, maps: Mapping[str, str]) -> bool:
-        """Whether the label map is there as it was written, and every score that this version computes."""
-        file = self._label_file(name)
-        is_same = is_as_written(file, maps[file.name]) if file.name in maps else file.exists()
+    def _is_complete(self, name: str, scores: CaseScores, before: FoldScores) -> bool:
+        """Whether its files are as they were written (probabilities may be gone), and all scores of this version."""
+        file, kept = self._label_file(name), self._kept_file(name)
+        known = before.maps | before.probabilities
+        is_same = file.exists() and all(
+            is_as_written(own, known[own.name]) for own in (file, kept) if own.exists() and own.name in known
+        )
         return is_same and all(COUNT_METRICS.keys() <= own.keys() for own in scores.values())
 
     def _note_files(self, name: str) -> None:

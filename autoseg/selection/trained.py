@@ -276,7 +276,9 @@ def _kept_probabilities(run: Run, scores: FoldScores, case: str) -> Path | None:
     if not path.exists():
         return None
     if path.name in scores.probabilities and sha256_of_file(path) != scores.probabilities[path.name]:
-        raise damaged_run(run, f"has other kept probabilities {path.name} than its validation wrote")
+        error = damaged_run(run, f"has other kept probabilities {path.name} than its validation wrote")
+        error.do = f"restore the file, or delete it: label maps alone are compared then ({path})"
+        raise error
     return path
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from autoseg.core.errors import IntegrityRefusal, TrainingStopped
+from autoseg.core.errors import AutoSegError, IntegrityRefusal, TrainingStopped
 from autoseg.core.files import atomic_folder, sha256_of_file, sync, temporary_beside
 from autoseg.core.records import load, save
 from autoseg.networks.weights import (
@@ -71,6 +71,22 @@ def has_checkpoint(folder: Path) -> bool:
     return bool(generations(folder))
 
 
+def foreign_fault(folder: Path, record: Path) -> str | None:
+    """Whether the newest intact generation is of another training than the one started with this record, in words.
+
+    None where there is none, and where it does not say.
+    """
+    try:
+        saved = load(SavedProgress, newest_intact(folder) / STATE_FILE)
+        return "has a checkpoint of another training" if _is_of_other(saved, sha256_of_file(record)) else None
+    except (AutoSegError, FileNotFoundError):
+        return None
+
+
+def _is_of_other(saved: SavedProgress, started_with: str) -> bool:
+    return saved.started_with not in ("", started_with)
+
+
 def restore(state: TrainingState, folder: Path) -> Path:
     """Puts the newest intact generation into a freshly started state and returns its folder.
 
@@ -84,7 +100,7 @@ def restore(state: TrainingState, folder: Path) -> Path:
     """
     generation = newest_intact(folder)
     saved = load(SavedProgress, generation / STATE_FILE)
-    if saved.started_with not in ("", state.started_with):
+    if _is_of_other(saved, state.started_with):
         raise IntegrityRefusal(
             "the checkpoint is of another training",
             where=str(generation),

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from autoseg.api.model import find_model
 from autoseg.api.plan import plan_dataset
 from autoseg.core.errors import IntegrityRefusal, Interrupted, MissingInput, PlanFault, RecordFault, UsageError
 from autoseg.core.files import sha256_of_file
@@ -156,6 +157,32 @@ def test_a_checkpoint_of_another_fold_is_not_gone_on_with(workspace, options):
     report = train_queue(workspace, options, never)
     assert isinstance(error_of(report), IntegrityRefusal)
     assert train_queue(workspace, replace(options, is_fresh=True), never).exit_code == 0
+
+
+def test_a_run_still_in_training_does_not_predict_with_the_checkpoint_of_another_one(workspace, options):
+    listeners, check = stop_at_first_step()
+    train_queue(workspace, replace(options, folds=(0,)), check, listeners)
+    train_queue(workspace, replace(options, folds=(1,)), never)
+    own, other = (workspace.run("2d", fold).checkpoint for fold in (0, 1))
+    assert find_model(workspace.root, folds=(0,)).record.name
+    shutil.rmtree(own)
+    shutil.copytree(other, own)
+    with pytest.raises(IntegrityRefusal, match="2d fold 0 has a checkpoint of another training"):
+        find_model(workspace.root)
+
+
+@pytest.mark.parametrize("place", ["2d/fold_1", "3d_fullres/fold_0"])
+def test_a_run_is_not_used_under_another_name(workspace, options, place):
+    plan_dataset(workspace.root.parent, workspace, PlanOptions("cpu"))
+    (workspace.root.parent / "splits.json").write_text(json.dumps(2 * [{"train": ["case_0"], "val": ["case_2"]}]))
+    train_queue(workspace, options, never)
+    (workspace.runs / place).parent.mkdir(exist_ok=True)
+    shutil.copytree(workspace.run("2d", 0).root, workspace.runs / place)
+    name, fold = place.split("/fold_")
+    with pytest.raises(IntegrityRefusal, match=r"is 2d fold 0 by its recipe\.json"):
+        find_model(workspace.root, name, [int(fold)])
+    report = train_queue(workspace, replace(options, configurations=(name,), folds=(int(fold),)), never)
+    assert isinstance(error_of(report), IntegrityRefusal)
 
 
 def test_what_a_killed_first_checkpoint_left_is_removed(workspace, options):

@@ -175,6 +175,24 @@ def test_an_interrupted_validation_keeps_what_it_finished(stored, run, tmp_path)
     assert not list(folder.glob(".partial-*"))
 
 
+@pytest.mark.parametrize("name", ["case_1.nii.gz", "case_1.probabilities.npz"])
+def test_a_case_of_which_a_file_was_changed_is_validated_anew(stored, run, name) -> None:
+    done = validated(stored, run)
+    (run.folder.validation / name).write_bytes((run.folder.validation / name.replace("1", "2")).read_bytes())
+    asked = []
+    again = validated(stored, run, may_start=lambda name: asked.append(name) is None)
+    assert asked == ["case_1"]
+    assert (again.cases, again.maps, again.probabilities) == (done.cases, done.maps, done.probabilities)
+
+
+def test_probabilities_that_were_deleted_are_not_missed(stored, run) -> None:
+    validated(stored, run)
+    probabilities_file(run.folder.validation, "case_1").unlink()
+    asked = []
+    validated(stored, run, may_start=lambda name: asked.append(name) is None)
+    assert asked == []
+
+
 def test_scores_of_another_mirroring_or_a_damaged_record_are_made_anew(stored, run, tmp_path) -> None:
     folder = run.folder.validation
     done = validated(stored, run)

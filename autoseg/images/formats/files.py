@@ -136,6 +136,14 @@ def hash_of_written(image: Path) -> str:
     return hashlib.sha256("".join(map(sha256_of_file, files_of(image))).encode()).hexdigest()
 
 
+def is_as_written(path: Path, sha256: str) -> bool:
+    """Whether an image or another file that AutoSeg wrote is there, every byte as it was written."""
+    try:
+        return hash_of_written(path) == sha256
+    except OSError:
+        return False
+
+
 def verify_file(path: Path) -> None:
     """Checks in one pass and with bounded memory that an image is whole.
 
