@@ -1,5 +1,7 @@
 """What is written for an image states its place as the image's own file does, in every way that programs read."""
 
+import gzip
+import struct
 from dataclasses import replace
 
 import nibabel
@@ -113,3 +115,31 @@ def test_the_forms_of_a_grid_survive_a_record(tmp_path):
     assert (found, found.forms, found.unit_mm) == (geometry, geometry.forms, 1e-3)
     former = {name: data[name] for name in ("shape", "spacing_mm", "origin_mm", "direction")}
     assert from_data(Geometry, former, "case.json").forms is None
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), 1e20])
+@pytest.mark.parametrize("codes", [(1, 0), (0, 1), (0, 0)])
+def test_numbers_of_a_form_that_is_not_meant_do_not_count(tmp_path, codes, number):
+    whole = read_image([saved(tmp_path / "whole.nii.gz", codes)])
+    content = bytearray(gzip.decompress((tmp_path / "whole.nii.gz").read_bytes()))
+    for place in ([] if codes[0] else [256, 268]) + ([] if codes[1] else [280, 308]):
+        struct.pack_into("<f", content, place, number)
+    (tmp_path / "case.nii").write_bytes(content)
+    found = read_image([tmp_path / "case.nii"])
+    assert (found.geometry, found.notes) == (whole.geometry, whole.notes)
+    write_labels(tmp_path / "labels.nii.gz", label_array(SHAPE), found.geometry)
+    assert read_labels(tmp_path / "labels.nii.gz").geometry == whole.geometry
+
+
+@pytest.mark.parametrize("space", ["space dimension: 3", "space: 3D-right-handed", "space: scanner-xyz"])
+def test_labels_lie_where_an_nrrd_image_without_orientation_lies(tmp_path, space):
+    header = f"NRRD0004\ntype: uchar\ndimension: 3\nsizes: {' '.join(map(str, SHAPE[::-1]))}\nencoding: raw\n{space}\n"
+    header += "space directions: (0,0.5,0) (0.6,0,0) (0,0,-2)\nspace origin: (3,4,5)\n\n"
+    (tmp_path / "image.nrrd").write_bytes(header.encode() + bytes(label_array(SHAPE).astype(np.uint8)))
+    found = read_image([tmp_path / "image.nrrd"]).geometry
+    write_labels(tmp_path / "labels.nrrd", label_array(SHAPE), found)
+    again = read_labels(tmp_path / "labels.nrrd").geometry
+    assert (found.has_orientation, again.has_orientation) == (False, False)
+    assert compare_geometry(found, again) in ("identical", "rounding")
+    image, labels = (SimpleITK.ReadImage(str(tmp_path / f"{name}.nrrd")) for name in ("image", "labels"))
+    assert np.allclose([*image.GetOrigin(), *image.GetDirection()], [*labels.GetOrigin(), *labels.GetDirection()])

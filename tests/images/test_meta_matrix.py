@@ -72,8 +72,6 @@ def encoded(array, data):
 
 
 def reason(kind, data, place, channels, matrix, unit, dims, twice):
-    if twice:
-        return "'ElementSpacing' twice"
     if kind == "S4":
         return "not supported"
     if place == "LIST":
@@ -82,6 +80,8 @@ def reason(kind, data, place, channels, matrix, unit, dims, twice):
         return "HeaderSize -1"
     if unit == "furlong":
         return "not a known unit"
+    if twice:
+        return "'ElementSpacing' twice"
     return reason_of_grid(matrix) or reason_of_data(data, channels, dims)
 
 

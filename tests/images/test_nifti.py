@@ -49,7 +49,9 @@ def test_units_of_the_header_become_millimeters(tmp_path, kind, unit, factor):
     found = read_image([saved(tmp_path, label_array(SHAPE), affine_of(), kind, unit)])
     assert np.allclose(found.geometry.spacing_mm, np.array([3.0, 2.0, 1.0]) * factor)
     assert np.allclose(found.geometry.origin_mm, np.array([-7.0, 8.0, 9.0]) * factor)
-    assert found.notes == ()
+    assert [f"{factor:g} x {2 * factor:g} x {3 * factor:g} mm" in note for note in found.notes] == [True][
+        : unit != "mm"
+    ]
 
 
 @pytest.mark.parametrize("shear", np.geomspace(1e-5, 9.9e-3, 15))

@@ -52,6 +52,19 @@ def unit_mm(unit: str, path: Path) -> float:
     return _UNITS_MM[name]
 
 
+def unit_notes(unit_mm: float, spacing_mm: Sequence[float]) -> tuple[str, ...]:
+    """A note on lengths that were converted, as headers of some programs name a unit that is not theirs.
+
+    Args:
+        unit_mm: millimeters per unit of the header.
+        spacing_mm: along z, y, x, as converted.
+    """
+    if unit_mm == 1:
+        return ()
+    shown = " x ".join(f"{step:.6g}" for step in spacing_mm[::-1])
+    return (f"its header states lengths in {unit_name(unit_mm)}, so its voxels are {shown} mm (x, y, z)",)
+
+
 def unit_name(millimeters: float) -> str:
     """The shortest name of a unit of so many millimeters."""
     return next(name for name, size in _UNITS_MM.items() if size == millimeters and len(name) <= 2)

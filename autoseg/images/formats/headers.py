@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from autoseg.images.image_errors import unreadable
@@ -51,13 +51,18 @@ def check_place(numbers: tuple[float, ...], path: Path) -> None:
     Raises:
         UnreadableFile: one of them is NaN, infinite or too large.
     """
-    if not all(abs(number) <= FARTHEST for number in numbers):  # NaN is not
+    if not is_place(numbers):
         raise unreadable(
             path,
             "has an impossible position or orientation: its header holds NaN, infinity or a number above 1e12 for it",
             why="readers silently replace such values by 0",
             do="write the true position and axes into the header, or export the file again",
         )
+
+
+def is_place(numbers: tuple[float, ...]) -> bool:
+    """Whether all numbers of an origin, of axes or of an affine can be true; NaN cannot."""
+    return all(abs(number) <= FARTHEST for number in numbers)
 
 
 def beside(path: Path, name: str) -> Path:
@@ -77,25 +82,48 @@ def beside(path: Path, name: str) -> Path:
     return path.parent / name
 
 
-def read_fields(path: Path, separators: str, end: bytes) -> tuple[dict[str, str], re.Match[bytes] | None]:
+class Fields(Mapping[str, str]):
+    """The fields of a text header by their names in lower case without blanks.
+
+    One that is given twice with different values is refused where it is asked for: comments and a writer's own fields,
+    which nobody asks for, may be repeated.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._values = path, dict[str, dict[str, str]]()
+
+    def add(self, name: str, value: str) -> None:
+        """Adds a field as it stands in the header."""
+        self._values.setdefault("".join(name.lower().split()), {})[value] = name.strip()
+
+    def __getitem__(self, name: str) -> str:
+        value, *others = self._values[name]
+        if others:
+            shown = self._values[name][value]
+            raise unreadable(self._path, f"gives the field {shown!r} twice, with different values")
+        return value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+
+def read_fields(path: Path, separators: str, end: bytes) -> tuple[Fields, re.Match[bytes] | None]:
     """The fields of a text header with one field per line, and the match of `end` where the header ends.
 
     Returns:
-        field name in lower case without blanks -> value, and None where `end` is not found.
-
-    Raises:
-        UnreadableFile: a field is given twice with different values.
+        the fields, and None where `end` is not found.
     """
     with path.open("rb") as stream:
         start = stream.read(LONGEST_HEADER)
     match = re.search(end, start + b"\n")
-    fields: dict[str, str] = {}
+    fields = Fields(path)
     for line in start[: match.end() if match else None].decode("latin-1").split("\n"):
         name, *rest = re.split(f"[{separators}]", line, maxsplit=1)
         if rest and not line.startswith("#") and ":=" not in line.partition(": ")[0]:  # NRRD's key:=value is free text
-            value = rest[0].strip()
-            if fields.setdefault("".join(name.lower().split()), value) != value:
-                raise unreadable(path, f"gives the field {name.strip()!r} twice, with different values")
+            fields.add(name, rest[0].strip())
     return fields, match
 
 
@@ -105,10 +133,13 @@ def numbers(text: str, path: Path) -> tuple[float, ...]:
     Raises:
         UnreadableFile: something else stands there.
     """
+    parts = [part for part in re.split(r"[,\s]+", text.strip()) if part]
     try:
-        return tuple(float(part) for part in re.split(r"[,\s]+", text.strip()) if part)
-    except ValueError as error:
-        raise unreadable(path, f"has an impossible header: {text[:60]!r} should be numbers") from error
+        if "_" not in text:  # which Python takes for a part of a number
+            return tuple(map(float, parts))
+    except ValueError:
+        pass  # refused as well
+    raise unreadable(path, f"has an impossible header: {text[:60]!r} should be numbers")
 
 
 def integers(text: str, path: Path) -> tuple[int, ...]:

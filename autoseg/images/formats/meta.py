@@ -79,10 +79,11 @@ def _header(path: Path) -> _Header:
     unit = grids.unit_mm(fields.get("distanceunits", ""), path)
     is_stated = count == 3 and not fields.keys().isdisjoint(_AXES)
     geometry = replace(geometry, has_orientation=is_stated, unit_mm=unit)
-    return _Header(layout, channels != 1, geometry, (*notes, *more, *further))
+    notes = (*notes, *more, *further, *grids.unit_notes(unit, geometry.spacing_mm))
+    return _Header(layout, channels != 1, geometry, notes)
 
 
-def _one_of(fields: dict[str, str], names: tuple[str, ...], path: Path) -> str:
+def _one_of(fields: headers.Fields, names: tuple[str, ...], path: Path) -> str:
     """The value of a field that has several names; empty where none of them is there."""
     found = {fields[name] for name in names if name in fields}
     if len(found) > 1:
@@ -94,7 +95,7 @@ def _is_true(text: str) -> bool:
     return text[:1].lower() in ("t", "1", "y")
 
 
-def _layout(fields: dict[str, str], end: int, path: Path) -> tuple[voxel_data.Layout, tuple[str, ...]]:
+def _layout(fields: headers.Fields, end: int, path: Path) -> tuple[voxel_data.Layout, tuple[str, ...]]:
     """Where the data are and of which type, and what is odd there; `end` is the first byte behind the header."""
     kind = _KINDS.get(fields.get("elementtype", "").upper().removesuffix("_ARRAY"))
     if kind is None:
@@ -118,13 +119,13 @@ def _layout(fields: dict[str, str], end: int, path: Path) -> tuple[voxel_data.La
     return layout, _data_notes(fields, layout, path)
 
 
-def _encoding(fields: dict[str, str]) -> str:
+def _encoding(fields: headers.Fields) -> str:
     if not _is_true(fields.get("binarydata", "true")):
         return "text"
     return "zlib" if _is_true(fields.get("compresseddata", "false")) else "raw"
 
 
-def _data_notes(fields: dict[str, str], layout: voxel_data.Layout, path: Path) -> tuple[str, ...]:
+def _data_notes(fields: headers.Fields, layout: voxel_data.Layout, path: Path) -> tuple[str, ...]:
     notes = []
     if layout.encoding == "zlib":
         found = layout.data.stat().st_size - layout.offset
@@ -139,7 +140,7 @@ def _data_notes(fields: dict[str, str], layout: voxel_data.Layout, path: Path) -
 
 
 def _place(
-    fields: dict[str, str], count: int, path: Path
+    fields: headers.Fields, count: int, path: Path
 ) -> tuple[list[float], NDArray[np.float64], list[float], tuple[str, ...]]:
     """Steps, directions (columns) and origin of `count` axes in millimeters, and notes."""
     unit = grids.unit_mm(fields.get("distanceunits", ""), path)
@@ -168,7 +169,7 @@ def _read(path: Path, four_d: bool) -> Volume:
     grids.check_axes(dims, four_d, header.layout.dims[0] if header.has_components else 1, path)
     stored = voxel_data.read_data(header.layout, path)
     array, _ = grids.channels_first(stored, stored.ndim - 1 if header.has_components else None, four_d, path)
-    return Volume(array, header.geometry, header.notes)
+    return Volume(array, header.geometry, (*header.notes, *voxel_data.notes_on_end(header.layout)))
 
 
 def _write(path: Path, array: NDArray[Any], geometry: Geometry) -> None:

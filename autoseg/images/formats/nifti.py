@@ -139,7 +139,7 @@ def _layout(fields: Any, path: Path) -> voxel_data.Layout:
     Raises:
         UnreadableFile: what it says cannot be true, or is no image of numbers.
     """
-    headers.check_place((*fields["quaternion"].tolist(), *fields["place"].tolist(), *fields["rows"].tolist()), path)
+    headers.check_place((*_qform(fields), *_sform(fields)), path)
     (count, *dims), (_, *steps) = fields["dims"].tolist(), fields["steps"].tolist()
     offset = float(fields["offset"])
     _check_kind(int(fields["kind"]), int(fields["intent"]), path)
@@ -228,7 +228,22 @@ def _scaled(array: NDArray[Any], slope: float, inter: float) -> NDArray[Any]:
     return scaled
 
 
+def _qform(fields: Any) -> Any:
+    """The rotation and place of the qform; zeros where its code says that nothing is meant and no number is there."""
+    return _stated_numbers(int(fields["qform"]), (*fields["quaternion"].tolist(), *fields["place"].tolist()))
+
+
+def _sform(fields: Any) -> Any:
+    """The rows of the sform; zeros as in `_qform`."""
+    return _stated_numbers(int(fields["sform"]), tuple(fields["rows"].tolist()))
+
+
+def _stated_numbers(code: int, numbers: tuple[float, ...]) -> tuple[float, ...]:
+    return numbers if code != 0 or headers.is_place(numbers) else (0.0,) * len(numbers)
+
+
 def _forms(fields: Any) -> NiftiForms:
+    b, c, d, *place = _qform(fields)
     handedness, *steps = fields["steps"][:4].tolist()  # those of axes that are not there were not checked
     x, y, z = (step if headers.is_plausible(step) else 0.0 for step in steps)
     return NiftiForms(
@@ -236,9 +251,9 @@ def _forms(fields: Any) -> NiftiForms:
         sform_code=int(fields["sform"]),
         unit_code=int(fields["units"]) % 8,
         pixdim=(-1.0 if handedness < 0 else 1.0, x, y, z),
-        quaternion=tuple(fields["quaternion"].tolist()),
-        offset=tuple(fields["place"].tolist()),
-        sform=tuple(fields["rows"].tolist()),
+        quaternion=(b, c, d),
+        offset=tuple(place),
+        sform=_sform(fields),
     )
 
 
@@ -262,7 +277,8 @@ def _grid(forms: NiftiForms, shape: tuple[int, int, int], is_2d: bool, path: Pat
         z, y, x = grid.spacing_mm
         steps = (x, y, z)
     geometry, more = grids.grid_of(shape, *_placed(grid, steps, is_2d), path)
-    return replace(geometry, has_orientation=bool(stated), unit_mm=forms.unit_mm, forms=forms), (*notes, *more)
+    notes = (*notes, *more, *grids.unit_notes(forms.unit_mm, geometry.spacing_mm))
+    return replace(geometry, has_orientation=bool(stated), unit_mm=forms.unit_mm, forms=forms), notes
 
 
 def _placed(grid: Geometry, steps: tuple[float, ...], is_2d: bool) -> tuple[Any, NDArray[np.float64], Any]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,7 @@ class _Header:
         layout: where the data are.
         order: axes of one sample's numbers (0 or 1), without a place in space (0 or 1), and in space, slowest first.
         has_components: whether the first of these is that of one sample's numbers.
+        in_space: how many of them are in space: 2 of a picture, 3 of a volume.
         geometry: grid of the axes in space.
         notes: oddities of it.
     """
@@ -83,6 +85,7 @@ class _Header:
     layout: voxel_data.Layout
     order: tuple[int, ...]
     has_components: bool
+    in_space: int
     geometry: Geometry
     notes: tuple[str, ...]
 
@@ -109,11 +112,12 @@ def _header(path: Path) -> _Header:
     layout = voxel_data.checked(replace(layout, spacing_mm=tuple(place.steps)), path)
     geometry, notes = grids.grid_of(shape, place.steps, place.columns, place.origin, path)
     geometry = replace(geometry, has_orientation=place.is_anatomical, unit_mm=place.unit_mm)
+    notes = (*place.notes, *notes, *grids.unit_notes(place.unit_mm, geometry.spacing_mm))
     order = (*components, *others, *spatial[::-1])
-    return _Header(layout, order, bool(components), geometry, (*place.notes, *notes))
+    return _Header(layout, order, bool(components), len(spatial), geometry, notes)
 
 
-def _layout(fields: dict[str, str], end: int, path: Path) -> voxel_data.Layout:
+def _layout(fields: headers.Fields, end: int, path: Path) -> voxel_data.Layout:
     """Where the data are, and of which type; `end` is the first byte behind the header."""
     kind, encoding = _stored_as(fields, path)
     dims = headers.integers(fields.get("sizes", ""), path)
@@ -139,7 +143,7 @@ def _layout(fields: dict[str, str], end: int, path: Path) -> voxel_data.Layout:
     )
 
 
-def _stored_as(fields: dict[str, str], path: Path) -> tuple[np.dtype[Any], str]:
+def _stored_as(fields: headers.Fields, path: Path) -> tuple[np.dtype[Any], str]:
     """Type of an entry with its byte order, and how the data are encoded."""
     encoding = _ENCODINGS.get(fields.get("encoding", "raw").lower())
     kind = _KINDS.get(fields.get("type", "").lower())
@@ -155,7 +159,7 @@ def _stored_as(fields: dict[str, str], path: Path) -> tuple[np.dtype[Any], str]:
     return np.dtype(endian + kind), encoding
 
 
-def _vectors(fields: dict[str, str], count: int, path: Path) -> _Vectors:
+def _vectors(fields: headers.Fields, count: int, path: Path) -> _Vectors:
     """The vector of each axis in space, None for axes without one; empty where the header has none."""
     if "spacedirections" not in fields:
         return []
@@ -168,7 +172,7 @@ def _vectors(fields: dict[str, str], count: int, path: Path) -> _Vectors:
 
 
 def _roles(
-    fields: dict[str, str], vectors: _Vectors, count: int, path: Path
+    fields: headers.Fields, vectors: _Vectors, count: int, path: Path
 ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
     """Axes of one sample's numbers (at most 1), axes without a place in space, and the two or three that have one."""
     kinds = fields.get("kinds", "").lower().split() or ["???"] * count
@@ -208,7 +212,7 @@ class _Place:
     notes: tuple[str, ...] = ()
 
 
-def _placed(fields: dict[str, str], vectors: _Vectors, spatial: tuple[int, ...], path: Path) -> _Place:
+def _placed(fields: headers.Fields, vectors: _Vectors, spatial: tuple[int, ...], path: Path) -> _Place:
     """The place that `space directions` and `space origin` state in the units of the space."""
     axes = np.array([vectors[axis] for axis in spatial], np.float64).T
     origin = headers.numbers(fields.get("spaceorigin", "").strip("()"), path) or (0.0,) * len(axes)
@@ -232,10 +236,11 @@ def _placed(fields: dict[str, str], vectors: _Vectors, spatial: tuple[int, ...],
         origin=(np.array(origin) * units * _TO_LPS.get(space, (1.0,) * len(axes))).tolist(),
         unit_mm=units[0] if len(set(units)) == 1 else 1.0,
         is_anatomical=space in _TO_LPS,
+        notes=tuple(_notes_on_spacings(fields)),
     )
 
 
-def _spaced(fields: dict[str, str], count: int, spatial: tuple[int, ...], path: Path) -> _Place:
+def _spaced(fields: headers.Fields, count: int, spatial: tuple[int, ...], path: Path) -> _Place:
     """The spacings that `spacings` states along each axis in its unit; 1 mm, with a note, where it states none."""
     texts = fields.get("spacings", "").split() or ["nan"] * count
     units = _units(fields.get("units", ""), count, path)
@@ -248,8 +253,17 @@ def _spaced(fields: dict[str, str], count: int, spatial: tuple[int, ...], path: 
         columns=np.eye(len(spatial)),
         origin=[0.0] * len(spatial),
         unit_mm=units[spatial[0]] if len({units[axis] for axis in spatial}) == 1 else 1.0,
-        notes=() if is_stated else ("it states no voxel spacing; 1 mm is assumed",),
+        notes=tuple(_notes_on_spacings(fields)),
     )
+
+
+def _notes_on_spacings(fields: headers.Fields) -> Iterator[str]:
+    if "spacings" in fields and "spacedirections" in fields:
+        yield "its spacings were not used: its space directions state them, too"
+    elif "spacings" not in fields and "spacedirections" not in fields:
+        yield "it states no voxel spacing; 1 mm is assumed"
+    if not fields.keys().isdisjoint(("axismins", "axismaxs")):
+        yield "its axis mins and axis maxs were not used: its first voxel is taken to lie at 0"
 
 
 def _units(text: str, count: int, path: Path) -> tuple[float, ...]:
@@ -262,14 +276,17 @@ def _units(text: str, count: int, path: Path) -> tuple[float, ...]:
 
 def _read(path: Path, four_d: bool) -> Volume:
     header = _header(path)
-    sizes = tuple(header.layout.dims[axis] for axis in header.order)
+    sizes = [header.layout.dims[axis] for axis in header.order]
+    if header.in_space == 2 and math.prod(sizes[header.has_components : -2]) > 1:
+        sizes.insert(-2, 1)  # pictures along a further axis, which is none in space and must not be taken for z
     components = sizes[0] if header.has_components else 1
     grids.check_axes(sizes[: -len(sizes) - 1 + header.has_components : -1], four_d, components, path)
     stored = voxel_data.read_data(header.layout, path)
     last = stored.ndim - 1
-    array = stored.transpose([last - axis for axis in header.order])
+    array = stored.transpose([last - axis for axis in header.order]).reshape(sizes)
     array, _ = grids.channels_first(array, 0 if header.has_components else None, four_d, path)
-    return Volume(array, header.geometry, header.notes, _segment_names(path))
+    notes = (*header.notes, *voxel_data.notes_on_end(header.layout))
+    return Volume(array, header.geometry, notes, _segment_names(path))
 
 
 def _segment_names(path: Path) -> dict[int, str]:
@@ -306,19 +323,21 @@ def _write(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
 def _stated(geometry: Geometry, count: int, channels: int) -> list[str]:
     """The place of the first `count` axes, in the unit of the file that it was read from.
 
-    Spacings only where the orientation is unknown; a 2D image lies in a plane of its own.
+    Spacings only where nothing else is stated; directions in a space without a name where the orientation is unknown;
+    a 2D image lies in a plane of its own.
     """
     steps = [step / geometry.unit_mm for step in geometry.spacing_mm[::-1][:count]]
     origin = [position / geometry.unit_mm for position in geometry.origin_mm[:count]]
     unit = [f'"{grids.unit_name(geometry.unit_mm)}"'] * count
-    if not geometry.has_orientation and count == 3:
+    is_named = geometry.has_orientation and count == 3
+    has_steps_alone = not geometry.has_orientation and geometry == Geometry(geometry.shape, geometry.spacing_mm)
+    if has_steps_alone and count == 3:
         units = " ".join(['""'] * channels + unit)
-        spacings = f"spacings: {'nan ' * channels}{grids.text(steps)}"
-        return [spacings, f"units: {units}"] if geometry.unit_mm != 1 else [spacings]
+        return [f"spacings: {'nan ' * channels}{grids.text(steps)}", f"units: {units}"][: 1 + (geometry.unit_mm != 1)]
     rows = (geometry.columns[:count, :count] * steps).T.tolist()
     vectors = [f"({grids.text(row, ',')})" for row in rows]
     return [
-        "space: left-posterior-superior" if count == 3 else "space dimension: 2",
+        "space: left-posterior-superior" if is_named else f"space dimension: {count}",
         f"space directions: {'none ' * channels}{' '.join(vectors)}",
         f"space origin: ({grids.text(origin, ',')})",
         *([f"space units: {' '.join(unit)}"] if geometry.unit_mm != 1 else []),

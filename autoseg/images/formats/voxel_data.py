@@ -191,7 +191,8 @@ def _tokens(stream: BinaryIO, path: Path) -> Iterator[list[bytes]]:
     for block in iter(partial(stream.read, _BLOCK_BYTES), b""):
         tokens = (rest + block).split()
         rest = tokens.pop() if tokens and not block[-1:].isspace() else b""
-        if len(rest) > _LONGEST_NUMBER or max(map(len, tokens), default=0) > _LONGEST_NUMBER:
+        is_long = len(rest) > _LONGEST_NUMBER or max(map(len, tokens), default=0) > _LONGEST_NUMBER
+        if is_long or b"_" in block:  # which Python takes for a part of a number
             raise unreadable(path, "holds something else than numbers where its voxels should stand as text")
         yield tokens
     yield [rest] if rest else []
@@ -209,6 +210,18 @@ def _text(stream: BinaryIO, layout: Layout, path: Path) -> Iterator[bytes]:
         if layout.kind.kind != "f" and (converted != numbers).any():
             raise unreadable(path, f"holds numbers that its type ({layout.kind.name}) cannot hold")
         yield converted.tobytes()
+
+
+def notes_on_end(layout: Layout) -> tuple[str, ...]:
+    """A note where the last number of a text has no blank or line end behind it: digits that were cut off leave one."""
+    if layout.encoding != "text":
+        return ()
+    with layout.data.open("rb") as stream:
+        stream.seek(-1, os.SEEK_END)
+        is_open = not stream.read().isspace()
+    return (
+        ("its text ends right behind a digit; if it was cut short there, the last voxel is wrong",) if is_open else ()
+    )
 
 
 def _hexadecimal(stream: BinaryIO, _layout: Layout, path: Path) -> Iterator[bytes]:

@@ -1,0 +1,81 @@
+"""NRRD and MetaImage: headers that say things twice, in vain or in another unit, and text in place of voxels."""
+
+import numpy as np
+import pytest
+import SimpleITK
+
+from autoseg.core.errors import UnreadableFile
+from autoseg.images.readers import read_image
+
+
+def nrrd_of(array, *fields):
+    lines = ["NRRD0005", f"type: {array.dtype.name}", f"dimension: {array.ndim}", "endian: little"]
+    lines += [f"sizes: {' '.join(map(str, array.shape[::-1]))}", *fields]
+    return "\n".join([*lines, "", ""]).encode() + array.tobytes()
+
+
+SERIES = np.arange(2 * 3 * 4, dtype=np.uint8).reshape(2, 3, 4)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        ("spacings: 1 2 nan", "kinds: domain domain time"),
+        ("space dimension: 2", "space directions: (1,0) (0,2) none", "space origin: (0,0)"),
+    ],
+)
+def test_pictures_along_an_axis_that_is_none_in_space_are_no_volume(tmp_path, fields):
+    (tmp_path / "case.nrrd").write_bytes(nrrd_of(SERIES, "encoding: raw", *fields))
+    with pytest.raises(UnreadableFile, match="4D"):
+        read_image([tmp_path / "case.nrrd"])
+    found = read_image([tmp_path / "case.nrrd"], four_d=True)
+    assert np.array_equal(found.array, SERIES[:, None])
+    assert found.geometry.shape == found.array.shape[1:]
+
+
+@pytest.mark.parametrize(
+    ("fields", "what"),
+    [
+        (("spacings: 1 2 3", "axis mins: 10 20 30"), "axis mins"),
+        (("spacings: 5 5 5", "space: LPS", "space directions: (1,0,0) (0,2,0) (0,0,3)"), "its spacings"),
+        (("spacings: 1 2 3", 'units: "um" "um" "um"'), "lengths in um"),
+    ],
+)
+def test_what_a_header_says_twice_or_in_vain_is_noted(tmp_path, fields, what):
+    (tmp_path / "case.nrrd").write_bytes(nrrd_of(SERIES, "encoding: raw", *fields))
+    assert [what in note for note in read_image([tmp_path / "case.nrrd"]).notes] == [True]
+
+
+MHA = ["ObjectType = Image", "NDims = 3", "DimSize = 4 3 2", "ElementType = MET_UCHAR", "ElementSpacing = 1 2 3"]
+
+
+def test_comments_and_own_fields_of_metaimage_may_be_repeated(tmp_path):
+    extra = ["Comment = a", "Comment = b", "0008|0060 = CT", "0008|0060 = MR", "TransformMatrix = 1 0 0 0 1 0 0 0 1"]
+    header = "\n".join([*MHA, *extra, "ElementDataFile = LOCAL", ""])
+    (tmp_path / "case.mha").write_bytes(header.encode() + SERIES.tobytes())
+    found = read_image([tmp_path / "case.mha"])
+    assert np.array_equal(found.array[0], SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(tmp_path / "case.mha"))))
+    assert found.notes == ()
+    (tmp_path / "case.mha").write_bytes(header.replace("Comment", "Offset").encode() + SERIES.tobytes())
+    with pytest.raises(UnreadableFile, match="'Offset' twice"):
+        read_image([tmp_path / "case.mha"])
+
+
+@pytest.mark.parametrize("name", ["case.nrrd", "case.mha"])
+def test_text_that_may_be_cut_inside_its_last_number_is_noted(tmp_path, name):
+    text = " ".join(map(str, SERIES.ravel() + 60))
+    header = nrrd_of(SERIES[:0], "encoding: text", "spacings: 1 2 3").replace(b"4 3 0", b"4 3 2")
+    if name == "case.mha":
+        header = "\n".join([*MHA, "BinaryData = False", "ElementDataFile = LOCAL", ""]).encode()
+    for content, is_noted in ((text + "\n", False), (text, True), (text[:-1], True)):
+        (tmp_path / name).write_bytes(header + content.encode())
+        assert any("ends right behind a digit" in note for note in read_image([tmp_path / name]).notes) == is_noted
+    (tmp_path / name).write_bytes(header + text.replace(" 70 ", " 7_0 ").encode())
+    with pytest.raises(UnreadableFile, match="numbers"):
+        read_image([tmp_path / name])
+
+
+def test_numbers_of_a_header_are_those_of_every_reader(tmp_path):
+    (tmp_path / "case.nrrd").write_bytes(nrrd_of(SERIES, "encoding: raw", "spacings: 1_0 2 3"))
+    with pytest.raises(UnreadableFile, match="numbers"):
+        read_image([tmp_path / "case.nrrd"])
