@@ -20,7 +20,7 @@ from autoseg.data.labels import misnamed_values, to_training_values
 from autoseg.data.layouts.detect import LAYOUTS
 from autoseg.data.model import Case, Dataset, Problem
 from autoseg.data.problems import PROBLEM_CODES, problem
-from autoseg.images.compare import compare_geometry, share_a_form
+from autoseg.images.compare import SAME_FORM_VOXELS, compare_geometry, displacement, share_a_form
 from autoseg.images.formats.files import files_of, find_format, is_image
 from autoseg.images.image_errors import FOUR_D_REMEDY
 from autoseg.images.normalize import overflow_of
@@ -299,6 +299,8 @@ def _matched(image: Geometry, labels: Geometry, label_file: str) -> str | None:
         return _matched_without_place(image, labels, has_place)
     if not share_a_form(image, labels):
         return None
+    if (apart := displacement(image, labels)) < SAME_FORM_VOXELS:
+        return f"image and labels lie {apart:.2g} voxels apart; matched voxel by voxel"
     return "image and labels share a grid by another form (qform, sform) than the one in use; matched voxel by voxel"
 
 

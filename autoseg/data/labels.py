@@ -27,6 +27,9 @@ DOMINANT_SHARE = 0.5
 STRAY_SHARE = 1e-3
 """A value with less than this share of the labeled voxels, in one file only, is pointed out (assumption)."""
 
+RARE_SHARE = 0.02
+"""A class that nothing declares, with less than this share of the labeled voxels, may be gray edges (assumption)."""
+
 _LARGEST_TABLE = 1 << 20
 _COUNTED_AT_ONCE = 1 << 22
 _READ_AT_ONCE = 4
@@ -211,6 +214,26 @@ def find_classes(counts: Sequence[Mapping[int, int]], *, made_for_objects: bool 
     values = ", ".join(map(str, sorted(total)))
     found = f"the label files hold the values {values} beside the background 0{_stray(foreground, total)}"
     return _named_by_value(sorted(total)), found
+
+
+def rare_values(labels: LabelSet, voxels: Sequence[Mapping[str, int]]) -> list[str]:
+    """The values with few voxels, in words, where classes are named by values because nothing declares them.
+
+    Args:
+        labels: of the dataset.
+        voxels: of each training value, as {"1": 1725}, case by case.
+    """
+    in_files = _file_values(labels)
+    values = {name: own[0] for name, own in labels.classes.items() if name == f"class_{in_files[own[0]]}"}
+    if len(values) < len(labels.foreground):
+        return []
+    shown = {name: [case[str(value)] for case in voxels if str(value) in case] for name, value in values.items()}
+    total = sum(map(sum, shown.values()))
+    return [
+        f"{in_files[values[name]]} ({sum(found)} voxels in {len(found)} of {len(voxels)} cases)"
+        for name, found in shown.items()
+        if 0 < sum(found) < RARE_SHARE * total
+    ]
 
 
 def _above_0(entry: Mapping[int, int]) -> Counter[int]:

@@ -211,6 +211,13 @@ PROBLEM_CODES: dict[str, Explanation] = {
         "say the same: classes may be exchanged in some of them. The numbers are used as they are.",
         "look at these cases; where the numbers differ, save all label maps with the same number for each class",
     ),
+    "E0317": Explanation(
+        "warning",
+        "Nothing declares the classes, so each value in the label files became one, and some of these values have less "
+        "than 2 % of the labeled voxels: gray edges of a drawn or resampled mask, slips of the pen, or ids of objects.",
+        "declare the classes in a dataset.json, if only to confirm them; correct label maps that hold other values; "
+        "write 1 for every object where values number objects",
+    ),
     "E0401": Explanation(
         "refused",
         "A file is damaged, truncated, of an unsupported kind, or its header cannot be true. Many programs read such "

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from autoseg.images.formats.files import LOSSY_ENDINGS, find_format
+from autoseg.images.formats.files import LOSSY_ENDINGS, find_format, is_image
 
 _DICOM_MARK = (128, b"DICM")
 
@@ -29,6 +29,14 @@ class ForeignKind(NamedTuple):
 DICOM = ForeignKind(
     "DICOM, one file per slice", "convert each series: dcm2niix -z y -o OUT SERIES_FOLDER", (".dcm", ".dicom", ".ima")
 )
+
+LINK = ForeignKind(
+    "links to what is not there",
+    "fetch what they lead to (git annex get FILE, or datalad get FILE), or copy the files themselves",
+    (),
+)
+
+FOLDER = ForeignKind("folders that are named as files are", "move the files in them one folder up", ())
 
 FOREIGN_KINDS = (
     ForeignKind(
@@ -94,7 +102,7 @@ class ForeignFiles:
 def foreign_kind(file: Path) -> ForeignKind | None:
     """The kind of a file (or of a folder such as FILE.zarr) that is not read; None for images and everything else."""
     if find_format(file) is not None:
-        return None
+        return None if is_image(file) else FOLDER if file.is_dir() else LINK if file.is_symlink() else None
     name = file.name.lower()
     known = next((kind for kind in FOREIGN_KINDS if name.endswith(kind.endings)), None)
     return DICOM if known is None and _is_unnamed_dicom(file) else known

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from autoseg.core.errors import LabelFault, UnreadableFile
 
@@ -27,6 +31,30 @@ def unreadable(path: Path, what: str, *, why: str | None = None, do: str = REPLA
 def label_fault(path: Path, what: str, *, why: str | None = None, do: str) -> LabelFault:
     """The error for a label map with impossible values or channels."""
     return LabelFault(f"{path.name} {what}", where=place(path), why=why, do=do)
+
+
+def check_transparency(values: NDArray[Any], alpha: NDArray[Any], path: Path) -> None:
+    """Checks that a label picture means its gray values, and not what its alpha channel leaves of them.
+
+    Args:
+        values: gray, any shape.
+        alpha: opacity of the same pixels, 0 for none.
+        path: for the error.
+
+    Raises:
+        LabelFault: pixels with a value are transparent, or all have one value and only alpha differs.
+    """
+    hidden = int(np.count_nonzero(values[alpha == 0]))
+    is_alpha_alone = values.min() == values.max() and alpha.min() != alpha.max()
+    if hidden or is_alpha_alone:
+        raise label_fault(
+            path,
+            f"holds {hidden} transparent pixels with a value above 0"
+            if hidden
+            else f"holds the value {values.flat[0]} everywhere, while its alpha channel differs from pixel to pixel",
+            why="programs show what is transparent as background, whatever its numbers are",
+            do="save it without an alpha channel: 0 background, 1, 2, ...",
+        )
 
 
 def first_line(error: BaseException) -> str:

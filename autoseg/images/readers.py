@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from autoseg.core.errors import GeometryMismatch
 from autoseg.core.geometry import Geometry
-from autoseg.images.compare import share_a_form
+from autoseg.images.compare import SAME_FORM_VOXELS, displacement, share_a_form
 from autoseg.images.formats.files import format_of, verify_file
-from autoseg.images.image_errors import label_fault, place, unreadable
+from autoseg.images.image_errors import check_transparency, label_fault, place, unreadable
 from autoseg.images.orientation import AS_STORED, stored_and_turned, turn_onto
 from autoseg.images.volume import Volume
 
@@ -91,10 +91,11 @@ def _on_grid_of(first_path: Path, first: Geometry, path: Path, part: Volume) -> 
     """A further channel, turned without loss where it is stored along other axes than the first."""
     turn = turn_onto(first, part.geometry)
     if turn != AS_STORED and share_a_form(first, part.geometry):
-        note = (
-            f"it lies on {first_path.name} by another form (qform, sform) than the one in use; matched voxel by voxel"
-        )
-        return replace(part, notes=(*part.notes, note))
+        apart = displacement(first, part.geometry)
+        lies = f"{apart:.2g} voxels from {first_path.name}"
+        if apart >= SAME_FORM_VOXELS:
+            lies = f"on {first_path.name} by another form (qform, sform) than the one in use"
+        return replace(part, notes=(*part.notes, f"it lies {lies}; matched voxel by voxel"))
     if turn is None:
         raise GeometryMismatch(
             f"{path.name} is not on the grid of {first_path.name}: "
@@ -126,10 +127,14 @@ def _check_kind(array: NDArray[Any], path: Path) -> None:
 
 def _single_channel(decoded: Volume, path: Path) -> tuple[NDArray[Any], tuple[str, ...]]:
     """The only channel (z, y, x), or the first of colors that are all gray."""
-    array = decoded.array
+    array, alpha = decoded.array, decoded.alpha
     if len(array) == 1:
+        if alpha is not None:
+            check_transparency(array[0], alpha, path)
         return array[0], decoded.notes
     if len(array) in (3, 4) and (array[1:3] == array[:1]).all():
+        if len(array) == 4:
+            check_transparency(array[0], array[3], path)
         return array[0], (*decoded.notes, "its gray colors were taken as values")
     raise label_fault(
         path,

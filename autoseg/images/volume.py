@@ -24,12 +24,14 @@ class Volume:
         notes: one sentence for each oddity that the reader settled (an alpha channel dropped, a shear straightened).
         value_names: what the file of a label map itself says of the values that occur in it: names of segments, colors
             of a palette.
+        alpha: opacity (z, y, x) that was left out of a gray picture; None without it.
     """
 
     array: NDArray[Any]
     geometry: Geometry
     notes: tuple[str, ...] = ()
     value_names: Mapping[int, str] = field(default_factory=dict)
+    alpha: NDArray[Any] | None = None
 
 
 def color_names(indices: NDArray[Any], colors: NDArray[np.uint8]) -> dict[int, str]:

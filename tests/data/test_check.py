@@ -159,6 +159,13 @@ def test_rounding_of_geometry_is_accepted_with_a_note(shift, root):
     assert_one(problems_of(root), "E0213", "note", LABELS)
 
 
+def test_labels_a_little_apart_are_matched_and_nobody_talks_of_forms(root):
+    write_labels(root / LABELS, labels_of("case_a"), replace(GRID, origin_mm=(5.0 + 0.01, -7.0, 11.0)))
+    problems = problems_of(root)
+    assert_one(problems, "E0218", "note", LABELS, "voxels apart")
+    assert "form" not in problems[0].what
+
+
 @pytest.mark.parametrize(
     ("order", "flips", "codes"),
     [

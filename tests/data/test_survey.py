@@ -238,6 +238,35 @@ def test_files_of_kinds_that_are_not_read_are_named_once_for_each_kind_with_what
         assert any(word in problem.do for problem in found.values()), name
 
 
+def test_links_to_nothing_and_folders_named_as_images_are_not_passed_over_in_silence(root):
+    """As an annex of which only a part was fetched leaves them, and archives that were unpacked into folders."""
+    for folder, name in (("imagesTr", "late_0000"), ("labelsTr", "late")):
+        (root / folder / f"{name}.nii.gz").symlink_to(f"../.git/annex/objects/{name}")
+        (root / folder / f"{name}_b.nii.gz").mkdir()
+    found = {problem.file: problem for problem in check_across(detect_dataset(root), {})}
+    assert set(found) == {"imagesTr/late_0000.nii.gz", "imagesTr/late_0000_b.nii.gz"}
+    assert "2 files such as late_0000.nii.gz" in found["imagesTr/late_0000.nii.gz"].what
+    assert "datalad get" in found["imagesTr/late_0000.nii.gz"].do
+    assert "folder up" in found["imagesTr/late_0000_b.nii.gz"].do
+
+
+def test_rare_values_that_nothing_declares_are_pointed_out_as_classes(tmp_path):
+    for folder in ("images", "labels"):
+        (tmp_path / folder).mkdir()
+    for number in range(3):
+        labels = labels_of(NAMES[0])
+        labels[labels > 0] = 255
+        labels[tuple(np.argwhere(labels)[0])] = 64 + 64 * (number > 0)
+        write_image(tmp_path / "images" / f"c{number}.nii.gz", Volume(labels[None].astype(np.float32) + number, GRID))
+        write_labels(tmp_path / "labels" / f"c{number}.nii.gz", labels, GRID)
+    found = [problem for problem in survey(detect_dataset(tmp_path), None, jobs=1).problems if problem.code == "E0317"]
+    assert [problem.severity for problem in found] == ["warning"]
+    assert "64 (1 voxels in 1 of 3 cases), 128 (2 voxels in 2 of 3 cases)" in found[0].what
+    description = {"labels": {"background": 0, "class_64": 64, "edge": 128, "class_255": 255}}
+    (tmp_path / "dataset.json").write_text(json.dumps(description))
+    assert all(problem.code != "E0317" for problem in survey(detect_dataset(tmp_path), None, jobs=1).problems)
+
+
 def test_files_of_a_case_with_an_unusable_name_need_no_other_remark(root):
     for folder, ending in (("imagesTr", "_0000.nii.gz"), ("labelsTr", ".nii.gz")):
         (root / folder / f"case_a{ending}").rename(root / folder / f"con{chr(7)}{ending}")

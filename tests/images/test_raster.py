@@ -70,6 +70,30 @@ def test_gray_colors_are_labels(tmp_path):
         assert (read_labels(path).array == GRAY).all()
 
 
+@pytest.mark.parametrize("ending", [".png", ".tif"])
+@pytest.mark.parametrize("colors", [1, 3])
+def test_masks_in_the_alpha_channel_are_no_values(tmp_path, ending, colors):
+    """As drawing programs save them: white or black everywhere, and transparent where there is background."""
+    opaque, mask = np.full_like(GRAY, 255), np.where(GRAY > 0, 255, 0).astype(np.uint8)
+    for number, (gray, alpha, fault) in enumerate(
+        (
+            (GRAY, opaque, None),
+            (GRAY, opaque // 2, None),
+            (GRAY, mask, None),
+            (opaque, mask, "transparent pixels with a value above 0"),
+            (GRAY, np.roll(mask, 1, 0), "transparent pixels with a value above 0"),
+            (opaque * 0, mask, "the value 0 everywhere"),
+        )
+    ):
+        path = save(tmp_path / f"{number}{ending}", np.stack([gray] * colors + [alpha], axis=-1))
+        if fault is None:
+            assert (read_labels(path).array == gray).all()
+        else:
+            with pytest.raises(LabelFault, match=fault):
+                read_labels(path)
+            assert read_image([path]).array.shape == (4 if colors == 3 else 1, 1, *GRAY.shape)
+
+
 @pytest.mark.parametrize(("name", "options"), [("case.png", {}), ("case.png", {"bits": 2}), ("case.bmp", {})])
 def test_a_palette_gives_colors_to_images_and_numbers_to_labels(tmp_path, name, options):
     path = indexed(tmp_path / name, **options)

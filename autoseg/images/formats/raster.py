@@ -251,10 +251,10 @@ def _bmp_numbers(picture: Any) -> NDArray[np.uint8]:
 
 def _volume(array: NDArray[Any], notes: list[str]) -> Volume:
     """The pixels of a (y, x) or (y, x, c) array; of two channels the second is alpha."""
-    channels = array[None] if array.ndim == 2 else np.moveaxis(array, -1, 0)
+    channels, alpha = array[None] if array.ndim == 2 else np.moveaxis(array, -1, 0), None
     if len(channels) == 2:
-        channels, notes = channels[:1], [*notes, "its alpha channel was dropped"]
-    return Volume(channels[:, None], plane_geometry((array.shape[0], array.shape[1])), tuple(notes))
+        channels, alpha, notes = channels[:1], channels[1:], [*notes, "its alpha channel was dropped"]
+    return Volume(channels[:, None], plane_geometry((array.shape[0], array.shape[1])), tuple(notes), alpha=alpha)
 
 
 def _limit(channels: tuple[int, ...], highest_gray: int, array: NDArray[Any], _geometry: Geometry) -> str | None:

@@ -75,20 +75,21 @@ def _stored(path: Path, four_d: bool) -> tuple[Volume, NDArray[np.uint8] | None]
     with opened(path, "cannot be decoded", _STORE_AGAIN) as file:
         series, notes = _image(file, path)
         array = _ordered(_decode(file, series, path), series.axes, four_d, path)
+        alpha = None
         if len(array) == 2 and _has_gray_alpha(series.keyframe):
-            array, notes = array[:1], [*notes, "its alpha channel was dropped"]
+            array, alpha, notes = array[:1], array[1], [*notes, "its alpha channel was dropped"]
         palette = None if file.is_imagej else _palette(series.keyframe)
         tagged, unit_notes = tagged_spacing(file)
     depth, height, width = array.shape[1:]
     if depth == 1:
-        return Volume(array, plane_geometry((height, width)), tuple(notes)), palette
+        return Volume(array, plane_geometry((height, width)), tuple(notes), alpha=alpha), palette
     if (spacing_mm := spacing_beside(path)) is None:
         spacing_mm, notes = tagged, [*notes, *unit_notes]
     if spacing_mm is None:
         what = "it states no spacing that is whole and possible: 1 x 1 x 1 (z, y, x) was assumed"
         spacing_mm, notes = (1.0, 1.0, 1.0), [*notes, what]
     geometry = Geometry((depth, height, width), spacing_mm, has_orientation=False)
-    return Volume(array, geometry, tuple(notes)), palette
+    return Volume(array, geometry, tuple(notes), alpha=alpha), palette
 
 
 def _palette(page: Any) -> NDArray[np.uint8] | None:
