@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a question that the work asks between two steps."""
+"""Signals that ask to stop as a question that the work asks between two steps."""
 
 from __future__ import annotations
 
@@ -10,10 +10,15 @@ from types import FrameType
 
 from autoseg.core.errors import Interrupted
 
+_ASKING = ("SIGINT", "SIGTERM", "SIGHUP", "SIGXCPU")
+"""Ctrl-C; the end of a job; a terminal that was closed; `ulimit -t`. Not every system has all of them."""
+
 
 @contextmanager
 def stoppable() -> Iterator[Callable[[], None]]:
-    """A function that raises Interrupted once Ctrl-C or SIGTERM came; a second Ctrl-C stops at once.
+    """A function that raises Interrupted once Ctrl-C or another signal came; a second Ctrl-C stops at once.
+
+    What is ignored stays ignored, so that `nohup` works.
 
     Outside the main thread, where signals cannot be caught, it never raises.
     """
@@ -31,7 +36,8 @@ def stoppable() -> Iterator[Callable[[], None]]:
     if threading.current_thread() is not threading.main_thread():
         yield check
         return
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    known = [getattr(signal, name) for name in _ASKING if hasattr(signal, name)]
+    numbers = [number for number in known if signal.getsignal(number) is not signal.SIG_IGN or number == signal.SIGINT]
     before = [signal.signal(number, note) for number in numbers]
     try:
         yield check

@@ -63,13 +63,24 @@ def test_threads_follow_the_cores_or_the_environment(monkeypatch: pytest.MonkeyP
         torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGXCPU])
 def test_a_signal_becomes_a_question_answered_later(number: signal.Signals) -> None:
     with stoppable() as check:
         check()
         os.kill(os.getpid(), number)
         with pytest.raises(Interrupted, match=number.name):
             check()
+
+
+def test_a_terminal_that_is_closed_stops_nothing_that_runs_with_nohup() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stoppable() as check:
+            os.kill(os.getpid(), signal.SIGHUP)
+            check()
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_second_interrupt_stops_at_once() -> None:
