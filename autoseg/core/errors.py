@@ -206,7 +206,15 @@ _SYSTEM_ERRORS: dict[int, tuple[type[AutoSegError], str, str]] = {
 
 _RUST_ERROR = re.compile(r"\(os error (\d+)\)")
 _SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")  # numpy's words for a disk that is full
-_OUT_OF_MEMORY = ("OutOfMemoryError: ", "can't allocate memory", "can't start new thread", "bad_alloc")
+_OUT_OF_MEMORY = (
+    "OutOfMemoryError: ",
+    "can't allocate memory",
+    "can't start new thread",
+    "bad_alloc",
+    "failed to map segment from shared object",  # of a library that is about to be loaded
+)
+_LIBRARY_ERRORS = {os.strerror(number): number for number in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO)}
+"""Why the system could not load a library, in the words that the linker passes on."""
 
 
 def error_for(error: BaseException) -> AutoSegError:
@@ -234,12 +242,20 @@ def _machine_error(error: BaseException) -> AutoSegError | None:
     if isinstance(error, OSError):
         is_short = error.errno is None and _SHORT_WRITE.search(text)
         return _system_error(_os_error(errno.ENOSPC, error.filename) if is_short else error)
-    if number := _RUST_ERROR.search(text):  # safetensors and tokenizers pass the system's number on as text
-        return _system_error(_os_error(int(number[1]), None))
+    if number := _number_in(error, text):
+        return _system_error(_os_error(number, None))
     if isinstance(error, MemoryError) or any(mark in f"{type(error).__name__}: {text}" for mark in _OUT_OF_MEMORY):
         why = text.splitlines()[0] if text else None
         return NotEnoughResources("memory ran out", why=why, do="close other programs, or lower --jobs or --max-ram")
     return None
+
+
+def _number_in(error: BaseException, text: str) -> int | None:
+    """The number of the system's error that a library passes on as text, if it does."""
+    if isinstance(error, ImportError):
+        return next((number for why, number in _LIBRARY_ERRORS.items() if why in text), None)
+    found = _RUST_ERROR.search(text)  # of safetensors and tokenizers
+    return int(found[1]) if found else None
 
 
 def _error_of_text(error: BaseException) -> AutoSegError | None:

@@ -84,6 +84,19 @@ def test_lack_of_memory_is_known_by_its_many_names():
         assert is_machine_fault(raised)
 
 
+@pytest.mark.parametrize(
+    "why",
+    [
+        "libtorch_cpu.so: failed to map segment from shared object",
+        "libtorch.so: cannot open shared object file: Too many open files",
+        "libc10.so: Cannot allocate memory",
+    ],
+)
+def test_a_library_that_the_machine_cannot_load_is_no_damaged_package(why):
+    assert is_machine_fault(ImportError(why, name="_C"))
+    assert not is_machine_fault(ImportError("libc10.so: cannot open shared object file: No such file or directory"))
+
+
 def test_a_full_disk_is_known_in_the_words_of_other_libraries():
     raised = RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
     assert isinstance(error_for(raised), NotEnoughResources)
