@@ -26,7 +26,18 @@ REPLACED_MARK = ".replaced-"
 
 _HASH_BLOCK_BYTES = 1 << 20
 _LONGEST_NAME_BYTES = 255  # of a file, on all common file systems
-_HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+
+
+def _numbered_by() -> str:
+    """What gives processes their numbers: this machine, or a container on it. Elsewhere a number is another process."""
+    container = ""
+    with suppress(OSError):
+        namespace = str(Path("/proc/self/ns/pid").readlink())
+        container = namespace.replace("pid:[4026531836]", "")  # Linux's PROC_PID_INIT_INO: no container
+    return hashlib.sha256(f"{platform.node()}{container}".encode()).hexdigest()[:8]
+
+
+_HOST = _numbered_by()
 _UNFINISHED = re.compile(rf"{re.escape(TEMPORARY_MARK)}(?:([0-9a-f]{{8}})-(\d+)-)?[0-9a-f]{{12}}-", re.ASCII)
 _ABANDONED_AFTER_S = 86_400.0  # what another machine began, of whose processes nothing is known here (assumption)
 _REPLACED = re.compile(rf"{re.escape(REPLACED_MARK)}([0-9a-f]{{8}})-(\d+)-(.+)", re.ASCII | re.DOTALL)

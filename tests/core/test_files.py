@@ -1,6 +1,7 @@
 """Readers see a whole file or none, whatever happens to the writer."""
 
 import errno
+import os
 import signal
 import subprocess
 import sys
@@ -92,6 +93,22 @@ def test_leftovers_of_ended_processes_are_removed_and_nothing_else(tmp_path):
     remove_leftovers(tmp_path)
     remove_leftovers(tmp_path / "nowhere")
     assert names(tmp_path) == sorted(kept)
+
+
+def test_the_same_number_in_a_container_is_another_process(tmp_path):
+    inside = ["unshare", "--user", "--map-root-user", "--pid", "--fork", sys.executable, "-c", LEAVE, str(tmp_path)]
+    try:
+        subprocess.run(inside, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("no container can be made here")
+    own = temporary_beside(tmp_path / "c").name.removeprefix(TEMPORARY_MARK).split("-")[0]
+    assert own not in {name.removeprefix(TEMPORARY_MARK).split("-")[0] for name in names(tmp_path)}
+    remove_leftovers(tmp_path)
+    assert len(names(tmp_path)) == 2  # whether its process is alive is not known here
+    for path in tmp_path.iterdir():
+        os.utime(path, (0, 0))
+    remove_leftovers(tmp_path)
+    assert names(tmp_path) == []
 
 
 @pytest.mark.parametrize("name", ["x" * 255, "\N{GREEK SMALL LETTER ALPHA}" * 127, "x" * 244 + ".nii.gz"])
