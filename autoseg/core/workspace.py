@@ -19,8 +19,9 @@ class RunFolder:
 
     @property
     def workspace(self) -> Workspace:
-        """The work folder that the run is in: WORK/runs/<configuration>/fold_<k>."""
-        return Workspace(self.root.resolve().parents[2])
+        """The work folder that the run is in: WORK/runs/<configuration>/fold_<k>, of which any part may be a link."""
+        named, real = (Workspace([*path.parents][:3][-1]) for path in (self.root.absolute(), self.root.resolve()))
+        return named if named.plan.is_file() else real
 
     @property
     def configuration(self) -> Path:

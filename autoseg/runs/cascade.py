@@ -86,7 +86,7 @@ def fill_first_stage(
         progress(len(sources), 2 * len(cases))
         sources[name] = _source(run, weights[run], name, plan.file_ending, predict)
     recipe = FirstStageRecipe(FIRST_STAGE_VERSION, runs[0].configuration, store.name, dict(sorted(sources.items())))
-    with hold_store(store):
+    with hold_store(store, lambda: progress(len(cases), 2 * len(cases))):
         folder = start_extra(store, recipe)
         for count, name in enumerate(cases, start=len(cases) + 1):
             _fill_case(workspace, plan, store / name, folder, recipe)
@@ -105,8 +105,8 @@ def _source(
         # In a folder named by the weights: a run that is trained again predicts these cases anew.
         file = run.folder.root / OUT_OF_FOLD_FOLDER / weights / f"{name}{ending}"
         predict(run, name, file)
-    relative = file.resolve().relative_to(run.folder.workspace.root).as_posix()
-    return FirstStageSource(run.fold, weights, relative, hash_of_written(file))
+    inside = file.relative_to(run.folder.root).as_posix()
+    return FirstStageSource(run.fold, weights, f"runs/{run.key}/{inside}", hash_of_written(file))
 
 
 def assign_cases(cases: Sequence[str], runs: Sequence[Run], configuration: Configuration) -> dict[str, Run]:

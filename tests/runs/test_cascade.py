@@ -16,6 +16,7 @@ from autoseg.data.labels import to_training_values
 from autoseg.images.readers import read_labels
 from autoseg.inference.restore import predict_case
 from autoseg.networks.weights import newest_weights, weights_hash
+from autoseg.preprocessing.fill import hold_store
 from autoseg.preprocessing.first_stage import RECIPE as EXTRA_RECIPE
 from autoseg.preprocessing.first_stage import (
     FirstStageRecipe,
@@ -111,6 +112,30 @@ def test_filling_may_be_stopped_and_goes_on(cascade):
     assert cascade.fill() == extra
     assert sorted(path.name for path in extra.iterdir() if path.is_dir()) == CASES
     assert (extra / "case_0" / "previous.npy").stat().st_mtime_ns == done
+
+
+def test_waiting_for_the_store_can_be_stopped(cascade, monkeypatch):
+    store = cascade.store(SECOND)
+    monkeypatch.setattr(Cascade, "store", lambda *_: store)
+    monkeypatch.setattr("autoseg.preprocessing.fill.LONGEST_WAIT_S", 3.0)
+
+    def stop(done: int, _total: int) -> None:
+        if done == len(CASES):
+            raise Interrupted("stopped")
+
+    with hold_store(store), pytest.raises(Interrupted):
+        cascade.fill(progress=stop)
+
+
+@pytest.mark.parametrize("linked", ["runs", f"runs/{FIRST}", f"runs/{FIRST}/fold_0"])
+def test_runs_that_lie_on_another_disk_are_those_of_the_work_folder(cascade, tmp_path, linked):
+    extra = cascade.fill()
+    elsewhere = tmp_path / "disk"
+    (cascade.workspace.root / linked).rename(elsewhere)
+    (cascade.workspace.root / linked).symlink_to(elsewhere)
+    assert cascade.fill() == extra
+    assert cascade.workspace.run(FIRST, 0).workspace == cascade.workspace
+    check_first_stage(Run(FIRST, 0, cascade.workspace.run(FIRST, 0)))
 
 
 def test_a_cascade_trains_validates_and_is_found_done(cascade):
