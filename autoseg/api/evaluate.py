@@ -28,7 +28,7 @@ from autoseg.evaluation.scores import DEFAULT_TOLERANCE_MM, ClassScores, mean_sc
 from autoseg.images.formats.files import is_as_written
 from autoseg.inference.manifest import MANIFEST_NAME, PredictionManifest, find_predictions
 from autoseg.planning.plan import Plan
-from autoseg.report.written import writing
+from autoseg.report.written import check_own, writing
 from autoseg.runs.run import SCORES_FILE, FoldScores
 from autoseg.selection.record import Selection
 
@@ -201,13 +201,26 @@ def _listed(values: Iterable[int]) -> str:
     return ", ".join(map(str, sorted(values)))
 
 
+def check_evaluation(folder: Path) -> None:
+    """Refuses a folder into which `write_evaluation` will not write without `overwrite`; scoring may take hours.
+
+    Raises:
+        UsageError: files of its names are there that AutoSeg did not write, or that changed since.
+    """
+    check_own(*_evaluation_files(folder))
+
+
+def _evaluation_files(folder: Path) -> tuple[Path, Path]:
+    return folder / "evaluation.json", folder / "evaluation.csv"
+
+
 def write_evaluation(evaluation: Evaluation, folder: Path, *, overwrite: bool = False) -> tuple[Path, Path]:
     """Writes evaluation.json and evaluation.csv (one row per case and class) into the folder; returns their paths.
 
     Raises:
         UsageError: files of these names are there that AutoSeg did not write, or that changed since.
     """
-    as_json, as_csv = folder / "evaluation.json", folder / "evaluation.csv"
+    as_json, as_csv = _evaluation_files(folder)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("case", "class", *METRICS))

@@ -51,10 +51,12 @@ def evaluate(
     REFERENCES is a folder of label maps, or a dataset's folder. A missing prediction is listed as failed and gives no
     score.
     """
+    from autoseg.api.evaluate import check_evaluation, write_evaluation
     from autoseg.api.evaluate import evaluate as evaluate_predictions
-    from autoseg.api.evaluate import write_evaluation
     from autoseg.core.records import to_data
 
+    if not overwrite:
+        check_evaluation(folder or predictions)
     with output.progress("Evaluating") as progress:
         evaluation = evaluate_predictions(
             predictions, references, dataset=dataset, tolerance_mm=tolerance, jobs=jobs, progress=progress

@@ -62,6 +62,16 @@ def writing(*paths: Path, overwrite: bool, takes_unknown: bool = False) -> Itera
     save(replace(known, files=known.files | {path.name: sha256_of_file(path) for path in paths}), folder / RECORD_NAME)
 
 
+def check_own(*paths: Path) -> None:
+    """Refuses files that `writing` will refuse, before the work whose results they are to hold.
+
+    Raises:
+        UsageError: one of the files is the user's.
+    """
+    folder = paths[0].parent
+    _refuse_foreign(_foreign(paths, _known(folder), takes_unknown=False), folder)
+
+
 def _foreign(paths: Sequence[Path], known: WrittenFiles, takes_unknown: bool) -> list[Path]:
     """The files that are the user's, by what is known."""
     return [path for path in paths if not _is_own(path, known.files, takes_unknown)]

@@ -252,13 +252,15 @@ def test_nothing_to_compare_is_refused(autoseg, folders, tmp_path):
     assert (refused.code, "no prediction has the name" in refused.stderr) == (3, True)
 
 
-def test_scores_that_somebody_edited_are_not_replaced(autoseg, folders, tmp_path):
+def test_scores_that_somebody_edited_are_not_replaced(autoseg, folders, tmp_path, monkeypatch):
     words = ["evaluate", *folders, "-o", tmp_path / "scores", "-q"]
     assert autoseg(*words).code == autoseg(*words).code == 0
     table = tmp_path / "scores" / "evaluation.csv"
     table.write_text(table.read_text() + "remark,,\n")
+    monkeypatch.setattr("autoseg.api.evaluate.score_files", None)  # refused before anything is scored
     refused = autoseg(*words)
     assert (refused.code, "evaluation.csv" in refused.stderr) == (2, True)
+    monkeypatch.undo()
     assert "remark" in table.read_text()
     assert autoseg(*words, "--overwrite").code == 0
     assert "remark" not in table.read_text()
