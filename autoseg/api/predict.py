@@ -12,14 +12,24 @@ from pathlib import Path
 
 from autoseg import __version__
 from autoseg.api.model import find_model
-from autoseg.core.errors import AutoSegError, Busy, DataRefused, Interrupted, InterruptedEarly, UsageError, for_users
+from autoseg.core.errors import (
+    AutoSegError,
+    Busy,
+    DataRefused,
+    Interrupted,
+    InterruptedEarly,
+    UsageError,
+    for_users,
+)
 from autoseg.core.files import lease, remove_leftovers, sha256_of_file
 from autoseg.core.limits import OVERLAP, RAM_GIB
 from autoseg.core.machine import BYTES_PER_GIB, available_memory_bytes
 from autoseg.core.progress import Progress, silent
+from autoseg.core.records import load
 from autoseg.core.workers import Helper
+from autoseg.core.workspace import WORK_FOLDER_NAME, Workspace
 from autoseg.data.inputs import Inputs, find_inputs
-from autoseg.data.model import Case
+from autoseg.data.model import Case, Dataset
 from autoseg.images.formats.files import SUPPORTED_ENDINGS
 from autoseg.inference.ensemble import Ensemble
 from autoseg.inference.manifest import (
@@ -102,8 +112,8 @@ def predict(
 
     Raises:
         MissingInput: there is no trained model or no image.
-        UsageError: a label map would replace an image; the manifest or the report are somebody else's files; there is
-            no such device.
+        UsageError: a label map would replace an image; the folder is one of a dataset or of a work folder; the manifest
+            or the report are somebody else's files; there is no such device.
         Busy: another process predicts into this folder.
         InterruptedEarly: stopped before a case was done.
         Interrupted: stopped later; what is done stays.
@@ -114,6 +124,7 @@ def predict(
     _log.info("model: %s", files.record.because)
     use_cores()
     found = _cases(inputs, plan)
+    _check_place(output)
     _prepare_output(output, found.cases, plan)
     with _lease(output), Helper() as helper:  # begins to start while the networks are loaded
         outputs = OutputFolder(output, replace(_manifest(files, mirroring, overlap), notes=found.notes), overwrite)
@@ -227,6 +238,38 @@ def _cases(inputs: Sequence[str | Path] | str | Path, plan: Plan) -> Inputs:
             do=several if len(plan.channels) > 1 else f"give one image per case: {', '.join(SUPPORTED_ENDINGS)}",
         )
     return found
+
+
+_KEPT_FOLDERS = ("runs", "store", "selected", "models", "logs")
+"""Of a work folder: what lies there is taken for what AutoSeg wrote itself."""
+
+
+def _check_place(output: Path) -> None:
+    """Refuses a folder in which label maps would be read as something else.
+
+    Raises:
+        UsageError: it holds images or labels of a dataset, or is a work folder or one that AutoSeg keeps in it.
+    """
+    place = output.resolve()
+    works = [Workspace(folder) for folder in (place, *place.parents)]
+    own = [work.root for work in works if work.plan.is_file() and work.dataset.is_file()]
+    if any(place == root or place.relative_to(root).parts[0] in _KEPT_FOLDERS for root in own):
+        what = "the output folder is one in which AutoSeg keeps what it knows of a dataset"
+    elif place in {*_data_folders(place), *_data_folders(place.parent)}:
+        what = "the output folder holds images or labels of a dataset"
+    else:
+        return
+    why = "label maps that lie there would be taken for something else"
+    raise UsageError(what, where=str(output), why=why, do="choose another -o")
+
+
+def _data_folders(root: Path) -> set[Path]:
+    """The folders of images and labels of the dataset in a folder, if there is one and it was planned."""
+    described = Workspace(root / WORK_FOLDER_NAME).dataset
+    if not described.is_file():
+        return {root / name for name in ("imagesTr", "labelsTr") if (root / "dataset.json").is_file()}
+    cases = load(Dataset, described).cases
+    return {(root / file).parent.resolve() for case in cases for file in (*case.images, case.labels) if file}
 
 
 def _prepare_output(output: Path, cases: Sequence[Case], plan: Plan) -> None:

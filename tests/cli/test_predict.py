@@ -19,8 +19,8 @@ from autoseg.api.model import load_model
 from autoseg.core.errors import Busy
 from autoseg.core.files import lease
 from autoseg.core.geometry import Geometry
-from autoseg.core.records import load
-from autoseg.data.model import Case
+from autoseg.core.records import load, save
+from autoseg.data.model import Case, Dataset
 from autoseg.images.readers import read_labels
 from autoseg.images.volume import Volume, plane_geometry
 from autoseg.images.writers import write_image, write_labels
@@ -53,6 +53,25 @@ def write_cases(folder: Path, count=3, geometry=TILTED, ending=".nii.gz") -> Pat
 @pytest.fixture
 def work(tmp_path):
     return trained_work_folder(tmp_path, folds=(0,))
+
+
+@pytest.mark.parametrize("place", ["labelsTr", "imagesTr", "masks", "autoseg", "autoseg/runs/3d_fullres"])
+def test_folders_of_a_dataset_and_of_its_work_folder_get_no_label_maps(autoseg, work, tmp_path, place):
+    root, images = work.parent, write_cases(tmp_path / "in", 1)
+    (root / "dataset.json").write_text("{}")
+    if not place.endswith("Tr"):
+        case = Case("a", ("pictures/a_0000.nii.gz",), "masks/a.nii.gz")
+        save(
+            Dataset("x", str(root), "pairs", "", ("MRI",), tiny_plan().labels, (case,), ".nii.gz"),
+            work / "dataset.json",
+        )
+    save(tiny_plan(), work / "plan.json")
+    (root / place).mkdir(exist_ok=True, parents=True)
+    before = sorted(root.rglob("*"))
+    words = ("predict", work, "-i", images, "-o", root / place, "--device", "cpu", "--overwrite")
+    ran = autoseg(*words)
+    assert (ran.code, "another -o" in ran.stderr) == (2, True)
+    assert sorted(root.rglob("*")) == before
 
 
 def test_label_maps_have_the_grid_and_values_of_the_dataset(autoseg, work, tmp_path):
