@@ -97,6 +97,7 @@ def write_bundle(path: Path, model: ModelFiles, *, overwrite: bool = False) -> N
     Raises:
         UsageError: another file has this name already, and may not be replaced; an equal one is as good.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     tensors: dict[str, Tensor] = {}
@@ -109,7 +110,12 @@ def write_bundle(path: Path, model: ModelFiles, *, overwrite: bool = False) -> N
     text = to_json(BundleRecord(model.record, hashes))
     _parsed(text, str(path))  # what cannot be read again is not written
     with _published(path, overwrite) as temporary:
-        save_file(tensors, temporary, metadata={_KEY + _text_hash(text): text})
+        try:
+            save_file(tensors, temporary, metadata={_KEY + _text_hash(text): text})
+        except SafetensorError as error:  # of a full disk it says the number, but no name
+            meant = error_for(error)
+            meant.where = str(path)
+            raise meant from error
         find_bundle_model(temporary)
 
 

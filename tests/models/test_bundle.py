@@ -12,10 +12,10 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from autoseg.api.model import export_model, find_model, import_model, load_model
-from autoseg.core.errors import IntegrityRefusal, MissingInput, UsageError
+from autoseg.core.errors import IntegrityRefusal, MissingInput, NotEnoughResources, UsageError
 from autoseg.models.bundle import find_bundle_model
 from autoseg.networks.weights import read_tensors
 from tests.models import hostile_content  # noqa: F401 (adds the hostile records)
@@ -53,6 +53,17 @@ def test_a_hostile_file_is_refused_and_leaves_nothing(good, tmp_path, name):
         load_model(renamed, device="cpu")
     assert [path.name for path in tmp_path.iterdir() if path != home] == ["bad.zip"]
     assert not home.exists() or list(home.iterdir()) == []
+
+
+def test_a_full_disk_names_the_file_that_was_meant(tmp_path, monkeypatch):
+    def full(*_args, **_options) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    work = trained_work_folder(tmp_path)
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    with pytest.raises(NotEnoughResources) as refused:
+        export_model(work, tmp_path / "out" / "m.autoseg")
+    assert refused.value.where == str(tmp_path / "out" / "m.autoseg")
 
 
 def test_there_are_many_hostile_files_and_the_good_one_is_none_of_them(good, tmp_path):
