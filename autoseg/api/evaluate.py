@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -36,6 +36,9 @@ _log = logging.getLogger(__name__)
 
 DESCRIPTION_NAME = "dataset.json"
 
+_NAMED_CASES = 5
+"""A note names so many cases."""
+
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
@@ -49,7 +52,8 @@ class Evaluation:
         tolerance_mm: of the normalized surface Dice.
         classes: where their names come from.
         definitions: each score in words.
-        notes: on label maps that were changed by hand since they were predicted, or that no prediction made.
+        notes: on label maps that were changed by hand since they were predicted, or that no prediction made, and on
+            files that could be read or compared in two ways.
     """
 
     mean: dict[str, ClassScores]
@@ -107,14 +111,14 @@ def evaluate(
         )
     labels, source = _find_labels(predictions, references, dataset, list(pairs.values()), jobs)
     _log.info("classes: %s", source)
-    cases, failures = _scored(pairs, labels, tolerance_mm, jobs, progress)
+    cases, failures, readings = _scored(pairs, labels, tolerance_mm, jobs, progress)
     failures.update(found.failures)
     failures |= {case: "there is no prediction" for case in expected if case not in predicted | failures}
     for case in sorted(set(predicted) - set(expected)):
         _log.info("%s has no reference and is left out", case)
     mean, foreground_mean = mean_scores(cases, METRICS)
     definitions = {name: metric.definition.format(tolerance_mm=tolerance_mm) for name, metric in METRICS.items()}
-    notes = (*found.notes, *_changed_since_scored(predictions))
+    notes = (*found.notes, *_changed_since_scored(predictions), *_by_case(readings))
     return Evaluation(
         mean, foreground_mean, cases, dict(sorted(failures.items())), tolerance_mm, source, definitions, notes
     )
@@ -235,18 +239,30 @@ def write_evaluation(evaluation: Evaluation, folder: Path, *, overwrite: bool = 
 
 def _scored(
     pairs: Mapping[str, tuple[Path, Path]], labels: LabelSet, tolerance_mm: float, jobs: int, progress: Progress
-) -> tuple[dict[str, dict[str, ClassScores]], dict[str, str]]:
-    scored, failures = {}, {}
+) -> tuple[dict[str, dict[str, ClassScores]], dict[str, str], dict[str, tuple[str, ...]]]:
+    """Scores, failures and notes by case."""
+    scored, failures, notes = {}, {}, {}
     score, names = partial(score_files, labels=labels, tolerance_mm=tolerance_mm), list(pairs)
     for done, outcome in enumerate(map_supervised(score, list(pairs.values()), jobs), start=1):
         case = names[outcome.index]
-        if outcome.value is None or isinstance(outcome.value, str):
-            failures[case] = outcome.value or outcome.failure or "no reason is known"
+        if outcome.value is None or outcome.value.failure:
+            failures[case] = outcome.failure or "no reason is known" if outcome.value is None else outcome.value.failure
             _log.warning("%s has no scores: %s", case, failures[case])
         else:
-            scored[case] = outcome.value
+            scored[case], notes[case] = outcome.value.scores, outcome.value.notes
         progress(done, len(pairs))
-    return dict(sorted(scored.items())), failures
+    return dict(sorted(scored.items())), failures, notes
+
+
+def _by_case(notes: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    """Each note once, with the cases that it is about."""
+    cases: dict[str, list[str]] = {}
+    for case in sorted(notes):
+        for note in notes[case]:
+            cases.setdefault(note.partition(": ")[2] or note, []).append(case)
+    for note, same in cases.items():
+        more = f" and {len(same) - _NAMED_CASES} more" if len(same) > _NAMED_CASES else ""
+        yield f"{', '.join(same[:_NAMED_CASES])}{more}: {note}"
 
 
 def _named_alike(predicted: Mapping[str, Path], folder: Path) -> tuple[dict[str, Path], dict[str, Path]]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,20 +35,36 @@ ClassScores = dict[str, float | None]
 """Score of one class in one case, or its mean over cases, by the names of `METRICS`; None where undefined."""
 
 
-def score_files(files: tuple[Path, Path], labels: LabelSet, tolerance_mm: float) -> dict[str, ClassScores] | str:
+@dataclass(frozen=True, slots=True)
+class ScoredFiles:
+    """What a predicted and a reference label file give.
+
+    Attributes:
+        scores: of each class; empty where there are none.
+        failure: why there are none.
+        notes: where the files could be read or compared in two ways, which one was taken.
+    """
+
+    scores: dict[str, ClassScores]
+    failure: str = ""
+    notes: tuple[str, ...] = ()
+
+
+def score_files(files: tuple[Path, Path], labels: LabelSet, tolerance_mm: float) -> ScoredFiles:
     """Scores of each class of a predicted and a reference label file, or why there are none."""
     try:
         prediction, reference = (read_labels(file) for file in files)
         for file, read in zip(files, (prediction, reference), strict=True):
             if wrong := misnamed_values(read.value_names, labels):
-                return f"{file.name}: classes would be exchanged: {'; '.join(wrong)} in the dataset"
-        *volumes, geometry = _on_one_grid(prediction, reference, (files[0].name, files[1].name))
-        arrays = [to_training_values(volume.array, labels) for volume in volumes]
+                return ScoredFiles({}, f"{file.name}: classes would be exchanged: {'; '.join(wrong)} in the dataset")
+        pair = _on_one_grid(prediction, reference, (files[0].name, files[1].name))
+        arrays = [to_training_values(volume.array, labels) for volume in (pair.prediction, pair.reference)]
     except LabelFault as error:
-        return f"{error}; {_held(files)}"
+        return ScoredFiles({}, f"{error}; {_held(files)}")
     except AutoSegError as error:
-        return str(error)
-    return score_case(arrays[0], arrays[1], labels, geometry.spacing_mm, tolerance_mm)
+        return ScoredFiles({}, str(error))
+    scores = score_case(arrays[0], arrays[1], labels, pair.geometry.spacing_mm, tolerance_mm)
+    return ScoredFiles(scores, notes=(*pair.notes, *prediction.notes, *reference.notes))
 
 
 def _held(files: tuple[Path, Path]) -> str:
@@ -59,22 +77,42 @@ def _held(files: tuple[Path, Path]) -> str:
     return "; ".join(shown)
 
 
-def _on_one_grid(prediction: Volume, reference: Volume, names: tuple[str, str]) -> tuple[Volume, Volume, Geometry]:
+class _Pair(NamedTuple):
+    prediction: Volume
+    reference: Volume
+    geometry: Geometry
+    notes: tuple[str, ...]
+
+
+def _on_one_grid(prediction: Volume, reference: Volume, names: tuple[str, str]) -> _Pair:
     """Prediction and reference voxel by voxel, one turned as the other is stored, and their grid.
 
     Where one file's format carries no geometry, that is the other's.
     """
     turned, difference = match_labels(reference.geometry, prediction, names[0])
     if difference is None or PROBLEM_CODES[difference[0]].severity != "refused":
-        return turned, reference, reference.geometry
+        return _Pair(turned, reference, reference.geometry, _matched(difference, "reference", "prediction"))
     turned, reverse = match_labels(prediction.geometry, reference, names[1])
     if reverse is None or PROBLEM_CODES[reverse[0]].severity != "refused":
-        return prediction, turned, prediction.geometry
+        return _Pair(prediction, turned, prediction.geometry, _matched(reverse, "prediction", "reference"))
     raise GeometryMismatch(
-        difference[1].replace("image", "reference").replace("labels", "prediction"),
+        _said(difference[1], "reference", "prediction"),
         where=", ".join(names),
         do="predict the image that the reference belongs to, or resample one onto the other's grid",
     )
+
+
+def _matched(difference: tuple[str, str] | None, image: str, labels: str) -> tuple[str, ...]:
+    """A note on a pair that was matched although the files do not say that it lies in one place."""
+    return (_said(difference[1], image, labels),) if difference is not None and difference[0] == "E0218" else ()
+
+
+def _said(sentence: str, image: str, labels: str) -> str:
+    """What is said of an image and its labels, said of the two."""
+    words = {"labels lie ": f"{labels} lies ", "image and labels": "the two", "label file": labels}
+    for word, own in {**words, "labels": labels, "image": image}.items():
+        sentence = sentence.replace(word, own)
+    return sentence
 
 
 def score_case(

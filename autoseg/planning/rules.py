@@ -146,7 +146,7 @@ def median_shape(
 
 def normalization(channels: Sequence[str]) -> Chosen[tuple[str, ...]]:
     """The channel's name decides: CT by the whole dataset's statistics, anything unknown by the case's own."""
-    schemes = tuple(NORMALIZATION_OF_CHANNEL.get(channel.casefold(), "zscore") for channel in channels)
+    schemes = tuple(NORMALIZATION_OF_CHANNEL.get(channel.strip().casefold(), "zscore") for channel in channels)
     reasons = [
         f"{channel}: {scheme}, {_WHY_NORMALIZED[scheme]}" for channel, scheme in zip(channels, schemes, strict=True)
     ]

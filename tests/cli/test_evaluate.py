@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -61,6 +62,16 @@ def test_scores_per_case_and_class_with_means(autoseg, folders):
     assert (shifted["hd95_mm"], shifted["nsd"]) == (0.5, 1.0)
     assert document["mean"]["1"]["dice"] == pytest.approx(0.9)
     assert document["foreground_mean"]["dice"] == pytest.approx(0.9)
+
+
+def test_cases_that_were_matched_although_their_place_is_not_stated_are_named_once(autoseg, folders):
+    for case in "ab":
+        write_labels(folders[0] / f"{case}.nii.gz", ball(), replace(GRID, has_orientation=False))
+    ran = autoseg("evaluate", *folders, "--jobs", 1)
+    assert ran.code == 0
+    note = "a, b: the prediction does not state where its voxels lie; the two were matched voxel by voxel"
+    assert note in " ".join((ran.stdout + ran.stderr).split())
+    assert json.loads((folders[0] / "evaluation.json").read_text())["notes"] == [note]
 
 
 def test_the_table_prints_every_definition_and_files_hold_every_score(autoseg, folders):

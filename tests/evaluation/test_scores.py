@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -125,8 +127,25 @@ def test_a_reference_that_names_its_values_as_other_classes_gives_no_scores(tmp_
     for name in ("prediction", "reference"):
         write_labels(tmp_path / f"{name}.nrrd", labels, Geometry((4, 5, 6)))
     files = (tmp_path / "prediction.nrrd", tmp_path / "reference.nrrd")
-    assert score_files(files, PLAIN, 1.0)["one"]["dice"] == 1.0
+    assert score_files(files, PLAIN, 1.0).scores["one"]["dice"] == 1.0
     header, voxels = files[1].read_bytes().split(b"\n\n", 1)
     names = b"\nSegment0_LabelValue:=1\nSegment0_Name:=Two\nSegment1_LabelValue:=9\nSegment1_Name:=One\n\n"
     files[1].write_bytes(header + names + voxels)
-    assert score_files(files, PLAIN, 1.0).endswith("exchanged: 1 is Two in the file, Two is 2 in the dataset")
+    assert score_files(files, PLAIN, 1.0).failure.endswith("exchanged: 1 is Two in the file, Two is 2 in the dataset")
+
+
+@pytest.mark.parametrize("unknown", ["prediction", "reference"])
+def test_files_that_do_not_say_where_they_lie_are_compared_with_a_note(unknown, tmp_path):
+    labels = np.random.default_rng(0).integers(0, 4, (5, 6, 7)).astype(np.uint8)
+    known = Geometry((5, 6, 7), (3.0, 1.0, 2.0))
+    for name in ("prediction", "reference"):
+        write_labels(tmp_path / f"{name}.nii.gz", labels, replace(known, has_orientation=name != unknown))
+    files = (tmp_path / "prediction.nii.gz", tmp_path / "reference.nii.gz")
+    found = score_files(files, PLAIN, 1.0)
+    assert found.scores["one"]["dice"] == 1.0
+    assert found.notes == (f"the {unknown} does not state where its voxels lie; the two were matched voxel by voxel",)
+    write_labels(files[0], labels, replace(known, origin_mm=(9.0, 0.0, 0.0)))
+    write_labels(files[1], labels, known)
+    assert (
+        "the prediction lies on another grid than the reference: first voxel" in score_files(files, PLAIN, 1.0).failure
+    )

@@ -203,8 +203,8 @@ def test_z_scores_use_the_nonzero_mask_only_where_much_was_cropped():
 
 
 def test_channel_names_select_the_normalization_in_any_case():
-    chosen = rules.normalization(["CT", "noNorm", "zscore", "rescale_to_0_1", "RGB_to_0_1", "T1"])
-    assert chosen.value == ("ct", "none", "zscore", "rescale_0_1", "rgb_0_1", "zscore")
+    chosen = rules.normalization(["CT", "noNorm", "zscore", "rescale_to_0_1", "RGB_to_0_1", "T1", " ct "])
+    assert chosen.value == ("ct", "none", "zscore", "rescale_0_1", "rgb_0_1", "zscore", "ct")
 
 
 def test_pins_override_rules_and_say_so():
