@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -216,24 +216,37 @@ def find_classes(counts: Sequence[Mapping[int, int]], *, made_for_objects: bool 
     return _named_by_value(sorted(total)), found
 
 
-def rare_values(labels: LabelSet, voxels: Sequence[Mapping[str, int]]) -> list[str]:
-    """The values with few voxels, in words, where classes are named by values because nothing declares them.
+def doubtful_values(labels: LabelSet, voxels: Sequence[Mapping[str, int]]) -> Iterator[str]:
+    """What speaks against classes that are named by values because nothing declares them: a sentence for each reason.
 
     Args:
         labels: of the dataset.
         voxels: of each training value, as {"1": 1725}, case by case.
     """
     in_files = _file_values(labels)
-    values = {name: own[0] for name, own in labels.classes.items() if name == f"class_{in_files[own[0]]}"}
-    if len(values) < len(labels.foreground):
-        return []
-    shown = {name: [case[str(value)] for case in voxels if str(value) in case] for name, value in values.items()}
-    total = sum(map(sum, shown.values()))
-    return [
-        f"{in_files[values[name]]} ({sum(found)} voxels in {len(found)} of {len(voxels)} cases)"
-        for name, found in shown.items()
-        if 0 < sum(found) < RARE_SHARE * total
-    ]
+    if all(name == f"class_{in_files[labels.classes[name][0]]}" for name in labels.foreground):
+        counts = [_above_0({in_files[int(value)]: count for value, count in case.items()}) for case in voxels]
+        cases, total = Counter(value for case in counts for value in case), sum(counts, Counter[int]())
+        yield from _rare(cases, total, len(voxels))
+        yield from _alone(cases, len(voxels))
+
+
+def _rare(cases: Counter[int], total: Counter[int], count: int) -> Iterator[str]:
+    rare = [value for value in sorted(total) if total[value] < RARE_SHARE * total.total()]
+    if rare:
+        shown = _some([f"{value} ({total[value]} voxels in {cases[value]} of {count} cases)" for value in rare])
+        yield f"few voxels have these values: {shown}"
+
+
+def _alone(cases: Counter[int], count: int) -> Iterator[str]:
+    if len(cases) > 1 and cases.total() <= count:
+        shown = _some([f"{value} in {cases[value]} cases" for value in sorted(cases)])
+        yield f"each case holds one value alone, which may mean the same in all of them: {shown}"
+
+
+def _some(parts: Sequence[str]) -> str:
+    more = f" and {len(parts) - _SHOWN_VALUES} more" if len(parts) > _SHOWN_VALUES else ""
+    return f"{', '.join(parts[:_SHOWN_VALUES])}{more}"
 
 
 def _above_0(entry: Mapping[int, int]) -> Counter[int]:

@@ -213,8 +213,9 @@ PROBLEM_CODES: dict[str, Explanation] = {
     ),
     "E0317": Explanation(
         "warning",
-        "Nothing declares the classes, so each value in the label files became one, and some of these values have less "
-        "than 2 % of the labeled voxels: gray edges of a drawn or resampled mask, slips of the pen, or ids of objects.",
+        "Nothing declares the classes, so each value in the label files became one. Some of them have less than 2 % of "
+        "the labeled voxels (gray edges of a drawn or resampled mask, slips of the pen, ids of objects), or no "
+        "case holds two of them (1 in some and 255 in others, for the same thing).",
         "declare the classes in a dataset.json, if only to confirm them; correct label maps that hold other values; "
         "write 1 for every object where values number objects",
     ),

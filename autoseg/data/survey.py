@@ -30,7 +30,7 @@ from autoseg.data.fingerprint import (
     wanted_orientation,
 )
 from autoseg.data.inputs import relative
-from autoseg.data.labels import plain_name, rare_values
+from autoseg.data.labels import doubtful_values, plain_name
 from autoseg.data.layouts.detect import LAYOUTS
 from autoseg.data.model import Case, Dataset, LabelSet, Problem
 from autoseg.data.problems import problem
@@ -183,11 +183,10 @@ def check_classes(labels: LabelSet, cases: Sequence[CaseStatistics]) -> Iterable
             yield problem("E0309", shown[0], None, f"{name} is in this case only")
 
 
-def _rare(labels: LabelSet, cases: Sequence[CaseStatistics]) -> Iterable[Problem]:
-    """A problem of values that were taken for classes, and may be none."""
-    if values := rare_values(labels, [case.class_voxels or {} for case in cases]):
-        more = f" and {len(values) - _NAMED_CASES} more" if len(values) > _NAMED_CASES else ""
-        yield problem("E0317", None, None, f"few voxels have these values: {', '.join(values[:_NAMED_CASES])}{more}")
+def _doubtful(labels: LabelSet, cases: Sequence[CaseStatistics]) -> Iterable[Problem]:
+    """Problems of values that were taken for classes, and may be none."""
+    sentences = doubtful_values(labels, [case.class_voxels or {} for case in cases])
+    return (problem("E0317", None, None, what) for what in sentences)
 
 
 def _shows(case: CaseStatistics, values: Iterable[int]) -> bool:
@@ -202,7 +201,7 @@ def _survey_of(dataset: Dataset, read_as: str, examined: Mapping[str, Examined])
     mixed = tuple(_other_dimensions([statistics for _, statistics in entries if statistics is not None]))
     fingerprint = combine(_usable(entries, {found.case for found in mixed}), len(dataset.channels))
     across = (*across, *mixed, *_orientations(fingerprint), *check_classes(dataset.labels, fingerprint.cases))
-    across = (*across, *_named_otherwise(summaries), *_rare(dataset.labels, fingerprint.cases))
+    across = (*across, *_named_otherwise(summaries), *_doubtful(dataset.labels, fingerprint.cases))
     return Survey(
         version=SURVEY_VERSION,
         read_as=read_as,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from autoseg.core.geometry import Geometry
 from autoseg.images.compare import SAME_FORM_VOXELS, displacement, share_a_form
 from autoseg.images.formats.files import format_of, verify_file
 from autoseg.images.image_errors import check_transparency, label_fault, place, unreadable
+from autoseg.images.normalize import EPSILON
 from autoseg.images.orientation import AS_STORED, stored_and_turned, turn_onto
 from autoseg.images.volume import Volume
 
@@ -23,6 +24,13 @@ LABEL_TOLERANCE = 1e-4
 """Distance from a whole number up to which a label value is taken for it: what scaling and single precision leave."""
 
 _SHOWN_VALUES = 5
+
+_FEWEST_STEPS = 256
+"""Numbers that single precision has between the smallest and the largest intensity; with fewer of them, details are
+lost that 8 bits hold. Assumption."""
+
+_NARROW = 1e-5
+"""Range of intensities below which their deviation is looked at, which may be less than `EPSILON`. Assumption."""
 
 _logger = logging.getLogger(__name__)
 
@@ -48,7 +56,11 @@ def read_image(paths: Sequence[Path], four_d: bool = False) -> Volume:
     parts[1:] = (_on_grid_of(paths[0], first, path, part) for path, part in zip(paths[1:], parts[1:], strict=True))
     arrays = [_as_float32(part.array, path) for path, part in zip(paths, parts, strict=True)]
     array = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
-    notes = tuple(_noted(path, note) for path, part in zip(paths, parts, strict=True) for note in part.notes)
+    notes = tuple(
+        _noted(path, note)
+        for path, part, own in zip(paths, parts, arrays, strict=True)
+        for note in (*part.notes, *_notes_on_precision(own))
+    )
     return Volume(array, parts[0].geometry, notes)
 
 
@@ -114,6 +126,22 @@ def _as_float32(array: NDArray[Any], path: Path) -> NDArray[np.float32]:
     _check_kind(array, path)
     with np.errstate(over="ignore"):  # beyond single precision is infinite, and counted as such by the data check
         return np.ascontiguousarray(array, dtype=np.float32)
+
+
+def _notes_on_precision(array: NDArray[np.float32]) -> Iterator[str]:
+    """What becomes of channels whose numbers lie too close together for single precision or for normalization."""
+    for channel in array:
+        low, high = float(channel.min()), float(channel.max())
+        if not 0 < high - low < np.inf:
+            continue  # constant, or not finite, as the data check says
+        step = float(np.spacing(np.float32(max(-low, high))))
+        if high - low < _FEWEST_STEPS * step:
+            yield f"its numbers, {low:.9g} to {high:.9g}, were rounded to steps of {step:g} (single precision)"
+        elif high - low < _NARROW and channel.std() < EPSILON:
+            yield (
+                f"its numbers, {low:.3g} to {high:.3g}, are so small that normalization flattens them; "
+                "store them in a smaller unit"
+            )
 
 
 def _check_kind(array: NDArray[Any], path: Path) -> None:

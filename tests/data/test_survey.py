@@ -262,7 +262,11 @@ def test_rare_values_that_nothing_declares_are_pointed_out_as_classes(tmp_path):
     found = [problem for problem in survey(detect_dataset(tmp_path), None, jobs=1).problems if problem.code == "E0317"]
     assert [problem.severity for problem in found] == ["warning"]
     assert "64 (1 voxels in 1 of 3 cases), 128 (2 voxels in 2 of 3 cases)" in found[0].what
-    description = {"labels": {"background": 0, "class_64": 64, "edge": 128, "class_255": 255}}
+    for number in range(3):
+        write_labels(tmp_path / "labels" / f"c{number}.nii.gz", (labels > 0) * (255 if number else 1), GRID)
+    found = [problem for problem in survey(detect_dataset(tmp_path), None, jobs=1).problems if problem.code == "E0317"]
+    assert [problem.what.rpartition(": ")[2] for problem in found] == ["1 in 1 cases, 255 in 2 cases"]
+    description = {"labels": {"background": 0, "class_1": 1, "class_64": 64, "edge": 128, "class_255": 255}}
     (tmp_path / "dataset.json").write_text(json.dumps(description))
     assert all(problem.code != "E0317" for problem in survey(detect_dataset(tmp_path), None, jobs=1).problems)
 

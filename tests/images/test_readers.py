@@ -229,3 +229,21 @@ def test_nrrd_with_more_axes_than_the_format_allows_is_refused(tmp_path, count):
     (tmp_path / "case.nrrd").write_bytes(header.encode() + bytes(1))
     with pytest.raises(UnreadableFile, match=f"{count} dimensions"):
         read_image([tmp_path / "case.nrrd"])
+
+
+@pytest.mark.parametrize(
+    ("factor", "offset", "word"),
+    [
+        (1, 0, None),
+        (1, 40_000, None),
+        (1e-6, 0, None),
+        (1, 2**30, "rounded to steps of 128"),
+        (1, -(2**26), "rounded to steps of 8"),
+        (0, 2**30, None),
+        (1e-11, 0, "normalization flattens them"),
+    ],
+)
+def test_numbers_too_close_together_to_be_told_apart_are_noted(tmp_path, factor, offset, word):
+    array = np.random.default_rng(0).integers(1, 120, SHAPE) * factor + offset
+    found = read_image([labels_in(tmp_path, array.astype(np.float64))])
+    assert [word in note for note in found.notes] == ([] if word is None else [True])
