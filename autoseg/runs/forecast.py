@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from autoseg.core.machine import BYTES_PER_GIB, free_disk_bytes
@@ -180,16 +182,35 @@ def _seconds_per_voxel(plan: Plan, configuration: Configuration, device_name: st
     device, _ = choose_device(device_name)
     use_cores()
     compute = Compute(device, (*native_types(device), "fp32")[0], "channels_last")
-    channels = plan.input_channels(configuration.name)
     network = plan.build_network(configuration.name)
-    strides = configuration.network.total_stride
-    patch = [min(2 * stride, edge) for stride, edge in zip(strides, configuration.patch_size, strict=True)]
-    while (seconds := _settled_seconds(network, (1, channels, *patch), compute)) < PROBE_SECONDS:
-        if tuple(patch) == configuration.patch_size:
+    per_voxel = math.nan
+    for shape in _growing_batches(configuration, plan.input_channels(configuration.name)):
+        try:
+            seconds = _settled_seconds(network, shape, compute)
+        except torch.OutOfMemoryError:  # what fitted tells enough; training will say what to do
             break
-        axis = min(range(len(patch)), key=lambda index: patch[index] / configuration.patch_size[index])
-        patch[axis] = min(2 * patch[axis], configuration.patch_size[axis])
-    return seconds / math.prod(patch)
+        per_voxel = seconds * shape[1] / math.prod(shape)
+        if seconds >= PROBE_SECONDS:
+            break
+    return per_voxel
+
+
+def _growing_batches(configuration: Configuration, channels: int) -> Iterator[tuple[int, ...]]:
+    """Shapes (b, c, *patch) from one small patch up to the whole batch.
+
+    A GPU takes as long for one small patch as for a hundred: only a batch that keeps it busy can be extrapolated from.
+    """
+    planned, batch = configuration.patch_size, 1
+    strides = configuration.network.total_stride
+    patch = [min(2 * stride, edge) for stride, edge in zip(strides, planned, strict=True)]
+    yield (batch, channels, *patch)
+    while tuple(patch) != planned:
+        axis = min(range(len(patch)), key=lambda index: patch[index] / planned[index])
+        patch[axis] = min(2 * patch[axis], planned[axis])
+        yield (batch, channels, *patch)
+    while batch < configuration.batch_size:
+        batch = min(2 * batch, configuration.batch_size)
+        yield (batch, channels, *patch)
 
 
 def _settled_seconds(network: nn.Module, shape: tuple[int, ...], compute: Compute) -> float:
