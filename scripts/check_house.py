@@ -162,8 +162,9 @@ def _function_breaches(module: Module, node: ast.FunctionDef | ast.AsyncFunction
         yield f"{place}: {own} lines of code, at most {MOST_FUNCTION_LINES}"
     given = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
     count = sum(argument.arg not in ("self", "cls") for argument in given)
-    is_command = any("click" in ast.unparse(mark) or "option" in ast.unparse(mark) for mark in node.decorator_list)
-    if count > MOST_PARAMETERS and not is_command and "api" not in module.path.parts:
+    marks = [ast.unparse(mark) for mark in node.decorator_list]
+    takes_plain_values = any("click" in mark or "option" in mark or mark == "triton.jit" for mark in marks)
+    if count > MOST_PARAMETERS and not takes_plain_values and "api" not in module.path.parts:
         yield f"{place}: {count} parameters, at most {MOST_PARAMETERS}; a record holds more"
 
 

@@ -7,7 +7,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from autoseg.networks.channels_last_ops import instance_norm
+from autoseg.networks.channels_last_ops import norm_and_leaky_relu
 
 CONVOLUTIONS: dict[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED: dict[int, type[nn.ConvTranspose2d] | type[nn.ConvTranspose3d]] = {
@@ -23,17 +23,21 @@ NORM_EPSILON = 1e-5
 """Added to the variance before the square root (nnU-Net v2)."""
 
 
+NO_ACTIVATION = 1.0
+"""Slope of a leaky ReLU that changes nothing."""
+
+
 class InstanceNorm(nn.Module):
-    """Normalizes every channel of every sample over its voxels, then scales and shifts it."""
+    """Normalizes every channel of every sample over its voxels, scales, shifts and activates it."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
 
-    def forward(self, features: Tensor) -> Tensor:
-        """The normalized features, same shape, dtype and memory format; a single voxel becomes the bias."""
-        return instance_norm(features, self.weight, self.bias, NORM_EPSILON)
+    def forward(self, features: Tensor, slope: float) -> Tensor:
+        """Same shape, dtype and memory format, negative values times `slope`; a single voxel becomes the bias."""
+        return norm_and_leaky_relu(features, self.weight, self.bias, NORM_EPSILON, slope)
 
 
 class ConvBlock(nn.Module):
@@ -54,12 +58,11 @@ class ConvBlock(nn.Module):
         convolution = CONVOLUTIONS[dimensions]
         self.conv = convolution(*channels, kernel, stride, padding, bias=has_bias)  # type: ignore[arg-type]
         self.norm = InstanceNorm(channels[1])
-        self.is_activated = is_activated
+        self.slope = NEGATIVE_SLOPE if is_activated else NO_ACTIVATION
 
     def forward(self, features: Tensor) -> Tensor:
         """Features (b, out channels, *shape / stride)."""
-        normalized = cast(Tensor, self.norm(self.conv(features)))
-        return nn.functional.leaky_relu(normalized, NEGATIVE_SLOPE, inplace=True) if self.is_activated else normalized
+        return cast(Tensor, self.norm(self.conv(features), self.slope))
 
 
 class StackedConvs(nn.Module):

@@ -1,9 +1,11 @@
-"""Operators that are faster than PyTorch's for channels-last tensors on a CPU, with equal results.
+"""Operators that are faster than PyTorch's for channels-last tensors, with equal results.
 
-On CUDA and for contiguous tensors PyTorch's own are used. Three of them are slow for channels-last tensors on a CPU,
-or copy between memory formats (CPU time of a training step of the planned hippocampus network, batch 2, bfloat16
-with AVX512-BF16, both kinds in turn: 0.96 s with PyTorch's operators, 0.78 s with these, four fifths of it in
-convolutions):
+On a CUDA GPU the normalization and the leaky ReLU after it are Triton kernels (`fused_norm`) where Triton is installed,
+as it is with PyTorch for CUDA on Linux. Everything else there, and contiguous tensors anywhere, take PyTorch's.
+
+On a CPU three of PyTorch's operators are slow for channels-last tensors, or copy between memory formats (CPU time of a
+training step of the planned hippocampus network, batch 2, bfloat16 with AVX512-BF16, both kinds in turn: 0.96 s with
+PyTorch's operators, 0.78 s with these, four fifths of it in convolutions):
 
 * instance normalization converts to contiguous and back; batch normalization of one sample is the same and does not;
 * an image of one channel counts as contiguous, so that the whole first stage loses the memory format;
@@ -13,6 +15,7 @@ convolutions):
 from __future__ import annotations
 
 import math
+from importlib import util
 from typing import Any
 
 import torch
@@ -39,6 +42,28 @@ def with_explicit_channels_last(image: Tensor) -> Tensor:
     channels, shape = image.shape[1], image.shape[2:]
     spatial = [channels * math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
     return image.as_strided(image.shape, (channels * math.prod(shape), 1, *spatial))
+
+
+def is_fused_on_gpu(features: Tensor) -> bool:
+    """Whether normalization and activation of this tensor are one kernel: channels innermost, on CUDA, not compiled."""
+    return (
+        features.is_cuda
+        and features.is_contiguous(memory_format=CHANNELS_LAST[features.dim()])
+        and features[0, 0].numel() > 1
+        and features.dtype != torch.float64
+        and not torch.compiler.is_compiling()
+        and util.find_spec("triton") is not None
+    )
+
+
+def norm_and_leaky_relu(features: Tensor, weight: Tensor, bias: Tensor, epsilon: float, slope: float) -> Tensor:
+    """Instance normalization and a leaky ReLU, which a slope of 1 leaves out; shape, dtype and memory format stay."""
+    if is_fused_on_gpu(features):
+        from autoseg.networks import fused_norm
+
+        return fused_norm.norm_and_leaky_relu(features, weight, bias, epsilon, slope)
+    normalized = instance_norm(features, weight, bias, epsilon)
+    return normalized if slope == 1.0 else nn.functional.leaky_relu(normalized, slope, inplace=True)
 
 
 def instance_norm(features: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
