@@ -71,6 +71,24 @@ class _PrintableLines(logging.Formatter):
         return printable(super().format(record), kept="\n\t")
 
 
+class _LogFile(logging.FileHandler):
+    """A log file that costs its lines, but not the work, where it cannot be opened."""
+
+    is_lost = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Writes a line; the first one opens the file."""
+        if self.is_lost:
+            return
+        try:
+            super().emit(record)
+        except OSError as error:
+            self.is_lost = True
+            with suppress(ValueError):
+                _log_files.remove(Path(self.baseFilename))
+            logging.getLogger("autoseg").warning("there will be no log file: %s", error)
+
+
 @dataclass(frozen=True, slots=True)
 class Output:
     """How much is printed, and where.
@@ -103,14 +121,15 @@ class Output:
         """Adds a log file `<verb>-<time>.log` in `folder`, with what was logged so far."""
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{verb}-{time.strftime('%Y%m%d-%H%M%S')}.log"
-        handler = logging.FileHandler(path, delay=True, encoding="utf-8", errors="backslashreplace")
+        handler = _LogFile(path, delay=True, encoding="utf-8", errors="backslashreplace")
         handler.setFormatter(_PrintableLines("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         logger = logging.getLogger("autoseg")
         _early_records.setTarget(handler)
         _early_records.flush()
         logger.removeHandler(_early_records)
-        logger.addHandler(handler)
-        _log_files.append(path)
+        if not handler.is_lost:
+            logger.addHandler(handler)
+            _log_files.append(path)
         return path
 
     def say(self, text: str = "") -> None:

@@ -86,7 +86,8 @@ def atomic_file(path: Path) -> Iterator[Path]:
             temporary.replace(path)
             sync(path.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # a disk that is read-only says so even of what is not there
+            temporary.unlink()
 
 
 @contextmanager

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
 import os
 import shlex
 import subprocess
@@ -46,6 +48,18 @@ def test_the_next_command_of_plan_can_be_pasted(autoseg, tmp_path):
     next_one, why = line.removeprefix("next: ").split("    why: ")
     assert shlex.split(next_one) == ["autoseg", "train", str(root), "--work", str(tmp_path / "w w")]
     assert shlex.split(why) == ["autoseg", "explain", str(root), "--work", str(tmp_path / "w w")]
+
+
+def test_a_log_file_that_cannot_be_written_is_missing_and_nothing_else(autoseg, tmp_path, monkeypatch):
+    def read_only(handler: logging.FileHandler) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), handler.baseFilename)
+
+    root = paired(tmp_path / "data")
+    monkeypatch.setattr("logging.FileHandler._open", read_only)
+    ran = autoseg("plan", root, "--preset", "cpu", "--no-probe")
+    assert (ran.code, "there will be no log file" in ran.stderr) == (0, True)
+    ran = autoseg("train", root, "--configuration", "unknown")
+    assert (ran.code, "error E0101" in ran.stderr, "  log " in ran.stderr) == (2, True, False)
 
 
 @pytest.mark.parametrize(("line", "code"), [(f"{COMMAND} >&-", 2), (f"{COMMAND} > /dev/full", 5)])
