@@ -242,8 +242,13 @@ def _handed_over(task: ReadingTask) -> _HandedOver:
     for preparation in task.preparations:
         prepared = prepare(volume, None, preparation)
         file = temporary_beside(task.scratch / "image.npy")
-        np.save(file, prepared.image)
         files[preparation] = file, prepared.placement
+        try:
+            np.save(file, prepared.image)
+        except OSError:  # the disk is full, also for the cases to come
+            for own, _ in files.values():
+                own.unlink(missing_ok=True)
+            raise
     return _HandedOver(files, volume.notes)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import signal
 from dataclasses import replace
 
@@ -50,6 +51,18 @@ def test_a_helper_prepares_what_this_process_would_and_leaves_no_file(helper, im
         own = prepare(volume, None, preparation)
         assert np.array_equal(found.prepared[preparation].image, own.image)
         assert found.prepared[preparation].placement == own.placement
+    assert [path.name for path in image.parent.iterdir()] == ["case.nii.gz"]
+
+
+def limit_files(size: int) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+
+def test_a_disk_that_becomes_full_holds_no_half_of_a_prepared_image(image):
+    with Helper() as own:
+        assert own.call(limit_files, 4096) is None
+        found = read_in(own, task_of(image))
+    assert isinstance(found.prepared, NotEnoughResources)
     assert [path.name for path in image.parent.iterdir()] == ["case.nii.gz"]
 
 
