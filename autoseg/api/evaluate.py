@@ -31,6 +31,7 @@ from autoseg.planning.plan import Plan
 from autoseg.report.written import check_own, writing
 from autoseg.runs.run import SCORES_FILE, FoldScores
 from autoseg.selection.record import Selection
+from autoseg.selection.trained import other_networks
 
 _log = logging.getLogger(__name__)
 
@@ -125,17 +126,23 @@ def evaluate(
 
 
 def _changed_since_scored(folder: Path) -> tuple[str, ...]:
-    """Notes on label maps of a fold's validation, or of the selected model, that were changed since they were scored.
+    """Notes on what changed since the label maps of a fold's validation, or of the selected model, were scored.
 
     Raises:
         RecordFault: the record of the scores is damaged.
     """
     run, workspace = RunFolder(folder.parent), Workspace(folder.parent)
-    maps: dict[str, str] = {}
     if folder.name == run.validation.name and run.plan.is_file() and (folder / SCORES_FILE).is_file():
-        maps = load(FoldScores, folder / SCORES_FILE).maps
-    elif folder.name == workspace.selected.name and workspace.selection.is_file():
-        maps = load(Selection, workspace.selection).maps
+        return _changed_maps(folder, load(FoldScores, folder / SCORES_FILE).maps)
+    if folder.name == workspace.selected.name and workspace.selection.is_file():
+        selection = load(Selection, workspace.selection)
+        others = other_networks(workspace, selection)
+        notes = (f"{key} was trained again, or is gone, since these label maps were selected" for key in others)
+        return (*notes, *_changed_maps(folder, selection.maps))
+    return ()
+
+
+def _changed_maps(folder: Path, maps: Mapping[str, str]) -> tuple[str, ...]:
     changed = [name for name, own in maps.items() if (folder / name).exists() and not is_as_written(folder / name, own)]
     return tuple(f"{name} was changed since it was scored" for name in changed)
 

@@ -39,6 +39,7 @@ from autoseg.report.pages import prediction_page
 from autoseg.report.sections import DatasetReport, ReportedRun, dataset_page
 from autoseg.runs.run import Run, RunRecord, check_same_cases, check_same_plan
 from autoseg.selection.record import Selection
+from autoseg.selection.trained import other_networks
 from autoseg.training.callbacks.history import read_history
 from autoseg.training.splits import Fold, make_folds
 
@@ -181,18 +182,10 @@ def _stale(
 
 
 def _stale_choice(workspace: Workspace, selection: Selection) -> Iterator[str]:
-    weights = {run.key: _weights(run) for run in (Run(*own) for own in workspace.run_folders())}
-    if gone := [key for key, own in selection.runs.items() if weights.get(key) != own]:
+    if gone := other_networks(workspace, selection):
         yield f"The choice was made of other networks ({', '.join(gone)}); run `autoseg select` again."
     if changed := [name for name, own in selection.maps.items() if not is_as_written(workspace.selected / name, own)]:
         yield f"Label maps of the choice were changed ({', '.join(changed)}); run `autoseg select` again."
-
-
-def _weights(run: Run) -> str | None:
-    try:
-        return run.weights_hash
-    except AutoSegError:  # none, or none that is intact
-        return None
 
 
 def _runs(workspace: Workspace, plan: Plan, fingerprint: Fingerprint, folds: Sequence[Fold]) -> list[ReportedRun]:

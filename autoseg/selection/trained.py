@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from autoseg.core.errors import IntegrityRefusal, MissingInput, UsageError
+from autoseg.core.errors import AutoSegError, IntegrityRefusal, MissingInput, UsageError
 from autoseg.core.files import sha256_of_file
 from autoseg.core.machine import BYTES_PER_GIB
 from autoseg.core.registry import choose
@@ -24,6 +24,7 @@ from autoseg.runs.cascade import check_first_stage
 from autoseg.runs.run import FoldScores, Run, check_same_cases, check_same_plan, damaged_run
 from autoseg.selection.candidates import Costs
 from autoseg.selection.ensemble_dice import OutOfFoldFiles
+from autoseg.selection.record import Selection
 from autoseg.training.splits import Fold, settle_folds
 
 _FLOAT_BYTES = 4
@@ -204,6 +205,19 @@ def _unfinished(workspace: Workspace, folds: Iterable[int], name: str, finished:
     done = {run.fold for run in finished}
     missing = (Run(name, fold, workspace.run(name, fold)) for fold in folds if fold not in done)
     return [run.title + (" (state.json is damaged)" if run.is_unclear else "") for run in missing]
+
+
+def other_networks(workspace: Workspace, selection: Selection) -> list[str]:
+    """The runs of a selection that were trained again since, or have no weights any more."""
+    weights = {run.key: _weights(run) for run in (Run(*own) for own in workspace.run_folders())}
+    return [key for key, own in selection.runs.items() if weights.get(key) != own]
+
+
+def _weights(run: Run) -> str | None:
+    try:
+        return run.weights_hash
+    except AutoSegError:  # none, or none that is intact
+        return None
 
 
 def _checked_scores(run: Run) -> FoldScores:

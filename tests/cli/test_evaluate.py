@@ -14,13 +14,14 @@ from autoseg.core.errors import DataRefused
 from autoseg.core.files import sha256_of_file
 from autoseg.core.geometry import Geometry
 from autoseg.core.records import save
+from autoseg.core.workspace import Workspace
 from autoseg.data.model import LabelSet, label_set_of
 from autoseg.evaluation import metrics
 from autoseg.evaluation.metrics import METRICS, Metric
 from autoseg.images.writers import write_labels
 from autoseg.inference.manifest import CaseOutcome, PredictionManifest
 from autoseg.runs.run import FoldScores
-from tests.runs.trained import tiny_plan
+from tests.runs.trained import add_selection, tiny_plan, trained_work_folder, write_weights
 
 GRID = Geometry((6, 9, 9), (2.0, 1.0, 0.5), (5.0, -7.0, 1.5))
 
@@ -261,6 +262,16 @@ def test_nothing_to_compare_is_refused(autoseg, folders, tmp_path):
     write_labels(tmp_path / "other" / "z.nii.gz", ball(), GRID)
     refused = autoseg("evaluate", folders[0], tmp_path / "other")
     assert (refused.code, "no prediction has the name" in refused.stderr) == (3, True)
+
+
+def test_selected_label_maps_of_networks_that_were_trained_again_are_scored_with_a_note(folders, tmp_path):
+    work, plan = trained_work_folder(tmp_path), tiny_plan()
+    add_selection(work, plan, {"3d_fullres": 1})
+    predictions, references = folders[0].rename(work / "selected"), folders[1]
+    assert evaluate(predictions, references).notes == ()
+    write_weights(Workspace(work).run("3d_fullres", 1), plan, "3d_fullres", seed=9)
+    (note,) = evaluate(predictions, references).notes
+    assert note.startswith("3d_fullres/fold_1 was trained again")
 
 
 def test_scores_that_somebody_edited_are_not_replaced(autoseg, folders, tmp_path, monkeypatch):
