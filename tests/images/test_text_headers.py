@@ -79,3 +79,12 @@ def test_numbers_of_a_header_are_those_of_every_reader(tmp_path):
     (tmp_path / "case.nrrd").write_bytes(nrrd_of(SERIES, "encoding: raw", "spacings: 1_0 2 3"))
     with pytest.raises(UnreadableFile, match="numbers"):
         read_image([tmp_path / "case.nrrd"])
+
+
+@pytest.mark.parametrize("ending", [".mha", ".nrrd", ".gipl", ".nii"])
+def test_the_first_voxels_may_look_like_line_ends_or_blanks(tmp_path, ending):
+    path = tmp_path / f"case{ending}"
+    for start in [bytes([first, second]) for first in range(256) for second in (0, 9, 10, 13, 32)]:
+        array = np.frombuffer(start + bytes(range(22)), np.uint8).reshape(2, 3, 4)
+        SimpleITK.WriteImage(SimpleITK.GetImageFromArray(array), str(path), useCompression=False)
+        assert np.array_equal(read_image([path]).array[0], array), start

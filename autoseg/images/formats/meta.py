@@ -38,7 +38,8 @@ _ORIGINS = ("offset", "position", "origin")
 _AXES = ("transformmatrix", "rotation", "orientation")
 """Fields with the place of the first voxel and with the directions of the axes, under all names that MetaIO knows."""
 
-_END = rb"(?m)^ElementDataFile\s*[=:]\s*([^\r\n]*?)\s*\r?\n"
+_END = rb"(?m)^ElementDataFile[ \t]*[=:][ \t]*([^\r\n]*?)[ \t]*\r?\n"
+"""Ends with one line end: further ones are the first voxels."""
 
 _LOCAL = "LOCAL"
 
