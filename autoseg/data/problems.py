@@ -36,7 +36,7 @@ PROBLEM_CODES: dict[str, Explanation] = {
     "E0204": Explanation(
         "refused",
         "The case has no label file, so nothing can be learned from it.",
-        "add the label file under the name given, or remove the image",
+        "add the label file, named as the image is, or remove the image",
     ),
     "E0205": Explanation(
         "warning",

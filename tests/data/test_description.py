@@ -117,6 +117,7 @@ def test_a_fault_names_its_key(change, word):
         ({"labels": {"background": 0, "liver": 1, "Ignored": 9}}, "'Ignored' is a class like any other"),
         ({"modality": {"0": "MR"}}, "not read: modality"),
         ({"patch_size": [1, 2, 3]}, "not read: patch_size"),
+        ({"region_class_order": [1]}, "not read: region_class_order (did you mean regions_class_order?)"),
     ],
 )
 def test_what_is_spelled_otherwise_or_not_read_is_noted(change, word):

@@ -73,7 +73,9 @@ def test_a_dataset_survives_being_saved(arrangement, tmp_path):
     assert from_json(Dataset, to_json(dataset), "saved") == dataset
 
 
-@pytest.mark.parametrize("folders", [("images", "masks"), ("img", "mask"), ("imagesTr", "labelsTr"), ("Images", "GT")])
+@pytest.mark.parametrize(
+    "folders", [("images", "masks"), ("scans", "masks"), ("Pictures", "GT"), ("imagesTr", "labelsTr")]
+)
 def test_paired_folders_are_known_by_several_names(folders, tmp_path):
     dataset = detect_dataset(paired(tmp_path / "tiny", folders=folders))
     assert dataset.layout == "paired"

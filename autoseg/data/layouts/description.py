@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -46,6 +47,10 @@ FREE_TEXT = frozenset(
 _LIKE_IGNORE = ("ignored", "ignorelabel", "ignorevalue", "void", "unlabeled", "unlabelled", "dontcare")
 
 _SHOWN_CHARACTERS = 60
+
+_ENTRIES = ("channel_names", "labels", "regions_class_order", "file_ending", IGNORE)
+
+_ALIKE = 0.75  # of 1 for equal texts: one or two wrong letters (assumption)
 
 _EXAMPLE = (
     'correct these entries; a complete example: {"channel_names": {"0": "CT"}, '
@@ -182,7 +187,13 @@ def _notes_on_keys(data: Mapping[str, Any], keys: Mapping[str, str]) -> Iterable
     if "channel_names" in keys and data.get("modality", data[keys["channel_names"]]) != data[keys["channel_names"]]:
         unread.append("modality")
     if unread:
-        yield f"these entries are not read: {', '.join(unread)}"
+        yield f"these entries are not read: {', '.join(key + _meant(key, keys) for key in unread)}"
+
+
+def _meant(key: str, known: Mapping[str, str]) -> str:
+    """A question after a key that looks like an entry which is missing; empty for any other key."""
+    missing = [name for name in _ENTRIES if name not in known]
+    return "".join(f" (did you mean {near}?)" for near in get_close_matches(key, missing, n=1, cutoff=_ALIKE))
 
 
 def _notes_on_labels(table: object) -> Iterable[str]:

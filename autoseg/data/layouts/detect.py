@@ -72,9 +72,10 @@ def detect_dataset(folder: Path, layout: str | None = None) -> Dataset:
     arranged = "arrange it in one of these ways: " + "; ".join(
         f"{name}: {one.example}" for name, one in layouts.items()
     )
+    name = folder.resolve().name or str(folder)
     foreign = foreign_files([folder, *_folders_in(folder)])
     raise UnknownLayout(
-        f"{folder.name} is in none of the known layouts" if layout is None else f"{folder.name} is no {layout} dataset",
+        f"{name} is in none of the known layouts" if layout is None else f"{name} is no {layout} dataset",
         where=str(folder),
         why="; ".join([f"it holds {_seen(folder)}", *map(str, foreign)]),
         do="; ".join([*(found.kind.remedy for found in foreign), arranged]),

@@ -11,7 +11,10 @@ from autoseg.data.naming import by_channel, by_name, image_files, partners, subf
 from autoseg.images.foreign import foreign_files
 from autoseg.images.formats.files import SUPPORTED_ENDINGS
 
-IMAGE_FOLDERS = ("images", "imagesTr", "image", "imgs", "img", "raw", "x")
+IMAGE_FOLDERS = (
+    *("images", "imagesTr", "image", "imgs", "img", "scans", "scan", "volumes", "volume"),
+    *("pictures", "picture", "photos", "photo", "inputs", "input", "raw", "x"),
+)
 LABEL_FOLDERS = (
     *("labels", "labelsTr", "label", "masks", "mask", "annotations", "annotation"),
     *("segmentations", "segmentation", "segs", "seg", "ground_truth", "groundtruth", "gt", "targets", "y"),
@@ -66,5 +69,5 @@ def _some(names: Collection[str], noun: str) -> str:
 
 
 PAIRED = Layout(
-    detect_paired, "images/a.png and labels/a.png (also images/masks, img/mask, imagesTr/labelsTr)", unused_files
+    detect_paired, "images/a.png and labels/a.png (also scans/masks, img/mask, imagesTr/labelsTr, ...)", unused_files
 )
