@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,6 +76,12 @@ class Workspace:
 
     root: Path
     dataset_folder: Path | None = None
+
+    def command(self, verb: str) -> str:
+        """`autoseg VERB` for this dataset, to be pasted into a shell; where only the work folder is known, DATASET."""
+        words = ["autoseg", verb, "DATASET" if self.dataset_folder is None else str(self.dataset_folder)]
+        is_usual = self.dataset_folder is not None and self.root == self.dataset_folder / WORK_FOLDER_NAME
+        return shlex.join(words if is_usual else [*words, "--work", str(self.root)])
 
     @property
     def dataset(self) -> Path:

@@ -79,7 +79,7 @@ def find_run_model(path: Path, configuration: str | None = None, folds: Sequence
     if RunFolder(path).checkpoint.is_dir():
         return _assemble(workspace, *_single_run(path, trained, configuration, folds))
     if not trained:
-        raise MissingInput("there is no trained model", where=str(path), do="run autoseg train DATASET first")
+        raise MissingInput("there is no trained model", where=str(path), do=f"run `{workspace.command('train')}` first")
     if configuration is None and workspace.selection.exists():
         return _assemble(workspace, trained, _selected(workspace, trained, folds))
     name, because = _choose_configuration(trained, configuration)

@@ -292,7 +292,9 @@ def load_plan(workspace: Workspace) -> Plan:
         MissingInput: it is not planned yet; the message says the command to type.
     """
     if not workspace.plan.exists():
-        raise MissingInput("there is no plan yet", where=str(workspace.plan), do="run `autoseg plan DATASET` first")
+        raise MissingInput(
+            "there is no plan yet", where=str(workspace.plan), do=f"run `{workspace.command('plan')}` first"
+        )
     return load(Plan, workspace.plan)
 
 
@@ -319,7 +321,7 @@ def load_planned(workspace: Workspace) -> tuple[Dataset, Fingerprint, Plan]:
             f"{'fingerprint' if is_same_dataset else 'dataset'}.json",
             where=str(workspace.root),
             why="one of them was changed or copied from elsewhere, or planning was stopped in between",
-            do="run `autoseg plan` again",
+            do=f"run `{workspace.command('plan')}` again",
         )
     changes = find_changes(workspace, dataset, fingerprint)
     if changes.sentence:

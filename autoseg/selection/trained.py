@@ -95,7 +95,7 @@ def trained_matrix(
         raise MissingInput(
             "no fold is trained yet, so there are no out-of-fold predictions to select by",
             where=str(workspace.root),
-            do="run autoseg train DATASET first",
+            do=f"run `{workspace.command('train')}` first",
         )
     if missing and not allow_missing:
         raise _incomplete(workspace, missing, runs, len(folds))
