@@ -34,7 +34,10 @@ def model() -> None:
 @overwrite_option
 @output_options
 def export(dataset: Path, out: Path | None, no_report: bool, overwrite: bool, output: Output, **chosen: Any) -> int:
-    """Write what was selected or trained into one file; DATASET: a dataset's folder, its work folder, or one run."""
+    """Write what was selected or trained into one file.
+
+    DATASET is a dataset's folder, its work folder, or one run.
+    """
     from autoseg.api.model import export_model, show_model
 
     path = export_model(dataset, out, **chosen, has_report=not no_report, overwrite=overwrite)
@@ -58,7 +61,10 @@ def export(dataset: Path, out: Path | None, no_report: bool, overwrite: bool, ou
 )
 @output_options
 def import_model(source: Path, folder: Path, output: Output) -> int:
-    """Verify a bundle, or convert a model of nnU-Net v2 (results folder or zip), and keep it as one file."""
+    """Verify a bundle, or convert an nnU-Net v2 model.
+
+    A bundle is copied; a results folder or zip of nnU-Net v2 becomes one file.
+    """
     from autoseg.api.model import import_model
 
     path = import_model(source, folder)
@@ -71,7 +77,10 @@ def import_model(source: Path, folder: Path, output: Output) -> int:
 @click.argument("path", metavar="MODEL", type=click.Path(path_type=Path))
 @output_options
 def show(path: Path, output: Output) -> int:
-    """What a model segments, what it was trained on, how good it is; a bundle is verified on the way."""
+    """What a model segments and how good it is.
+
+    Also what it was trained on; a bundle is verified on the way.
+    """
     from autoseg.api.model import show_model
 
     files = show_model(path)

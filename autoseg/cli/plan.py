@@ -42,7 +42,9 @@ file_option = click.Path(path_type=Path, dir_okay=False)
     help="reference, resenc-m, resenc-l, resenc-xl, cpu, or a YAML file.",
 )
 @click.option("--memory", "memory_gib", type=Real(MEMORY_GIB), help="Memory target in GiB.")
-@click.option("--configuration", "configurations", multiple=True, help="2d, 3d_fullres, ...  [default: all]")
+@click.option(
+    "--configuration", "configurations", multiple=True, help="2d, 3d_fullres, ..., repeatable.  [default: all]"
+)
 @click.option("--pin", "pins", type=file_option, help="YAML file of decisions that you take instead of the rules.")
 @click.option("--format", "layout", help="Layout of the dataset, if it is not recognized by itself.")
 @click.option("--strict", is_flag=True, help="Refuse the whole dataset when any case is refused.")
@@ -108,6 +110,8 @@ def _plan_images(dataset: Path, work: Path | None, chosen: PlanOptions, output: 
     made = planned.plan
     disk = {name: made.store_gib(own, planned.survey.fingerprint) for name, own in made.configurations.items()}
     show_plan(made, output, seconds, disk)
+    if seconds and made.preset != "cpu" and _is_cpu(device):
+        output.say("no GPU here: --preset cpu makes a plan that a CPU trains in minutes to hours")
     output.say("nothing was written (--dry-run)" if dry_run else f"wrote {workspace.plan}")
     where = (dataset,) if work is None else (dataset, "--work", work)
     output.say(f"next: {command_line('train', *where)}    why: {command_line('explain', *where)}")
@@ -122,6 +126,12 @@ def _probe(planned: Planned, device: str) -> dict[str, float]:
     from autoseg.runs.forecast import seconds_per_epoch
 
     return {name: seconds_per_epoch(planned.plan, name, device) for name in planned.plan.configurations}
+
+
+def _is_cpu(device: str) -> bool:
+    from autoseg.launch.devices import choose_device
+
+    return choose_device(device)[0].type == "cpu"
 
 
 def show_problems(problems: Sequence[Problem], output: Output) -> None:

@@ -241,8 +241,8 @@ def _forecast(
 
 def _with_fitting_epochs(record: RunRecord, left: float, seconds: float) -> RunRecord:
     recipe = fit_epochs(record.recipe, left, seconds)
+    room = f"{left:.0f} s are left for training" if left > 0 else "no time is left for training"
     because = (
-        f"{recipe.epochs} epochs of {recipe.steps_per_epoch} steps to begin with: "
-        f"a step takes {seconds:.2f} s, {left:.0f} s are left for training"
+        f"{recipe.epochs} epochs of {recipe.steps_per_epoch} steps to begin with: a step takes {seconds:.2f} s, {room}"
     )
     return replace(record, recipe=recipe, decisions=(*record.decisions, because))

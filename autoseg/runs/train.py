@@ -27,6 +27,7 @@ from autoseg.runs.executors.executor import Executor, check_executor, make_execu
 from autoseg.runs.progress import ProgressReporter, QueueProgress
 from autoseg.runs.queue import Queue, RunTask, TrainOptions, make_queue
 from autoseg.runs.run import Run, RunResult
+from autoseg.training.recipe import load_recipe
 from autoseg.training.splits import Fold, save_folds
 
 TICK_SECONDS = 0.2
@@ -108,6 +109,12 @@ def train_queue(
     threads = use_cores()
     devices, because = choose_devices(options.device)
     _log.info("%s; %d threads", because, threads)
+    if devices[0].type == "cpu" and options.budget_seconds is None and queue.recipe == load_recipe("default"):
+        _log.warning(
+            "%d epochs of %d steps are meant for a GPU and take days to weeks on a CPU; to train in less, stop with "
+            "Ctrl-C and run `%s --preset cpu`, or give a --budget",
+            *(queue.recipe.epochs, queue.recipe.steps_per_epoch, workspace.command("plan")),
+        )
     trainer = _Trainer(queue, workspace, options, devices[: max(1, len(queue.open_runs))], check_stop, listeners)
     remove_leftovers(workspace.root)
     save_folds(queue.folds, workspace.splits)  # once nothing is left that would refuse the command

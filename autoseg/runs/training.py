@@ -185,13 +185,26 @@ def _validate(active: ActiveRun, seconds: Callable[[], float]) -> RunStatus:
         scores = validate_fold(predictor, task, active.open_case, planned, clock, task.run.weights_hash)
         late = len(scores.left_out) - len(planned.left_out)
         more = [f"{late} more cases were not validated, for lack of time"] if late else []
-        status = _status(active, "done", seconds, scores, [*planned.notes, *more])
+        status = _status(active, "done", seconds, scores, [*_notes_on_length(active), *planned.notes, *more])
     save_sealed(status, folder.state)
     for note in status.notes:
         _log.warning("%s: %s", title, note)
     if status.foreground_dice is not None:
-        _log.info("%s: mean Dice %.4f over %d cases", title, status.foreground_dice, status.validated_cases)
+        cases = "1 case" if status.validated_cases == 1 else f"{status.validated_cases} cases"
+        _log.info("%s: mean Dice %.4f over %s", title, status.foreground_dice, cases)
     return status
+
+
+def _notes_on_length(active: ActiveRun) -> list[str]:
+    """A sentence about a training that its share of the budget ended before the first epoch of its recipe was over."""
+    steps, epoch = active.state.step, active.record.asked.steps_per_epoch
+    if active.record.budget_seconds is None or steps >= epoch:
+        return []
+    sentence = (
+        f"{steps} {'step was' if steps == 1 else 'steps were'} trained, less than an epoch of the recipe ({epoch}), "
+    )
+    remedy = "begin again with --fresh and a larger --budget, or with fewer runs (--configuration, --fold)"
+    return [f"{sentence}for lack of time: {remedy}"]
 
 
 def _plan_validation(active: ActiveRun, predictor: Predictor) -> ValidationPlan:

@@ -193,3 +193,21 @@ def test_nothing_is_left_in_a_folder_that_was_named_by_mistake(autoseg, tmp_path
     (tmp_path / "letter.txt").write_text("mine")
     assert autoseg(verb, tmp_path).code == 2 if verb != "plan" else 3
     assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
+
+
+def test_a_dataset_without_a_plan_is_told_the_command_to_type(autoseg, dataset):
+    ran = autoseg("explain", dataset, "--work", dataset / "none")
+    assert ran.code == 2
+    assert f"run `autoseg plan {dataset} --work {dataset / 'none'}` first" in ran.stderr
+
+
+def test_a_folder_given_as_a_dot_has_a_name(autoseg, tmp_path, monkeypatch):
+    (tmp_path / "scans").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert f"{tmp_path.name} is in none of the known layouts" in autoseg("plan", ".").stderr
+
+
+def test_a_plan_for_a_gpu_names_the_preset_for_this_machine(autoseg, dataset, tmp_path):
+    command = ("plan", dataset, "--work", tmp_path / "work", "--device", "cpu", "--configuration", "2d", "--dry-run")
+    assert "--preset cpu" in autoseg(*command).stdout
+    assert "--preset cpu" not in autoseg(*command, "--preset", "cpu").stdout

@@ -228,7 +228,7 @@ def test_a_budget_chooses_the_epochs_and_is_noted(workspace, options):
     assert only_run(report).state == "done"
     record = load(RunRecord, workspace.run("3d_fullres", 0).recipe)
     assert record.budget_seconds == 3.0
-    assert "s are left for training" in record.decisions[-1]
+    assert "left for training" in record.decisions[-1]
     folder = workspace.run("3d_fullres", 0).root
     assert wall_seconds(read_intervals(folder), float("inf")) > 0.0
     assert read_intervals(folder.parent)  # preparing the cases counts as well
@@ -291,6 +291,18 @@ def test_a_budget_that_is_over_validates_one_case_all_the_same(workspace, option
     status = only_run(report).run.status
     assert (status.epochs, status.validated_cases) == (1, 1)
     assert "lack of time" in status.notes[-1]
+    assert "1 step was trained, less than an epoch" in status.notes[0]
+    assert "no time is left" in load(RunRecord, workspace.run("3d_fullres", 0).recipe).decisions[-1]
+
+
+def test_a_training_meant_for_a_gpu_is_said_to_be_one_on_a_cpu(workspace, options, caplog):
+    def stop() -> None:
+        raise Interrupted("stopped")
+
+    for recipe, is_long in (("default", True), (options.recipe, False)):
+        caplog.clear()
+        assert train_queue(workspace, replace(options, recipe=recipe), stop).exit_code == 75
+        assert ("meant for a GPU" in caplog.text) == is_long
 
 
 def planned_cascade(workspace: Workspace) -> None:
