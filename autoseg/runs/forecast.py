@@ -188,6 +188,8 @@ def _seconds_per_voxel(plan: Plan, configuration: Configuration, device_name: st
         try:
             seconds = _settled_seconds(network, shape, compute)
         except torch.OutOfMemoryError:  # what fitted tells enough; training will say what to do
+            if math.isnan(per_voxel):
+                raise
             break
         per_voxel = seconds * shape[1] / math.prod(shape)
         if seconds >= PROBE_SECONDS:
