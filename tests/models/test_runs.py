@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from autoseg.api.model import find_model, load_model
 from autoseg.core.errors import PlanFault, RecordFault, UsageError
 from autoseg.core.records import load, save
-from autoseg.core.workspace import Workspace
+from autoseg.core.workspace import RunFolder, Workspace
 from autoseg.inference.postprocessing import PostprocessingStep
 from autoseg.models.model import make_ensemble
 from autoseg.planning.plan import Plan
@@ -164,6 +165,11 @@ def test_a_run_still_in_training_predicts_with_a_warning(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         find_model(work)
     assert any("still in training" in record.getMessage() for record in caplog.records)
+
+
+@pytest.mark.parametrize("place", ["/fold_0", "/a/fold_0"])
+def test_a_run_that_was_copied_to_the_top_of_a_disk_is_in_no_work_folder(place):
+    assert RunFolder(Path(place)).workspace.root == Path("/")
 
 
 def test_a_selection_that_names_no_folds_of_a_first_stage_is_refused(tmp_path):
