@@ -221,10 +221,11 @@ def _assemble(workspace: Workspace, trained: Runs, choice: _Choice) -> ModelFile
         _warn_of_unfinished(name, own)
     _warn_of_changed_data(workspace, runs)
     plan = _common_plan(workspace, runs)
+    hashes = _hashes(runs)
     members = tuple(_member(plan, name, runs[name], share) for name, share in choice.shares.items())
     first = dict.fromkeys(one.configuration.cascade_from for one in members)
     record = ModelRecord(
-        name=_name(plan, runs, choice),
+        name=_name(plan, hashes, choice),
         because="; ".join([choice.because, members[0].folds_title, *(step.title for step in choice.postprocessing)]),
         members=members,
         stages=tuple(_member(plan, name, runs[name], 1.0) for name in first if name is not None),
@@ -235,16 +236,20 @@ def _assemble(workspace: Workspace, trained: Runs, choice: _Choice) -> ModelFile
     )
 
     def read(configuration: str, fold: int) -> dict[str, Tensor]:
-        return newest_weights(runs[configuration][fold].folder.checkpoint)
+        return newest_weights(runs[configuration][fold].folder.checkpoint, hashes[configuration][fold])
 
     return ModelFiles(record, read, report=workspace.report if workspace.report.exists() else None)
 
 
-def _name(plan: Plan, runs: Runs, choice: _Choice) -> str:
-    """Dataset, configurations, folds, and a hash of all that predictions depend on."""
+def _hashes(runs: Runs) -> dict[str, dict[int, str]]:
+    return {name: {fold: run.weights_hash for fold, run in own.items()} for name, own in runs.items()}
+
+
+def _name(plan: Plan, hashes: Mapping[str, Mapping[int, str]], choice: _Choice) -> str:
+    """Dataset, configurations, folds, and a hash of all that predictions depend on, weights among it."""
     identity = content_hash(
-        plan_hash(plan, runs),
-        {name: [run.weights_hash for run in own.values()] for name, own in runs.items()},
+        plan_hash(plan, hashes),
+        {name: list(own.values()) for name, own in hashes.items()},
         [[name, share] for name, share in choice.shares.items()],
         [to_data(step) for step in choice.postprocessing],
         *([plan.orientation, plan.direction] if plan.orientation else []),

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from autoseg.core.errors import AutoSegError, IntegrityRefusal, MissingInput
+from autoseg.core.errors import AutoSegError, Busy, IntegrityRefusal, MissingInput
 from autoseg.core.files import sha256_of_file
 from autoseg.core.limits import FileName
 from autoseg.core.records import load
@@ -49,19 +49,28 @@ def shape_fault(found: Shapes, expected: Shapes) -> str | None:
     return ", ".join(parts) or None
 
 
-def newest_weights(checkpoint_folder: Path) -> dict[str, Tensor]:
+def newest_weights(checkpoint_folder: Path, expected: str | None = None) -> dict[str, Tensor]:
     """The weights to predict with, by parameter name, on the CPU.
 
     Averaged weights (exponential moving average) are returned where the recipe keeps them, otherwise the plain ones.
 
     Args:
         checkpoint_folder: `runs/<configuration>/fold_<k>/checkpoint`.
+        expected: their `weights_hash`, by which they are named; None for whatever is the newest.
 
     Raises:
         MissingInput: there is no checkpoint yet.
         IntegrityRefusal: none of them is intact.
+        Busy: the newest ones are others by now.
     """
     generation = newest_intact(checkpoint_folder)
+    if expected not in (None, _hash_in(generation)):
+        raise Busy(
+            "the network was trained on meanwhile",
+            where=str(checkpoint_folder),
+            why="its new weights would be used under the name of the former ones",
+            do="run the same command again",
+        )
     averaged = generation / AVERAGED_FILE
     return read_tensors(averaged if averaged.exists() else generation / WEIGHTS_FILE)
 
@@ -73,7 +82,11 @@ def weights_hash(checkpoint_folder: Path) -> str:
         MissingInput: there is no checkpoint yet.
         IntegrityRefusal: none of them is intact.
     """
-    hashes = load(Manifest, newest_intact(checkpoint_folder) / MANIFEST_FILE).sha256
+    return _hash_in(newest_intact(checkpoint_folder))
+
+
+def _hash_in(generation: Path) -> str:
+    hashes = load(Manifest, generation / MANIFEST_FILE).sha256
     return hashes.get(AVERAGED_FILE, hashes[WEIGHTS_FILE])[:16]
 
 

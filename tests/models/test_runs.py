@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from autoseg.api.model import find_model, load_model
-from autoseg.core.errors import PlanFault, RecordFault, UsageError
+from autoseg.core.errors import Busy, PlanFault, RecordFault, UsageError
 from autoseg.core.records import load, save
 from autoseg.core.workspace import RunFolder, Workspace
 from autoseg.inference.postprocessing import PostprocessingStep
@@ -165,6 +165,16 @@ def test_a_run_still_in_training_predicts_with_a_warning(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         find_model(work)
     assert any("still in training" in record.getMessage() for record in caplog.records)
+
+
+def test_weights_that_are_trained_on_meanwhile_are_not_used_under_the_name_of_the_former(tmp_path):
+    work, plan = trained_work_folder(tmp_path, tiny_plan(), folds=(0,)), tiny_plan()
+    files = find_model(work)
+    assert files.read("3d_fullres", 0)
+    write_weights(Workspace(work).run("3d_fullres", 0), plan, "3d_fullres", seed=5)
+    with pytest.raises(Busy, match="trained on meanwhile"):
+        files.read("3d_fullres", 0)
+    assert find_model(work).read("3d_fullres", 0)
 
 
 @pytest.mark.parametrize("place", ["/fold_0", "/a/fold_0"])
