@@ -108,6 +108,8 @@ def target_spacing(spacings_mm: np.ndarray, shapes: np.ndarray) -> Chosen[tuple[
     median = float(target[worst])
     tenth = float(np.percentile(spacings_mm[:, worst], 10))
     target[worst] = coarsest_other + 1e-5 if tenth < coarsest_other else tenth
+    if shapes[:, worst].max() == 1:
+        return Chosen(_triple(target), "the median spacing along the axes of the pictures; they have one slice each")
     because = (
         f"the median spacing, except across the slices: there the median of {median:.4g} mm is more than "
         f"{ANISOTROPY:g} times the {coarsest_other:.4g} mm of the other axes, so the 10th percentile "

@@ -125,6 +125,13 @@ def test_thick_slices_take_the_tenth_percentile():
     assert plan_of(fingerprint).axis_order == (0, 1, 2)
 
 
+def test_pictures_have_no_thickness_to_explain():
+    chosen = rules.target_spacing(np.array([(999.0, 1.0, 1.0)] * 5), np.array([(1, 256, 256)] * 5))
+    assert chosen.value == (999.0, 1.0, 1.0)
+    assert "999" not in chosen.because
+    assert "one slice" in chosen.because
+
+
 def test_the_tenth_percentile_never_undercuts_the_other_axes():
     spacing = np.array([(0.2, 0.8, 0.8), (0.2, 0.8, 0.8), (5.0, 0.8, 0.8)])
     spacing = np.vstack([spacing, [(5.0, 0.8, 0.8)] * 2])
