@@ -136,6 +136,11 @@ PROBLEM_CODES: dict[str, Explanation] = {
         "picture has no spacing along its missing axis that a network of volumes could use.",
         "make two datasets of them; or store each picture as a volume of one slice with its true thickness",
     ),
+    "E0225": Explanation(
+        "warning",
+        "The label file and the image are the same file, or copies of it: a network would learn to copy.",
+        "correct the path in the list of cases, or put the image where its labels were copied to",
+    ),
     "E0301": Explanation(
         "refused",
         "The label map holds values that the dataset does not declare.",

@@ -128,6 +128,22 @@ def test_a_listed_label_that_is_missing_is_named(root):
     assert_one(list(check_case(dataset, dataset.cases[0]).problems), "E0204", "refused", LABELS, "missing")
 
 
+def test_a_label_file_that_is_the_image_is_pointed_out(root):
+    (root / IMAGE).write_bytes((root / LABELS).read_bytes())
+    assert_one(problems_of(root), "E0225", "warning", LABELS, "byte for byte")
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
+def test_folders_pipes_and_devices_are_no_files_and_nobody_waits_for_their_end(make, root):
+    dataset = detect_dataset(root)
+    for file, code in ((IMAGE, "E0203"), (LABELS, "E0204")):
+        (root / file).unlink()
+        make(root / file)
+        problems = check_case(dataset, dataset.cases[0]).problems
+        assert (code, "refused", file) in [(problem.code, problem.severity, problem.file) for problem in problems]
+    assert {problem.code for problem in problems} == {"E0203", "E0204"}
+
+
 def test_channels_on_different_grids_are_refused(tmp_path):
     root = nnunet(tmp_path / "tiny", channels=2)
     other = replace(GRID, spacing_mm=(3.0, 1.0, 1.25))
