@@ -141,6 +141,12 @@ PROBLEM_CODES: dict[str, Explanation] = {
         "The label file and the image are the same file, or copies of it: a network would learn to copy.",
         "correct the path in the list of cases, or put the image where its labels were copied to",
     ),
+    "E0226": Explanation(
+        "warning",
+        "Label maps with a foreground are equal, byte for byte, although their images differ: one was probably copied "
+        "under the name of another case. Training on it teaches the wrong places.",
+        "look at these cases in a viewer, and put the right label map in the place of the copy",
+    ),
     "E0301": Explanation(
         "refused",
         "The label map holds values that the dataset does not declare.",

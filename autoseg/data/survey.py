@@ -202,6 +202,7 @@ def _survey_of(dataset: Dataset, read_as: str, examined: Mapping[str, Examined])
     fingerprint = combine(_usable(entries, {found.case for found in mixed}), len(dataset.channels))
     across = (*across, *mixed, *_orientations(fingerprint), *check_classes(dataset.labels, fingerprint.cases))
     across = (*across, *_named_otherwise(summaries), *_doubtful(dataset.labels, fingerprint.cases))
+    across = (*across, *_copied_labels(summaries, fingerprint.cases))
     return Survey(
         version=SURVEY_VERSION,
         read_as=read_as,
@@ -309,6 +310,24 @@ def _duplicates(contents: Mapping[str, str]) -> Iterable[Problem]:
         yield problem("E0208", same[0], None, f"{', '.join(same)} have the same image, byte for byte, with {labels}")
 
 
+def _copied_labels(summaries: Iterable[CaseSummary], cases: Iterable[CaseStatistics]) -> Iterable[Problem]:
+    """Usable cases whose label maps are equal byte for byte, and show something, while their images differ."""
+    showing = {case.identifier for case in cases if (case.class_voxels or {}).keys() - {"0"}}
+    owners: dict[str, list[CaseSummary]] = {}
+    for own in summaries:
+        if own.identifier in showing:
+            owners.setdefault(own.content[HASH_DIGITS:], []).append(own)
+    for same in owners.values():
+        if len({own.content for own in same}) > 1:
+            shown = _listed([own.identifier for own in same])
+            yield problem("E0226", same[0].identifier, None, f"{shown} have the same label map, byte for byte")
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMED_CASES} more" if len(names) > _NAMED_CASES else ""
+    return f"{', '.join(names[:_NAMED_CASES])}{more}"
+
+
 def _announced(dataset: Dataset) -> Iterable[Problem]:
     found, announced = len(dataset.cases), dataset.announced_cases
     if announced is not None and announced != found:
@@ -341,8 +360,7 @@ def _orientations(fingerprint: Fingerprint) -> Iterable[Problem]:
         what = f"no orientation stated, whereas others are stored {spelled(fingerprint.orientation)}; used as stored"
         yield from (problem("E0220", name, None, what) for name in unknown)
     elif unknown:
-        more = f" and {len(unknown) - _NAMED_CASES} more" if len(unknown) > _NAMED_CASES else ""
-        what = f"no orientation stated: {', '.join(unknown[:_NAMED_CASES])}{more}; images are used as stored"
+        what = f"no orientation stated: {_listed(unknown)}; images are used as stored"
         yield problem("E0219", None, None, what)
     for case in (case for case in fingerprint.cases if case.turned_to is not None):
         what = f"stored {spelled(case.orientation)}, turned to {spelled(case.turned_to)}, as most cases are stored"

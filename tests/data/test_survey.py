@@ -42,6 +42,7 @@ def folder(tmp_path):
     for index in range(4):
         labels = np.zeros((6, 9, 8), np.uint8)
         labels[2:4, 2:6, 2:6] = 1
+        labels[2, 2, 2 + index] = 0  # equal label maps would be pointed out
         write_volume(
             tmp_path / "imagesTr" / f"case_{index}_0000.nii.gz", rng.normal(9, 1, (6, 9, 8)).astype(np.float32)
         )
@@ -196,6 +197,28 @@ def test_equal_images_are_found_with_equal_and_with_other_labels(same_labels, wo
     assert word in problems[0].what
 
 
+def copied_labels(root: Path) -> list[Problem]:
+    return [found for found in survey(detect_dataset(root), None, jobs=1).problems if found.code == "E0226"]
+
+
+def test_a_label_map_copied_under_another_name_is_found(root):
+    assert copied_labels(root) == []
+    (root / "labelsTr/case_b.nii.gz").write_bytes((root / LABELS).read_bytes())
+    (found,) = copied_labels(root)
+    assert (found.severity, found.what) == ("warning", "case_a, case_b have the same label map, byte for byte")
+
+
+def test_equal_label_maps_of_equal_images_or_without_foreground_are_no_copies(root):
+    (root / "labelsTr/case_b.nii.gz").write_bytes((root / LABELS).read_bytes())
+    (root / "imagesTr/case_b_0000.nii.gz").write_bytes((root / IMAGE).read_bytes())
+    assert copied_labels(root) == []
+    empty = read_labels(root / LABELS)
+    for case in ("case_a", "case_c"):
+        write_labels(root / f"labelsTr/{case}.nii.gz", np.zeros_like(empty.array), empty.geometry)
+    assert (root / LABELS).read_bytes() == (root / "labelsTr/case_c.nii.gz").read_bytes()
+    assert copied_labels(root) == []
+
+
 def test_two_missing_images_are_no_duplicates(tmp_path):
     root = nnunet(tmp_path / "tiny", channels=2)
     for name in NAMES:
@@ -318,7 +341,9 @@ def segmented(root: Path, values: dict[str, dict[str, int]]) -> list[Problem]:
         write_image(root / f"imagesTr/{case}_0000.nrrd", Volume(image[None], grid))
     description = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "Liver": 1, "spleen": 2}}
     (root / "dataset.json").write_text(json.dumps({**description, "file_ending": ".nrrd", "numTraining": len(values)}))
-    return [found for found in survey(detect_dataset(root), None, jobs=1).problems if found.code != "E0208"]
+    return [
+        found for found in survey(detect_dataset(root), None, jobs=1).problems if found.code not in ("E0208", "E0226")
+    ]
 
 
 def test_segments_that_are_named_as_other_classes_refuse_their_case(tmp_path):
@@ -381,6 +406,7 @@ def oriented_case(folder: Path, name: str, codes: str | None, label_codes: str =
     rng = np.random.default_rng(len(name))
     labels = np.zeros((6, 9, 8), np.uint8)
     labels[2:4, 2:6, 1:5] = 1
+    labels[2, 2, len(name)] = 0  # equal label maps would be pointed out
     image = Volume(rng.normal(9, 1, (1, 6, 9, 8)).astype(np.float32), ASYMMETRIC)
     image.array[:, :1] = image.array[:, :, -2:] = 0
     stored = turn_to(ASYMMETRIC, codes).apply(image)
