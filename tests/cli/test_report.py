@@ -18,5 +18,5 @@ def test_a_dataset_without_plan_is_one_clear_box(autoseg, tmp_path):
     (tmp_path / "empty").mkdir()
     ran = autoseg("report", tmp_path / "empty")
     assert ran.code == 2
-    assert "autoseg plan DATASET" in ran.stderr
+    assert f"autoseg plan {tmp_path / 'empty'}" in ran.stderr
     assert not Workspace(tmp_path / "empty" / "autoseg").report.exists()

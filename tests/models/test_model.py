@@ -95,8 +95,8 @@ def test_the_name_changes_with_the_weights(work):
 
 
 def test_weights_of_another_network_are_refused(work):
-    files = find_model(work)
     write_weights(Workspace(work).run("3d_fullres", 0), tiny_plan(), "2d", seed=0)
+    files = find_model(work)
     with pytest.raises(IntegrityRefusal, match="do not belong"):
         make_ensemble(files, "cpu")
 
