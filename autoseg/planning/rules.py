@@ -15,6 +15,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
+from autoseg.core.geometry import is_picture
 from autoseg.data.fingerprint import CaseStatistics, Fingerprint
 from autoseg.data.model import Case, LabelSet
 from autoseg.data.naming import has_whole_name
@@ -127,11 +128,11 @@ def axis_order(target_mm: Sequence[float]) -> Chosen[tuple[int, int, int]]:
     """The axis with the coarsest target spacing comes first, so that 2D slices are cut across it."""
     coarsest = int(np.argmax(target_mm))
     rest = [axis for axis in range(3) if axis != coarsest]
-    name = "zyx"[coarsest]
-    return Chosen(
-        (coarsest, rest[0], rest[1]),
-        f"axis {name} has the coarsest target spacing ({target_mm[coarsest]:.4g} mm), so 2D slices are cut across it",
-    )
+    step_mm, cut = target_mm[coarsest], "so 2D slices are cut across it"
+    because = f"axis {'zyx'[coarsest]} has the coarsest target spacing ({step_mm:.4g} mm), {cut}"
+    if is_picture((1, 1, 1), _triple(np.asarray(target_mm))):  # the spacing stands for no thickness
+        because = f"pictures have one slice along axis {'zyx'[coarsest]}, {cut}"
+    return Chosen((coarsest, rest[0], rest[1]), because)
 
 
 def median_shape(
