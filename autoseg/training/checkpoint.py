@@ -110,7 +110,15 @@ def restore(state: TrainingState, folder: Path) -> Path:
     _copy_into(state.network, read_tensors(generation / WEIGHTS_FILE), generation)
     if state.averaged is not None:
         _copy_into(state.averaged, read_tensors(generation / AVERAGED_FILE), generation)
-    _restore_optimizer(state, read_tensors(generation / OPTIMIZER_FILE))
+    tensors = read_tensors(generation / OPTIMIZER_FILE)
+    if not _is_of_optimizer(state, tensors):
+        raise IntegrityRefusal(
+            "what the checkpoint's optimizer kept is incomplete, or of another network",
+            where=str(generation),
+            why="the file was changed, or written by something else",
+            do="put the checkpoints of this run back, or train with --fresh",
+        )
+    _restore_optimizer(state, tensors)
     for name in _PROGRESS:
         setattr(state, name, getattr(saved, name))
     if state.scaler is not None and saved.loss_scale is not None:
@@ -136,6 +144,19 @@ def _optimizer_tensors(state: TrainingState) -> dict[str, Tensor]:
     for number, values in state.optimizer.state_dict()["state"].items():
         tensors |= {f"{number}.{name}": value for name, value in values.items() if isinstance(value, Tensor)}
     return tensors
+
+
+def _is_of_optimizer(state: TrainingState, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether every tensor is a number of the optimizer or has its parameter's shape, and the random state is there."""
+    shapes = [parameter.shape for parameter in state.network.parameters()]
+    own, random = torch.get_rng_state(), tensors.get(_RANDOM)
+    if random is None or (random.shape, random.dtype) != (own.shape, own.dtype):
+        return False
+    kept = [(key.partition(".")[0], tensor) for key, tensor in tensors.items() if not key.startswith(_RANDOM)]
+    return all(
+        number.isdigit() and int(number) < len(shapes) and tensor.shape in (torch.Size(), shapes[int(number)])
+        for number, tensor in kept
+    )
 
 
 def _restore_optimizer(state: TrainingState, tensors: Mapping[str, Tensor]) -> None:

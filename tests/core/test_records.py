@@ -10,7 +10,17 @@ from hypothesis import strategies as st
 from autoseg.core import records
 from autoseg.core.errors import MissingInput, RecordFault
 from autoseg.core.limits import name_fault, title_fault
-from autoseg.core.records import content_hash, from_data, from_json, load, read_table, save, to_data, to_json
+from autoseg.core.records import (
+    content_hash,
+    from_data,
+    from_json,
+    load,
+    read_table,
+    save,
+    save_sealed,
+    to_data,
+    to_json,
+)
 from autoseg.data.fingerprint import CaseStatistics, IntensityQuantiles
 from autoseg.data.model import Case, Dataset, LabelSet
 
@@ -150,6 +160,15 @@ def test_a_name_that_is_not_utf8_is_refused():
         from_json(Case, json.dumps({"identifier": "caf\udce9", "images": [], "labels": None}), "dataset.json")
 
 
-def test_infinite_numbers_are_none_of_json():
+@pytest.mark.parametrize("number", ["1e999", "9" * 400], ids=["exponent", "digits"])
+def test_infinite_numbers_are_none_of_json(number):
     with pytest.raises(RecordFault):
-        from_json(IntensityQuantiles, '{"mean": 1e999, "mean_square": 1, "quantiles": ""}', "here")
+        from_json(IntensityQuantiles, f'{{"mean": {number}, "mean_square": 1, "quantiles": ""}}', "here")
+
+
+def test_a_sealed_record_that_is_nested_without_end_was_changed(tmp_path):
+    save_sealed(Case("a", ("a.png",), None), tmp_path / "case.json")
+    data = json.loads((tmp_path / "case.json").read_text())
+    (tmp_path / "case.json").write_text(json.dumps({**data, "images": "X"}).replace('"X"', "[" * 300 + "]" * 300))
+    with pytest.raises(RecordFault, match="was changed since"):
+        load(Case, tmp_path / "case.json")

@@ -113,6 +113,16 @@ def png_bytes(width, height, bits, color, rows: bytes) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + data
 
 
+@pytest.mark.parametrize("kind", [b"IHDR", b"tEXt"])
+def test_a_header_that_pillow_passes_over_is_damage(tmp_path, kind):
+    """Pillow takes the last of several headers, wherever it stands."""
+    path = tmp_path / "case.png"
+    whole = png_bytes(4, 2, 8, 0, bytes(10))
+    path.write_bytes(whole[:8] + chunk(kind, struct.pack(">IIBBBBB", 4, 2, 8, 255, 0, 0, 0)) + whole[8:])
+    with pytest.raises(UnreadableFile, match="does not begin with a header"):
+        read_image([path])
+
+
 def test_two_bit_gray_labels_are_not_stretched(tmp_path):
     path = tmp_path / "case.png"
     path.write_bytes(png_bytes(4, 2, 2, 0, bytes([0, 0b00011011, 0, 0b11100100])))

@@ -88,3 +88,31 @@ def test_the_first_voxels_may_look_like_line_ends_or_blanks(tmp_path, ending):
         array = np.frombuffer(start + bytes(range(22)), np.uint8).reshape(2, 3, 4)
         SimpleITK.WriteImage(SimpleITK.GetImageFromArray(array), str(path), useCompression=False)
         assert np.array_equal(read_image([path]).array[0], array), start
+
+
+@pytest.mark.parametrize(
+    ("field", "name"),
+    [
+        ("Distanc\reUnits = um", "DistanceUnits"),
+        ("Distance\x85Units = um", "DistanceUnits"),
+        ("Offset =\x0b 1 2 3", "Offset"),
+    ],
+)
+def test_control_characters_in_a_field_that_is_read_are_damage(tmp_path, field, name):
+    """They were passed over, so that the field counted as whole."""
+    path = tmp_path / "case.mha"
+    header = "\n".join([*MHA, "Comment = \x07 ring", field, "ElementDataFile = LOCAL", ""])
+    path.write_bytes(header.encode("latin-1") + SERIES.tobytes())
+    with pytest.raises(UnreadableFile, match="control characters in the field"):
+        read_image([path])
+    path.write_bytes(
+        header.replace(field, f"{name} = {'mm' if 'Units' in name else '1 2 3'}\r").encode() + SERIES.tobytes()
+    )
+    assert np.array_equal(read_image([path]).array[0], SERIES)
+
+
+def test_control_characters_in_a_field_of_nrrd_are_damage(tmp_path):
+    path = tmp_path / "case.nrrd"
+    path.write_bytes(nrrd_of(SERIES, "encoding: raw", "spacings:\x0c 1 2 3"))
+    with pytest.raises(UnreadableFile, match="control characters in the field 'spacings'"):
+        read_image([path])

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from autoseg.core.errors import IntegrityRefusal, Interrupted, MissingInput, TrainingStopped
 from autoseg.core.files import TEMPORARY_MARK, sha256_of_file
@@ -21,7 +22,7 @@ from autoseg.networks.weights import (
     newest_intact,
     newest_weights,
 )
-from autoseg.training.checkpoint import restore, save_checkpoint
+from autoseg.training.checkpoint import OPTIMIZER_FILE, restore, save_checkpoint
 from autoseg.training.step import TrainingState
 from tests.training.tiny_training import RECIPE, Calls, fresh_state, same_weights, train, train_in_folder
 
@@ -183,3 +184,27 @@ def test_a_manifest_that_names_what_is_no_file_of_its_folder_is_refused(tmp_path
     manifest.write_text(json.dumps({"sha256": {**hashes, name: "0" * 64}}))
     with pytest.raises(IntegrityRefusal, match="no checkpoint is intact"):
         newest_intact(tmp_path)
+
+
+@pytest.mark.parametrize("fault", ["no random state", "another random state", "another shape", "no parameter"])
+def test_an_optimizer_of_something_else_is_refused(tmp_path: Path, fault: str) -> None:
+    state = train(fresh_state(RECIPE), RECIPE)
+    save_checkpoint(state, tmp_path)
+    generation = newest_intact(tmp_path)
+    file = generation / OPTIMIZER_FILE
+    tensors = load_file(file)
+    momentum = next(key for key, tensor in tensors.items() if tensor.ndim > 1)
+    if fault == "no random state":
+        del tensors["random"]
+    elif fault == "another random state":
+        tensors["random"] = tensors["random"][:-1].clone()
+    elif fault == "another shape":
+        tensors[momentum] = tensors[momentum].flatten()
+    else:
+        tensors["999.momentum_buffer"] = tensors[momentum].clone()
+    save_file(tensors, file)
+    manifest = json.loads((generation / MANIFEST_FILE).read_text())
+    manifest["sha256"][OPTIMIZER_FILE] = sha256_of_file(file)
+    (generation / MANIFEST_FILE).write_text(json.dumps(manifest))
+    with pytest.raises(IntegrityRefusal, match="optimizer"):
+        restore(fresh_state(RECIPE), tmp_path)

@@ -82,11 +82,17 @@ def beside(path: Path, name: str) -> Path:
     return path.parent / name
 
 
+_PASSED_OVER = re.compile(r"[\x00-\x20\x7f-\xa0]")
+"""What is no part of a field's name: blanks, and characters that steer terminals."""
+
+_DAMAGE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+
+
 class Fields(Mapping[str, str]):
     """The fields of a text header by their names in lower case without blanks.
 
-    One that is given twice with different values is refused where it is asked for: comments and a writer's own fields,
-    which nobody asks for, may be repeated.
+    One that is given twice with different values, or that holds control characters, is refused where it is asked for:
+    comments and a writer's own fields, which nobody asks for, may be and hold anything.
     """
 
     def __init__(self, path: Path) -> None:
@@ -94,13 +100,15 @@ class Fields(Mapping[str, str]):
 
     def add(self, name: str, value: str) -> None:
         """Adds a field as it stands in the header."""
-        self._values.setdefault("".join(name.lower().split()), {})[value] = name.strip()
+        self._values.setdefault(_PASSED_OVER.sub("", name.lower()), {})[value.strip(" \t\r")] = name.strip(" \t")
 
     def __getitem__(self, name: str) -> str:
         value, *others = self._values[name]
+        shown = self._values[name][value]
         if others:
-            shown = self._values[name][value]
             raise unreadable(self._path, f"gives the field {shown!r} twice, with different values")
+        if _DAMAGE.search(value) or _PASSED_OVER.search(shown.replace(" ", "").replace("\t", "")):
+            raise unreadable(self._path, f"has a damaged header: control characters in the field {shown!r}")
         return value
 
     def __iter__(self) -> Iterator[str]:
@@ -123,7 +131,7 @@ def read_fields(path: Path, separators: str, end: bytes) -> tuple[Fields, re.Mat
     for line in start[: match.end() if match else None].decode("latin-1").split("\n"):
         name, *rest = re.split(f"[{separators}]", line, maxsplit=1)
         if rest and not line.startswith("#") and ":=" not in line.partition(": ")[0]:  # NRRD's key:=value is free text
-            fields.add(name, rest[0].strip())
+            fields.add(name, rest[0])
     return fields, match
 
 

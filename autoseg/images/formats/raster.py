@@ -76,9 +76,9 @@ def _verify_png(path: Path) -> None:
     with _opened(path):
         pass  # a header that Pillow can read
     blocks = _chunks(path)
-    head = next(blocks)[1]
-    if len(head) != 13:
-        raise unreadable(path, "is damaged: it does not begin with a header")
+    first, head = next(blocks)
+    if first != b"IHDR" or len(head) != 13 or head[9] not in _SAMPLES:
+        raise unreadable(path, "is damaged: it does not begin with a header that PNG knows")
     pixels = (block for kind, block in blocks if kind == b"IDAT")
     promised, found = _promised_bytes(head), 0
     for piece in _inflated(pixels, path):
