@@ -137,8 +137,13 @@ def parse_json(text: str | bytes) -> Any:
         ValueError: it does not, or is no JSON.
         RecursionError: it is nested too deeply.
     """
-    numbers = {"parse_constant": _finite, "parse_float": _finite, "parse_int": _whole}
-    return json.loads(text, object_pairs_hook=_without_duplicates, **numbers)
+    return json.loads(
+        text,
+        object_pairs_hook=_without_duplicates,
+        parse_constant=_finite,
+        parse_float=_finite,
+        parse_int=_whole,
+    )
 
 
 def _json_fault(error: Exception) -> str:

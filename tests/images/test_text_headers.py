@@ -111,8 +111,9 @@ def test_control_characters_in_a_field_that_is_read_are_damage(tmp_path, field, 
     assert np.array_equal(read_image([path]).array[0], SERIES)
 
 
-def test_control_characters_in_a_field_of_nrrd_are_damage(tmp_path):
+@pytest.mark.parametrize("character", ["\x0c", "\r"])
+def test_control_characters_in_a_field_of_nrrd_are_damage(tmp_path, character):
     path = tmp_path / "case.nrrd"
-    path.write_bytes(nrrd_of(SERIES, "encoding: raw", "spacings:\x0c 1 2 3"))
+    path.write_bytes(nrrd_of(SERIES, "encoding: raw", f"spacings:{character} 1 2 3"))
     with pytest.raises(UnreadableFile, match="control characters in the field 'spacings'"):
         read_image([path])

@@ -82,6 +82,18 @@ def test_a_palette_gives_colors_to_images_and_numbers_to_labels(tmp_path, widest
     assert any("palette" in note for note in volume.notes)
 
 
+def test_a_palette_of_one_bit_has_two_colors(tmp_path):
+    path, mask = tmp_path / "case.tif", np.arange(48).reshape(6, 8) % 3 == 0
+    colors = (1, 10, 2, 20, 3, 30)  # red, green and blue of 0 and 1
+    tifffile.imwrite(path, mask, photometric="minisblack", extratags=[(320, "H", 6, colors, True)])
+    with tifffile.TiffFile(path, mode="r+b") as file:
+        file.pages[0].tags["PhotometricInterpretation"].overwrite(3)
+    assert np.array_equal(
+        read_image([path]).array[:, 0], np.where(mask, [[[10]], [[20]], [[30]]], [[[1]], [[2]], [[3]]])
+    )
+    assert np.array_equal(read_labels(path).array[0], mask)
+
+
 def test_a_palette_without_colors_gives_numbers_with_a_note(tmp_path):
     path = by_hand(tmp_path / "case.tif", PLANE.tobytes(), _262=3)
     volume = read_image([path])

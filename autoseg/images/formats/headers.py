@@ -100,7 +100,8 @@ class Fields(Mapping[str, str]):
 
     def add(self, name: str, value: str) -> None:
         """Adds a field as it stands in the header."""
-        self._values.setdefault(_PASSED_OVER.sub("", name.lower()), {})[value.strip(" \t\r")] = name.strip(" \t")
+        value = value.lstrip(" \t").rstrip(" \t\r")
+        self._values.setdefault(_PASSED_OVER.sub("", name.lower()), {})[value] = name.strip(" \t")
 
     def __getitem__(self, name: str) -> str:
         value, *others = self._values[name]

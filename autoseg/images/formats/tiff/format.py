@@ -59,7 +59,7 @@ def _read(path: Path, four_d: bool) -> Volume:
         raise unreadable(path, f"uses color {volume.array.max()} of a palette of {palette.shape[1]}")
     return replace(
         volume,
-        array=palette[:, volume.array[0]],
+        array=palette[:, volume.array[0].astype(np.intp)],  # of one bit they are truth values, which select otherwise
         notes=(*volume.notes, "the colors of its palette became RGB channels"),
     )
 
