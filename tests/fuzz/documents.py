@@ -51,7 +51,7 @@ def _another_type(draw: random.Random, holder: Any, key: Any) -> None:
     choices: list[Callable[[], Any]] = [lambda: [value], lambda: {"a": value}, lambda: str(value), lambda: [value] * 3]
     if isinstance(value, dict):
         choices.append(lambda: list(value.values()))
-    if isinstance(value, int | float):
+    if isinstance(value, int | float) and abs(value) < 1e300:  # larger whole numbers are no floats
         choices += [lambda: -value, lambda: value + 1, lambda: float(value), lambda: value * 10**6, lambda: value / 3]
     holder[key] = draw.choice(choices)()
 

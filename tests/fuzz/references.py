@@ -154,7 +154,8 @@ def _nrrd_values(data: bytes, fields: dict[str, str], kind: np.dtype[Any], count
 def _on_nrrd_grid(voxels: np.ndarray, fields: dict[str, str]) -> Reference:
     count = 3 if voxels.shape[2] > 1 else 2
     units = {
-        _UNITS[unit.lower()] for unit in re.findall(r'"([^"]+)"', fields.get("spaceunits", fields.get("units", "")))
+        _UNITS[unit.lower()]
+        for unit in re.findall(r'"([^"]+)"', fields.get("spaceunits" if "spacedirections" in fields else "units", ""))
     }
     if len(units) > 1:
         raise ValueError("units differ")

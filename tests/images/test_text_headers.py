@@ -39,6 +39,7 @@ def test_pictures_along_an_axis_that_is_none_in_space_are_no_volume(tmp_path, fi
         (("spacings: 1 2 3", "axis mins: 10 20 30"), "axis mins"),
         (("spacings: 5 5 5", "space: LPS", "space directions: (1,0,0) (0,2,0) (0,0,3)"), "its spacings"),
         (("spacings: 1 2 3", 'units: "um" "um" "um"'), "lengths in um"),
+        (("spacings: 1 2 3", 'space units: "um" "um" "um"'), "space units were not used"),
     ],
 )
 def test_what_a_header_says_twice_or_in_vain_is_noted(tmp_path, fields, what):
@@ -117,3 +118,16 @@ def test_control_characters_in_a_field_of_nrrd_are_damage(tmp_path, character):
     path.write_bytes(nrrd_of(SERIES, "encoding: raw", f"spacings:{character} 1 2 3"))
     with pytest.raises(UnreadableFile, match="control characters in the field 'spacings'"):
         read_image([path])
+
+
+@pytest.mark.parametrize(("unit", "is_known"), [('"um"', True), (" um ", True), ('"um', False), ('um"', False)])
+def test_half_a_quotation_is_no_unit(tmp_path, unit, is_known):
+    path = tmp_path / "case.mha"
+    path.write_bytes(
+        "\n".join([*MHA, f"DistanceUnits = {unit}", "ElementDataFile = LOCAL", ""]).encode() + SERIES.tobytes()
+    )
+    if is_known:
+        assert read_image([path]).geometry.spacing_mm == pytest.approx((3e-3, 2e-3, 1e-3))
+    else:
+        with pytest.raises(UnreadableFile, match="not a known unit"):
+            read_image([path])

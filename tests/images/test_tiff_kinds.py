@@ -94,6 +94,15 @@ def test_a_palette_of_one_bit_has_two_colors(tmp_path):
     assert np.array_equal(read_labels(path).array[0], mask)
 
 
+def test_a_palette_of_five_numbers_is_damage(tmp_path):
+    path = tmp_path / "case.tif"
+    tifffile.imwrite(path, PLANE, photometric="minisblack", extratags=[(320, "H", 5, (1, 2, 3, 4, 5), True)])
+    with tifffile.TiffFile(path, mode="r+b") as file:
+        file.pages[0].tags["PhotometricInterpretation"].overwrite(3)
+    with pytest.raises(UnreadableFile, match="palette"):
+        read_image([path])
+
+
 def test_a_palette_without_colors_gives_numbers_with_a_note(tmp_path):
     path = by_hand(tmp_path / "case.tif", PLANE.tobytes(), _262=3)
     volume = read_image([path])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ def unit_mm(unit: str, path: Path) -> float:
     Raises:
         UnreadableFile: it is no unit of length that is known here.
     """
-    name = unit.strip().strip('"').strip().lower()
+    name = re.sub(r'"(.*)"', r"\1", unit.strip()).strip().lower()
     if name in _NO_UNIT:
         return 1.0
     if name not in _UNITS_MM:

@@ -262,6 +262,8 @@ def _notes_on_spacings(fields: headers.Fields) -> Iterator[str]:
         yield "its spacings were not used: its space directions state them, too"
     elif "spacings" not in fields and "spacedirections" not in fields:
         yield "it states no voxel spacing; 1 mm is assumed"
+    if "spaceunits" in fields and "spacedirections" not in fields:
+        yield "its space units were not used, as it states no space directions: lengths without units count as mm"
     if not fields.keys().isdisjoint(("axismins", "axismaxs")):
         yield "its axis mins and axis maxs were not used: its first voxel is taken to lie at 0"
 

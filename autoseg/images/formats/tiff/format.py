@@ -78,7 +78,7 @@ def _stored(path: Path, four_d: bool) -> tuple[Volume, NDArray[np.uint8] | None]
         alpha = None
         if len(array) == 2 and _has_gray_alpha(series.keyframe):
             array, alpha, notes = array[:1], array[1], [*notes, "its alpha channel was dropped"]
-        palette = None if file.is_imagej else _palette(series.keyframe)
+        palette = None if file.is_imagej else _palette(series.keyframe, path)
         tagged, unit_notes = tagged_spacing(file)
     depth, height, width = array.shape[1:]
     if depth == 1:
@@ -92,10 +92,13 @@ def _stored(path: Path, four_d: bool) -> tuple[Volume, NDArray[np.uint8] | None]
     return Volume(array, geometry, tuple(notes), alpha=alpha), palette
 
 
-def _palette(page: Any) -> NDArray[np.uint8] | None:
+def _palette(page: Any, path: Path) -> NDArray[np.uint8] | None:
+    """Colors (3, n), or None."""
     colors: NDArray[Any] | None = page.colormap if page.photometric == PALETTE else None
     if colors is None:
         return None
+    if colors.ndim != 2 or len(colors) != 3:
+        raise unreadable(path, "is damaged: its palette does not hold three numbers for each color", do=_STORE_AGAIN)
     return (colors >> 8 if colors.max() > 255 else colors).astype(np.uint8)  # some programs write 8 bits, says libtiff
 
 
