@@ -209,7 +209,7 @@ def _unsealed(text: bytes, path: Path) -> bytes | str:
 def read_json(path: Path) -> Any:
     """The content of a JSON file that others wrote, with or without a byte order mark; not checked against a record.
 
-    Numbers may be NaN or infinite, as in nnU-Net's statistics of what does not occur.
+    Numbers may be NaN or infinite, as in nnU-Net's statistics of what does not occur, but not have 400 digits.
 
     Raises:
         MissingInput: there is no such file.
@@ -219,7 +219,7 @@ def read_json(path: Path) -> Any:
         size = path.stat().st_size
         if size > LARGEST_JSON_BYTES:
             raise RecordFault(f"{path.name} has {size} bytes", where=str(path), do="give the file that was meant")
-        return json.loads(path.read_bytes(), object_pairs_hook=_without_duplicates)
+        return json.loads(path.read_bytes(), object_pairs_hook=_without_duplicates, parse_int=_whole)
     except FileNotFoundError as error:
         raise MissingInput(f"there is no file {path}", where=str(path), do="check the path") from error
     except (ValueError, RecursionError, IsADirectoryError) as error:

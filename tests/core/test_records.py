@@ -15,6 +15,7 @@ from autoseg.core.records import (
     from_data,
     from_json,
     load,
+    read_json,
     read_table,
     save,
     save_sealed,
@@ -164,6 +165,12 @@ def test_a_name_that_is_not_utf8_is_refused():
 def test_infinite_numbers_are_none_of_json(number):
     with pytest.raises(RecordFault):
         from_json(IntensityQuantiles, f'{{"mean": {number}, "mean_square": 1, "quantiles": ""}}', "here")
+
+
+def test_whole_numbers_of_others_are_no_larger_than_a_float(tmp_path):
+    (tmp_path / "dataset.json").write_text(f'{{"numTraining": {"9" * 400}}}')
+    with pytest.raises(RecordFault, match="is no number of JSON"):
+        read_json(tmp_path / "dataset.json")
 
 
 def test_a_sealed_record_that_is_nested_without_end_was_changed(tmp_path):
