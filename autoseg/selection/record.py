@@ -127,7 +127,7 @@ class Selection:
     name: str
     because: str
     members: tuple[SelectedMember, ...]
-    folds: dict[str, tuple[int, ...]]
+    folds: dict[str, Annotated[tuple[int, ...], Field(min_length=1)]]
     candidates: tuple[CandidateScore, ...]
     nnunet_choice: str
     nested: NestedScore | None

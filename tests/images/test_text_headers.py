@@ -104,7 +104,7 @@ def test_control_characters_in_a_field_that_is_read_are_damage(tmp_path, field, 
     path = tmp_path / "case.mha"
     header = "\n".join([*MHA, "Comment = \x07 ring", field, "ElementDataFile = LOCAL", ""])
     path.write_bytes(header.encode("latin-1") + SERIES.tobytes())
-    with pytest.raises(UnreadableFile, match="control characters in the field"):
+    with pytest.raises(UnreadableFile, match="damaged header"):
         read_image([path])
     path.write_bytes(
         header.replace(field, f"{name} = {'mm' if 'Units' in name else '1 2 3'}\r").encode() + SERIES.tobytes()
@@ -116,7 +116,7 @@ def test_control_characters_in_a_field_that_is_read_are_damage(tmp_path, field, 
 def test_control_characters_in_a_field_of_nrrd_are_damage(tmp_path, character):
     path = tmp_path / "case.nrrd"
     path.write_bytes(nrrd_of(SERIES, "encoding: raw", f"spacings:{character} 1 2 3"))
-    with pytest.raises(UnreadableFile, match="control characters in the field 'spacings'"):
+    with pytest.raises(UnreadableFile, match="damaged header"):
         read_image([path])
 
 
@@ -131,3 +131,14 @@ def test_half_a_quotation_is_no_unit(tmp_path, unit, is_known):
     else:
         with pytest.raises(UnreadableFile, match="not a known unit"):
             read_image([path])
+
+
+def test_two_fields_that_a_damaged_line_end_joined_are_refused(tmp_path):
+    """`ElementSpacing` would count as not stated."""
+    path = tmp_path / "case.mha"
+    header = "\n".join([*MHA, "ElementDataFile = LOCAL", ""]).replace(
+        "MET_UCHAR\nElementSpacing", "MET_UCHAR\rElementSpacing"
+    )
+    path.write_bytes(header.encode() + SERIES.tobytes())
+    with pytest.raises(UnreadableFile, match="a line end within a line"):
+        read_image([path])

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
-from autoseg.core.records import load, save
+import pytest
+
+from autoseg.core.errors import RecordFault
+from autoseg.core.records import load, save, to_data
 from autoseg.inference.postprocessing import PostprocessingStep
 from autoseg.selection.record import (
     SELECTION_VERSION,
@@ -46,6 +50,13 @@ def example() -> Selection:
 def test_a_selection_survives_its_file(tmp_path) -> None:
     save(example(), tmp_path / "selection.json")
     assert load(Selection, tmp_path / "selection.json") == example()
+
+
+def test_a_configuration_without_folds_is_no_selection(tmp_path) -> None:
+    folds = {"2d": [0, 1], "3d_fullres": []}
+    (tmp_path / "selection.json").write_text(json.dumps(to_data(example()) | {"folds": folds}))
+    with pytest.raises(RecordFault, match=r"folds\.3d_fullres"):
+        load(Selection, tmp_path / "selection.json")
 
 
 def test_only_accepted_steps_are_applied() -> None:

@@ -124,6 +124,9 @@ def read_fields(path: Path, separators: str, end: bytes) -> tuple[Fields, re.Mat
 
     Returns:
         the fields, and None where `end` is not found.
+
+    Raises:
+        UnreadableFile: a line holds another line's end, so that two fields may have become one.
     """
     with path.open("rb") as stream:
         start = stream.read(LONGEST_HEADER)
@@ -132,6 +135,8 @@ def read_fields(path: Path, separators: str, end: bytes) -> tuple[Fields, re.Mat
     for line in start[: match.end() if match else None].decode("latin-1").split("\n"):
         name, *rest = re.split(f"[{separators}]", line, maxsplit=1)
         if rest and not line.startswith("#") and ":=" not in line.partition(": ")[0]:  # NRRD's key:=value is free text
+            if "\r" in line.rstrip("\r"):
+                raise unreadable(path, f"has a damaged header: a line end within a line, near {name[:30]!r}")
             fields.add(name, rest[0])
     return fields, match
 
