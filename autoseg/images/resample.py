@@ -111,6 +111,9 @@ def resample_image(
         target_mm: spacing of the result; together they decide whether slices are resampled apart.
         order: spline order: 3 for intensities, 1 for probabilities and logits.
 
+    Raises:
+        FloatingPointError: a number is not finite, or does not stay so.
+
     Source: nnU-Net v2 preprocessing/resampling/default_resampling.py.
     """
     if image.shape[1:] == tuple(new_shape):
@@ -133,6 +136,8 @@ def _resample_channel(
     for axis in sorted(within, key=lambda axis: new_shape[axis] / channel.shape[axis]):  # shrink first, it is cheaper
         if new_shape[axis] != resampled.shape[axis]:
             resampled = _interpolate(resampled, axis, new_shape[axis], order)
+    if not (np.isfinite(resampled.min()) and np.isfinite(resampled.max())):  # clipping would hide an infinite one
+        raise FloatingPointError("interpolation leaves the range of single precision")
     np.clip(resampled, lowest, highest, out=resampled)
     return resampled
 
@@ -163,11 +168,12 @@ def _interpolate(volume: NDArray[np.float32], axis: int, n_out: int, order: int)
     result = np.empty(shape, np.float32)
     # (before, axis, after): with nothing after, the axis is the last one and rows multiply from the right
     lines, target = (array.reshape(-1, array.shape[axis], _size_after(array, axis)) for array in (volume, result))
-    for rows, columns, weights in _bands(volume.shape[axis], n_out, order):
-        if axis == 2:
-            np.matmul(lines[:, columns, 0], weights.T, out=target[:, rows, 0])
-        else:
-            np.matmul(weights, lines[:, columns], out=target[:, rows])
+    with np.errstate(over="ignore", invalid="ignore"):  # BLAS sets flags for lanes that it fills up and does not use
+        for rows, columns, weights in _bands(volume.shape[axis], n_out, order):
+            if axis == 2:
+                np.matmul(lines[:, columns, 0], weights.T, out=target[:, rows, 0])
+            else:
+                np.matmul(weights, lines[:, columns], out=target[:, rows])
     return result
 
 

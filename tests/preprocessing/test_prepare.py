@@ -196,6 +196,27 @@ def test_opposite_extremes_overflow_when_rescaled():
         )
 
 
+def test_flags_that_blas_sets_for_numbers_it_does_not_use_are_no_overflow(monkeypatch):
+    matmul = np.matmul
+
+    def flagged(*args, **kwargs):
+        np.subtract(np.float32(np.inf), np.float32(np.inf))  # invalid, as in lanes that hold whatever was there
+        return matmul(*args, **kwargs)
+
+    volume = Volume(np.random.default_rng(0).normal(size=(1, 8, 9, 10)).astype(np.float32), Geometry((8, 9, 10)))
+    preparation = Preparation((0, 1, 2), (1.5, 0.8, 1.0), ("zscore",), (False,), (None,))
+    expected = prepare(volume, None, preparation).image
+    monkeypatch.setattr(np, "matmul", flagged)
+    assert np.array_equal(prepare(volume, None, preparation).image, expected)
+
+
+def test_interpolation_that_overflows_is_not_clipped_to_a_number():
+    array = np.where(np.arange(720).reshape(1, 8, 9, 10) % 2, 3.3e38, -3.3e38).astype(np.float32)
+    preparation = Preparation((0, 1, 2), (1.5, 0.8, 1.0), ("none",), (False,), (None,))
+    with pytest.raises(IntensityOverflow):
+        prepare(Volume(array, Geometry((8, 9, 10))), None, preparation)
+
+
 def test_a_constant_image_is_no_overflow():
     volume = Volume(np.full((1, 4, 5, 6), 7, np.float32), Geometry((4, 5, 6)))
     preparation = Preparation((0, 1, 2), (1.0, 1.0, 1.0), ("zscore",), (False,), (None,))
