@@ -63,3 +63,34 @@ def test_output_and_gradients_are_those_of_double_precision(dtype: str, most: fl
 def test_the_variance_is_exact_where_the_mean_is_far_from_zero() -> None:
     ((output, *_),) = errors([((2, 4, 40, 40), "float32", 0.01, 1000.0)])
     assert output < 2e-4  # the features themselves are rounded to 6e-5; sums of squares would lose all digits
+
+
+COMPILE = """
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, compile
+from autoseg.networks import fused_norm as module
+
+POINTERS = ("features", "gradient", "output")
+SUMS = ("partial", "statistics", "sums", "weight", "bias")
+FIXED = {"STEPS": 4, "HEIGHT": 256, "WIDTH": 32, "MOST": 256}
+
+KINDS = {**dict.fromkeys(POINTERS, "*bf16"), **dict.fromkeys(SUMS, "*fp32"), **dict.fromkeys(FIXED, "constexpr")}
+KINDS |= {"epsilon": "fp32", "slope": "fp32"}
+
+for kernel in ("_sum_forward", "_combine", "_apply_forward", "_sum_backward", "_apply_backward"):
+    names = getattr(module, kernel).arg_names
+    fixed = {(place,): FIXED[name] for place, name in enumerate(names) if name in FIXED}
+    source = ASTSource(getattr(module, kernel), {name: KINDS.get(name, "i32") for name in names}, fixed)
+    print(kernel, len(compile(source, target=GPUTarget("cuda", 90, 32)).asm["cubin"]))
+"""
+
+
+def test_every_kernel_compiles_for_a_gpu(tmp_path) -> None:
+    environment = os.environ | {"TRITON_CACHE_DIR": str(tmp_path)}
+    environment.pop("TRITON_INTERPRET", None)
+    command = [sys.executable, "-W", "ignore", "-c", COMPILE]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    sizes = dict(line.split() for line in done.stdout.splitlines())
+    assert len(sizes) == 5
+    assert all(int(size) > 1000 for size in sizes.values())
