@@ -16,6 +16,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # before torch, numpy or SimpleITK star
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"):
         os.environ.setdefault(variable, "1")
 
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the command line does it: several workers share the cores
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 

@@ -73,9 +73,26 @@ def cli() -> None:
     """  # noqa: D301 - click knows a paragraph to be left as it is by a backspace
 
 
+WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+"""What tells OpenMP's threads how to wait for each other."""
+
+
 def main() -> None:
     """Entry point of the `autoseg` command."""
+    wait_passively()
     sys.exit(run(sys.argv[1:]))
+
+
+def wait_passively() -> None:
+    """Lets threads that wait for each other sleep, in this process and those it starts, unless the user decided it.
+
+    By default they spin. Where another program takes one of the cores, all the others then spin until it gives it back:
+    a step of the planned hippocampus network in 3D, on two cores with three busy programs, took 4.0 s of wall time and
+    1.8 s of CPU time, and with sleeping ones 1.0 and 0.5 s; on free cores both took as long. The library reads this
+    when it is loaded, so it has to be said before torch is imported.
+    """
+    if not any(name in os.environ for name in WAITING):
+        os.environ["OMP_WAIT_POLICY"] = "passive"
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -1,5 +1,6 @@
 """The frame of the command line: fast start, one box per error, helpful answers to typing errors."""
 
+import os
 import resource
 import subprocess
 import sys
@@ -7,7 +8,7 @@ import sys
 import pytest
 
 from autoseg.cli import main as main_module
-from autoseg.cli.main import VERBS
+from autoseg.cli.main import VERBS, WAITING
 from autoseg.core.configs import shipped
 from autoseg.core.errors import GeometryMismatch
 from autoseg.runs.executors.executor import EXECUTORS
@@ -29,6 +30,19 @@ def test_help_is_fast_and_does_not_import_torch():
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     spent = (after.ru_utime - before.ru_utime) + (after.ru_stime - before.ru_stime)
     assert spent <= CPU_SECONDS_OF_HELP
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the variables of GNU's OpenMP, which torch has on Linux")
+@pytest.mark.parametrize(("own", "spins"), [({}, "0"), ({"GOMP_SPINCOUNT": "7"}, "7")])
+def test_threads_wait_without_spinning_unless_the_user_says_how(repository, own, spins):
+    environment = {name: value for name, value in os.environ.items() if name not in WAITING}
+    environment |= {"OMP_DISPLAY_ENV": "verbose", "PYTHONPATH": str(repository), **own}
+    ran = subprocess.run(
+        [sys.executable, "-m", "autoseg", "doctor"], env=environment, capture_output=True, text=True, check=False
+    )
+    shown = [line.split("=")[1].strip() for line in ran.stderr.splitlines() if "GOMP_SPINCOUNT" in line]
+    assert shown, "torch has loaded another OpenMP"
+    assert set(shown) == {f"'{spins}'"}
 
 
 def test_help_lists_every_verb(autoseg):
