@@ -133,7 +133,7 @@ class Bench:
     def step(self, state: TrainingState, configuration: Configuration, compute: Compute, index: int) -> float:
         """One training step with batch `index`; its loss."""
         image, labels = self.augmented(configuration, index, compute)
-        return train_step(state, image, labels, _OBJECTIVE, self.recipe, compute)
+        return float(train_step(state, image, labels, _OBJECTIVE, self.recipe, compute))
 
     def predictor(self, network: nn.Module, precision: str, device: torch.device) -> Predictor:
         """The predictor of one network, with mirroring."""
@@ -191,7 +191,7 @@ def check_first_loss(bench: Bench) -> Iterator[Row]:
     def first(compute: Compute) -> float:
         state = bench.state(bench.learning, compute)
         target = labels.to(compute.device)
-        return train_step(state, compute.place_image(image), target, _OBJECTIVE, bench.recipe, compute)
+        return float(train_step(state, compute.place_image(image), target, _OBJECTIVE, bench.recipe, compute))
 
     expected = first(cpu)
     for precision in bench.precisions:

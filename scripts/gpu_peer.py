@@ -188,7 +188,7 @@ class Sides:
         network.load_state_dict(self.network.state_dict())
         state = start_state(network, self.recipe, compute, self.configuration.dimensions)
         image = compute.place_image(self.image)
-        return lambda: train_step(state, image, self.labels, self.objective, self.recipe, compute)
+        return lambda: float(train_step(state, image, self.labels, self.objective, self.recipe, compute))
 
     def peer_prediction(self, image: Tensor) -> Callable[[], Tensor]:
         """One call, the logits of the image (c, z, y, x), all mirrorings on."""

@@ -75,9 +75,9 @@ def _train(active: ActiveRun, seconds: Callable[[], float]) -> None:
     objective = make_objective(recipe.loss, task.plan.labels, task.configuration.batch_dice)
     source = batch_source(active)
 
-    def take_step(now: TrainingState, batch: Placed) -> tuple[float, Sequence[str]]:
-        image, labels, cases = batch
-        return train_step(now, compute.place_image(image), labels, objective, recipe, compute), cases
+    def take_step(now: TrainingState, batch: Placed) -> tuple[Tensor, Sequence[str]]:
+        image, labels = batch.tensors()
+        return train_step(now, compute.place_image(image), labels, objective, recipe, compute), batch.cases
 
     def validate(now: TrainingState) -> OnlineScores | None:
         return score_patches(now, _validation_batches(active, source), objective, compute, task.plan.labels)
@@ -144,7 +144,7 @@ def _validation_batches(active: ActiveRun, source: BatchSource) -> Iterator[tupl
     with Prefetcher(source.validation, state.epoch * asked.validation_steps, min(active.readers, count)) as batches:
         for _ in range(count):
             active.check_stop()
-            image, labels, _cases = next(batches)
+            image, labels = next(batches).tensors()
             yield active.compute.place_image(image), labels
 
 

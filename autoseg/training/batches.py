@@ -11,14 +11,16 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import count
 from queue import SimpleQueue
 from types import TracebackType
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from autoseg.augmentation.kinds import AUGMENTATIONS, Augment, make_augmentation
@@ -39,11 +41,36 @@ from autoseg.training.splits import Fold
 
 T = TypeVar("T")
 
+_of_thread = threading.local()
+
 TIMEOUT_SECONDS = 300.0
 """Longest wait for one batch before the training stops (assumption: the slowest network disk needs seconds)."""
 
-Placed = tuple[Tensor, Tensor, tuple[str, ...]]
-"""Image (b, c, *patch) and labels (b, *patch) on the device, and the case of each patch."""
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A batch on the device.
+
+    Attributes:
+        image: (b, c, *patch).
+        labels: (b, *patch).
+        cases: of each patch.
+        ready: comes when the device has made them, on a stream of its own; None on a CPU.
+    """
+
+    image: Tensor
+    labels: Tensor
+    cases: tuple[str, ...]
+    ready: torch.cuda.Event | None = None
+
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        """Image and labels for the work queued from now on; the device waits for them, the host does not."""
+        if self.ready is not None:
+            stream = torch.cuda.current_stream(self.image.device)
+            stream.wait_event(self.ready)
+            for tensor in (self.image, self.labels):
+                tensor.record_stream(stream)  # their memory is that of the other stream, free once this one is done
+        return self.image, self.labels
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,9 +123,29 @@ class BatchSource:
         )
 
     def _placed(self, batch: Batch, augment: Augment, spec: AugmentationSpec, generator: torch.Generator) -> Placed:
-        image, labels = (torch.from_numpy(own).to(self.device) for own in (batch.image, batch.labels))
-        first_stage = None if batch.first_stage is None else torch.from_numpy(batch.first_stage).to(self.device)
-        return *augment(image, labels, spec, generator, first_stage), batch.cases
+        with self._stream() as stream:
+            image, labels = self._on_device(batch.image), self._on_device(batch.labels)
+            first_stage = None if batch.first_stage is None else self._on_device(batch.first_stage)
+            image, labels = augment(image, labels, spec, generator, first_stage)
+            return Placed(image, labels, batch.cases, None if stream is None else stream.record_event())
+
+    def _stream(self) -> AbstractContextManager[torch.cuda.Stream | None]:
+        """On a GPU a stream of this thread: copies and augmentation run beside the training, and wait for nothing."""
+        if self.device.type != "cuda":
+            return nullcontext()
+        if not hasattr(_of_thread, "stream"):
+            _of_thread.stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        return _entered(_of_thread.stream)
+
+    def _on_device(self, array: NDArray[Any]) -> Tensor:
+        tensor = torch.from_numpy(array)
+        return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
+
+
+@contextmanager
+def _entered(stream: torch.cuda.Stream) -> Iterator[torch.cuda.Stream]:
+    with torch.cuda.stream(stream):
+        yield stream
 
 
 class Prefetcher(Generic[T]):

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
 
 from autoseg.core.errors import Interrupted
 from autoseg.training.step import TrainingState, note_loss
@@ -16,6 +20,9 @@ if TYPE_CHECKING:
     from autoseg.training.batches import Prefetcher
 
 _log = logging.getLogger(__name__)
+
+TakeStep = Callable[[TrainingState, Any], tuple[Tensor, Sequence[str]]]
+"""Updates a state with one batch; gives its loss, a number on the device, and its cases."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +48,46 @@ class EpochResult:
     events: tuple[str, ...] = ()
 
 
+@dataclass(slots=True)
+class Losses:
+    """Losses of an epoch's steps on their way from the device into the state.
+
+    On a GPU they are read a step late: the copy to the host stands in the queue right behind its step, and while the
+    host waits for it, the device works on the next one. So the device never runs out of work, and the host is never
+    more than a step ahead of it.
+
+    Attributes:
+        state: that notes them.
+        unread: step, loss on the host and cases of each; where there is an event, the loss is there once it has come.
+    """
+
+    state: TrainingState
+    unread: deque[tuple[int, Tensor, Sequence[str], torch.cuda.Event | None]] = field(default_factory=deque)
+
+    def add(self, loss: Tensor, cases: Sequence[str]) -> None:
+        """Orders the loss of the step just queued, and notes the one before; on a CPU it is noted at once."""
+        copied = torch.cuda.Event() if loss.is_cuda else None  # type: ignore[no-untyped-call]
+        self.unread.append((self.state.step, loss.to("cpu", non_blocking=loss.is_cuda), cases, copied))
+        if copied is not None:
+            copied.record(torch.cuda.current_stream(loss.device))
+        self.note(0 if copied is None else 1)
+
+    def note(self, late: int = 0) -> None:
+        """Notes all but the last `late` losses.
+
+        Raises:
+            TrainingStopped: too many in a row were not finite.
+        """
+        while len(self.unread) > late:
+            step, loss, cases, copied = self.unread.popleft()
+            if copied is not None:
+                copied.synchronize()
+            message = note_loss(self.state, float(loss), step, cases)
+            if message:
+                _log.warning(message)
+                self.state.events.append(message)
+
+
 class Callback:
     """What happens between the steps of a training; a callback overrides the moments that it needs."""
 
@@ -57,7 +104,7 @@ class Callback:
 def fit(
     state: TrainingState,
     batches: Prefetcher[Any],
-    take_step: Callable[[TrainingState, Any], tuple[float, Sequence[str]]],
+    take_step: TakeStep,
     validate: Callable[[TrainingState], OnlineScores | None],
     callbacks: Sequence[Callback] = (),
 ) -> None:
@@ -66,7 +113,7 @@ def fit(
     Args:
         state: where to go on from; changed in place.
         batches: from number `state.step` on.
-        take_step: updates the state with one batch; gives the loss and the batch's cases.
+        take_step: updates the state with one batch.
         validate: scores the network after each epoch.
         callbacks: called in order.
 
@@ -93,18 +140,19 @@ def fit(
 def _epoch(
     state: TrainingState,
     batches: Prefetcher[Any],
-    take_step: Callable[[TrainingState, Any], tuple[float, Sequence[str]]],
+    take_step: TakeStep,
     validate: Callable[[TrainingState], OnlineScores | None],
     callbacks: Sequence[Callback],
 ) -> EpochResult:
     begin, waited_before = time.perf_counter(), batches.waited_seconds
-    while state.step < state.end_of_epoch:
-        message = note_loss(state, *take_step(state, next(batches)))
-        if message:
-            _log.warning(message)
-            state.events.append(message)
-        for callback in callbacks:
-            callback.after_step(state)
+    losses = Losses(state)
+    try:
+        while state.step < state.end_of_epoch:
+            losses.add(*take_step(state, next(batches)))
+            for callback in callbacks:
+                callback.after_step(state)
+    finally:
+        losses.note()  # an interruption's checkpoint holds those of all steps done
     scores = validate(state)
     seconds = time.perf_counter() - begin
     return EpochResult(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -67,18 +67,44 @@ def warmup(step: int, steps: int) -> float:
 
 def sgd(parameters: Iterable[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
     """Stochastic gradient descent with Nesterov momentum (nnU-Net v2)."""
-    return torch.optim.SGD(
-        parameters,
-        lr=recipe.lr,
-        momentum=recipe.momentum,
-        nesterov=recipe.momentum > 0,
-        weight_decay=recipe.weight_decay,
-    )
+    parameters = list(parameters)
+    options = _options(parameters, recipe)
+    has_momentum = recipe.momentum > 0
+    optimizer = torch.optim.SGD(parameters, momentum=recipe.momentum, nesterov=has_momentum, **options)
+    if skips_on_device(optimizer) and has_momentum:
+        # The fused kernel allocates momentum in the first step and leaves it as it is where that step is skipped.
+        for parameter in parameters:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 def adamw(parameters: Iterable[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
     """AdamW (Loshchilov and Hutter 2019); `momentum` is the first beta, the second is 0.999."""
-    return torch.optim.AdamW(parameters, lr=recipe.lr, betas=(recipe.momentum, 0.999), weight_decay=recipe.weight_decay)
+    parameters = list(parameters)
+    options = _options(parameters, recipe)
+    return torch.optim.AdamW(parameters, betas=(recipe.momentum, 0.999), **options)
+
+
+def _options(parameters: Sequence[nn.Parameter], recipe: Recipe) -> dict[str, Any]:
+    """Rate and decay; on a GPU one kernel for all parameters, which reads its rate there."""
+    decay = {"weight_decay": recipe.weight_decay}
+    if not parameters[0].is_cuda:
+        return {"lr": recipe.lr, **decay}
+    return {"lr": torch.tensor(recipe.lr, device=parameters[0].device), "fused": True, **decay}
+
+
+def skips_on_device(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether its kernels read there whether the step is to be skipped (`found_inf`), so that the host need not."""
+    return all(group.get("fused") for group in optimizer.param_groups)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Sets the rate of the next step; one that lies on the device is changed there."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], torch.Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
 
 
 OPTIMIZERS: dict[str, Callable[[Iterable[nn.Parameter], Recipe], torch.optim.Optimizer]] = {"sgd": sgd, "adamw": adamw}

@@ -1,4 +1,8 @@
-"""One optimizer step: forward, loss, backward, clip, update; a non-finite one is skipped."""
+"""One optimizer step: forward, loss, backward, clip, update; a non-finite one is skipped.
+
+On a GPU nothing here waits for the device: whether a step was finite is decided there, and the host reads the loss when
+the next step is under way.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,14 @@ from torch import Tensor, nn
 
 from autoseg.core.errors import TrainingStopped
 from autoseg.training.losses import Objective
-from autoseg.training.optimization import OPTIMIZERS, SCHEDULES, ScheduleSegment, warmup
+from autoseg.training.optimization import (
+    OPTIMIZERS,
+    SCHEDULES,
+    ScheduleSegment,
+    set_learning_rate,
+    skips_on_device,
+    warmup,
+)
 
 if TYPE_CHECKING:
     from autoseg.training.recipe import Recipe  # whose callbacks need what stands here
@@ -168,8 +179,10 @@ def learning_rate(state: TrainingState, recipe: Recipe) -> float:
 
 def train_step(
     state: TrainingState, image: Tensor, labels: Tensor, objective: Objective, recipe: Recipe, compute: Compute
-) -> float:
-    """Updates the network with one batch and returns the loss; a non-finite loss or gradient changes nothing.
+) -> Tensor:
+    """Updates the network with one batch and returns the loss: a number on the device.
+
+    A step whose loss or gradient is not finite changes nothing but the number of steps, and its loss is not-a-number.
 
     Args:
         state: changed: network, optimizer, average, `step`.
@@ -180,47 +193,56 @@ def train_step(
         compute: precision.
     """
     state.network.train()
-    for group in state.optimizer.param_groups:
-        group["lr"] = learning_rate(state, recipe)
+    set_learning_rate(state.optimizer, learning_rate(state, recipe))
     state.optimizer.zero_grad(set_to_none=True)
     with compute.autocast():
         value = objective((state.forward or state.network)(image, deep_supervision=True), labels)
-    result = float(value.detach())
-    if math.isfinite(result):
-        is_good = _update(state, value, recipe)
-        result = result if is_good else math.nan
+    is_finite = _update(state, value, recipe)
     state.step += 1
-    if math.isfinite(result) and state.averaged is not None:
+    # On the device the average takes the weights of a skipped step, which are those of the step before, once more.
+    if state.averaged is not None and (skips_on_device(state.optimizer) or bool(is_finite)):
         update_average(state.averaged, state.network, min(recipe.ema_decay, state.step / (state.step + 9)))
-    return result
+    return value.detach().where(is_finite, math.nan)
 
 
-def _update(state: TrainingState, value: Tensor, recipe: Recipe) -> bool:
-    """Backward and optimizer step; whether the gradient was finite (a scaler deals with its own overflows)."""
-    if state.scaler is None:
-        value.backward()  # type: ignore[no-untyped-call]
-        norm = nn.utils.clip_grad_norm_(state.network.parameters(), recipe.gradient_clip)
-        if not math.isfinite(float(norm)):
-            return False
-        state.optimizer.step()
-        return True
-    state.scaler.scale(value).backward()  # type: ignore[no-untyped-call]
-    state.scaler.unscale_(state.optimizer)
-    nn.utils.clip_grad_norm_(state.network.parameters(), recipe.gradient_clip)
-    state.scaler.step(state.optimizer)
-    state.scaler.update()
-    return True
+def _update(state: TrainingState, value: Tensor, recipe: Recipe) -> Tensor:
+    """Backward and optimizer step, which changes nothing unless loss and gradient are finite: that is returned.
+
+    A loss scaler deals with overflows of the gradient itself; they are part of how it works.
+    """
+    scaler, optimizer = state.scaler, state.optimizer
+    (value if scaler is None else scaler.scale(value)).backward()  # type: ignore[no-untyped-call]
+    if scaler is not None:
+        scaler.unscale_(optimizer)
+    norm = nn.utils.clip_grad_norm_(state.network.parameters(), recipe.gradient_clip)
+    is_finite = torch.isfinite(value.detach())
+    if scaler is not None:
+        scaler.step(optimizer)
+        scaler.update()
+        return is_finite
+    is_finite = is_finite & torch.isfinite(norm)
+    if skips_on_device(optimizer):
+        optimizer.found_inf = (~is_finite).float()  # type: ignore[attr-defined]  # what a GradScaler would set
+        optimizer.step()
+    elif bool(is_finite):
+        optimizer.step()
+    return is_finite
 
 
 @torch.no_grad()
 def update_average(averaged: nn.Module, network: nn.Module, decay: float) -> None:
     """Moves the averaged weights toward the network's: `decay` of the old, the rest of the new."""
-    for mean, current in zip(averaged.parameters(), network.parameters(), strict=True):
-        mean.lerp_(current, 1.0 - decay)
+    torch._foreach_lerp_(list(averaged.parameters()), list(network.parameters()), 1.0 - decay)
 
 
-def note_loss(state: TrainingState, loss: float, cases: Sequence[str]) -> str | None:
+def note_loss(state: TrainingState, loss: float, step: int, cases: Sequence[str]) -> str | None:
     """Keeps a finite loss; for a non-finite one returns a sentence about it, or stops when they repeat.
+
+    Args:
+        state: changed: `losses`, `skipped_in_row`.
+        loss: read from the device.
+        step: its number, from 1.
+        cases: of its batch.
 
     Raises:
         TrainingStopped: `MOST_SKIPPED_IN_A_ROW` steps in a row were not finite.
@@ -238,4 +260,4 @@ def note_loss(state: TrainingState, loss: float, cases: Sequence[str]) -> str | 
             why="the learning rate is too high, half precision overflows, or these cases hold extreme intensities",
             do="look at the cases; or lower `lr` or set `precision: fp32` in a recipe, and train with --fresh",
         )
-    return f"step {state.step}: the loss or its gradient is not finite, step skipped (cases {named})"
+    return f"step {step}: the loss or its gradient is not finite, step skipped (cases {named})"

@@ -50,17 +50,18 @@ def score_patches(
     Source: nnU-Net v2 nnUNetTrainer.validation_step and on_validation_epoch_end.
     """
     network = state.final_network.eval()
-    losses, counts = [], None
+    losses: list[Tensor] = []
+    counts = None
     for image, labels in batches:
         with compute.autocast():
             logits = network(image, deep_supervision=False)
-            value = float(objective([logits], labels))
-        losses += [value] if math.isfinite(value) else []
+            losses.append(objective([logits], labels))
         batch_counts = overlap_counts(logits, labels, label_set)
         counts = batch_counts if counts is None else counts + batch_counts
     if counts is None:
         return None
-    return OnlineScores(sum(losses) / len(losses) if losses else math.nan, pooled_dice(counts))
+    finite = [value for value in torch.stack(losses).tolist() if math.isfinite(value)]
+    return OnlineScores(sum(finite) / len(finite) if finite else math.nan, pooled_dice(counts))
 
 
 def overlap_counts(logits: Tensor, labels: Tensor, label_set: LabelSet) -> Tensor:

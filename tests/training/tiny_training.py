@@ -88,7 +88,7 @@ def train(
     threads: int = 0,
     callbacks: tuple[Callback, ...] = (),
 ) -> TrainingState:
-    def take_step(now: TrainingState, batch: Batch) -> tuple[float, tuple[str, ...]]:
+    def take_step(now: TrainingState, batch: Batch) -> tuple[torch.Tensor, tuple[str, ...]]:
         return train_step(now, *on_device(batch), loss, recipe, COMPUTE), batch.cases
 
     def validate(now: TrainingState) -> Any:

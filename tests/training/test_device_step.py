@@ -1,0 +1,101 @@
+"""A step as a GPU takes it, with the fused optimizers that PyTorch also has for CPUs: the host reads nothing."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from autoseg.training.loop import Losses
+from autoseg.training.optimization import skips_on_device
+from autoseg.training.step import TrainingState, train_step
+from tests.training.tiny_training import COMPUTE, RECIPE, fresh_state, loss, on_device, same_weights, sampling
+
+WAITING = {"_local_scalar_dense", "nonzero", "_nested_tensor_size", "item"}
+"""Operators for which a host waits for its device."""
+
+
+class HostReads(TorchDispatchMode):
+    """Counts the operators that make a host wait."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        self.found.update({name} & WAITING)
+        return func(*args, **(kwargs or {}))
+
+
+def as_on_a_gpu(state: TrainingState) -> TrainingState:
+    """The state with a fused optimizer whose rate is a tensor, and momentum that is there from the start."""
+    parameters = list(state.network.parameters())
+    options = {"momentum": RECIPE.momentum, "nesterov": True, "weight_decay": RECIPE.weight_decay, "fused": True}
+    state.optimizer = torch.optim.SGD(parameters, lr=torch.tensor(RECIPE.lr), **options)  # type: ignore[arg-type]
+    for parameter in parameters:
+        state.optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return state
+
+
+def step(state: TrainingState, number: int, factor: float = 1.0) -> Tensor:
+    image, labels = on_device(sampling()(number))
+    return train_step(state, image * factor, labels, loss, RECIPE, COMPUTE)
+
+
+def test_a_step_reads_nothing_from_the_device() -> None:
+    state = as_on_a_gpu(fresh_state())
+    assert skips_on_device(state.optimizer)
+    with HostReads() as reads:
+        results = [step(state, number) for number in range(3)]
+    assert not reads.found
+    assert all(math.isfinite(float(result)) for result in results)
+    plain = fresh_state()
+    assert not skips_on_device(plain.optimizer)
+    with HostReads() as reads:
+        step(plain, 0)
+    assert reads.found["_local_scalar_dense"] > 0
+
+
+def test_fused_steps_are_those_of_the_plain_optimizer() -> None:
+    plain, fused = fresh_state(), as_on_a_gpu(fresh_state())
+    for number in range(4):
+        torch.testing.assert_close(step(fused, number), step(plain, number))
+    for networks in ((fused.network, plain.network), (fused.averaged, plain.averaged)):
+        torch.testing.assert_close(*(own.state_dict() for own in networks if own is not None))
+
+
+@pytest.mark.parametrize("bad", [0, 2], ids=["first", "third"])
+def test_a_step_that_is_not_finite_is_skipped_on_the_device(bad: int) -> None:
+    straight, state = as_on_a_gpu(fresh_state()), as_on_a_gpu(fresh_state())
+    for number in range(4):
+        if number == bad:
+            with HostReads() as reads:
+                assert math.isnan(step(state, 9, math.inf))
+            assert reads.found.total() == 1  # the one of this test
+            state.step -= 1
+        assert torch.equal(step(state, number), step(straight, number))
+    state.averaged = straight.averaged = None  # takes the weights of the step before once more
+    assert same_weights(state, straight)
+
+
+def test_losses_are_noted_a_step_late_where_they_come_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = fresh_state()
+    losses, waited = Losses(state), []
+    for number, value in enumerate((0.5, math.nan, 0.25), start=1):
+        state.step = number
+        event = SimpleNamespace(synchronize=lambda own=number: waited.append(own))
+        losses.unread.append((number, torch.tensor(value), ("a",), event))  # type: ignore[arg-type]
+        losses.note(1)
+    assert (state.losses, state.skipped_in_row, waited) == ([0.5], 1, [1, 2])
+    losses.note()
+    assert (state.losses, state.skipped_in_row, waited) == ([0.5, 0.25], 0, [1, 2, 3])
+    assert state.events == ["step 2: the loss or its gradient is not finite, step skipped (cases a)"]
+    losses.add(torch.tensor(2.0), ("a",))  # of a CPU: known at once
+    assert state.losses[-1] == 2.0
