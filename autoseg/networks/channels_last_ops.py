@@ -44,15 +44,22 @@ def with_explicit_channels_last(image: Tensor) -> Tensor:
     return image.as_strided(image.shape, (channels * math.prod(shape), 1, *spatial))
 
 
-def is_fused_on_gpu(features: Tensor) -> bool:
-    """Whether normalization and activation of this tensor are one kernel: channels innermost, on CUDA, not compiled."""
+def has_kernels(features: Tensor) -> bool:
+    """Whether the Triton kernels of this package compute with such a tensor: on CUDA, not compiled, with Triton."""
     return (
         features.is_cuda
-        and features.is_contiguous(memory_format=CHANNELS_LAST[features.dim()])
-        and features[0, 0].numel() > 1
         and features.dtype != torch.float64
         and not torch.compiler.is_compiling()
         and util.find_spec("triton") is not None
+    )
+
+
+def is_fused_on_gpu(features: Tensor) -> bool:
+    """Whether normalization and activation of this tensor are one kernel: channels innermost."""
+    return (
+        has_kernels(features)
+        and features.is_contiguous(memory_format=CHANNELS_LAST[features.dim()])
+        and features[0, 0].numel() > 1
     )
 
 

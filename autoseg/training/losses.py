@@ -1,12 +1,14 @@
 """Soft Dice plus cross-entropy, on labels (softmax) or regions (sigmoid), over every resolution a network gives.
 
-Everything is computed in float32, whatever the logits are. Source: nnU-Net v2, `training/loss/{compound_losses,dice,
+Everything is computed in float32, whatever half precision the logits are. On a CUDA GPU the kernels of
+`networks/fused_loss` do the same in two passes over memory. Source: nnU-Net v2, `training/loss/{compound_losses,dice,
 deep_supervision}.py`; Isensee et al. 2021.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -14,6 +16,7 @@ from torch.nn import functional as F
 
 from autoseg.core.registry import choose
 from autoseg.data.model import LabelSet
+from autoseg.networks.channels_last_ops import has_kernels
 
 DICE_SMOOTH = 1e-5
 """Added to numerator and denominator of the Dice score (nnU-Net v2)."""
@@ -40,10 +43,22 @@ def dice_ce(logits: Tensor, labels: Tensor, label_set: LabelSet, batch_dice: boo
         label_set: says whether heads are labels or regions, and which value is not annotated.
         batch_dice: whether Dice pools the batch before it divides.
     """
+    if has_kernels(logits):
+        return _fused_dice_ce(logits, labels, label_set, batch_dice)
     if label_set.has_regions:
         annotated = None if label_set.ignore is None else labels != label_set.ignore
         return dice_and_binary_cross_entropy(logits, region_masks(labels, label_set), annotated, batch_dice)
     return dice_and_cross_entropy(logits, labels, label_set.ignore, batch_dice)
+
+
+def _fused_dice_ce(logits: Tensor, labels: Tensor, label_set: LabelSet, batch_dice: bool) -> Tensor:
+    from autoseg.networks import fused_loss
+
+    rows = _regions(label_set) if label_set.has_regions else tuple((value,) for value in range(logits.shape[1]))
+    ignore = fused_loss.NOTHING_IGNORED if label_set.ignore is None else label_set.ignore
+    table = _membership(rows, label_set.largest_value + 1, logits.device)
+    kind = fused_loss.LossKind(table.view(torch.int8), label_set.has_regions, ignore, batch_dice, DICE_SMOOTH)
+    return fused_loss.dice_and_entropy(logits, labels, kind)
 
 
 LOSSES: dict[str, Loss] = {"dice_ce": dice_ce}
@@ -93,20 +108,33 @@ def deep_supervision_targets(labels: Tensor, shapes: Sequence[Sequence[int]]) ->
     for shape in shapes:
         target = labels
         for axis, size in enumerate(shape, start=1):
-            if size != labels.shape[axis]:
+            factor, rest = divmod(labels.shape[axis], size)
+            if rest:
                 centers = (2 * torch.arange(size, device=labels.device) + 1) * labels.shape[axis] // (2 * size)
                 target = target.index_select(axis, centers)
+            elif factor > 1:
+                target = target[(slice(None),) * axis + (slice(factor // 2, None, factor),)]
         targets.append(target)
     return targets
 
 
 def region_masks(labels: Tensor, label_set: LabelSet) -> Tensor:
     """For every foreground region, in declared order, where it is: bool (b, regions, *shape) of labels (b, *shape)."""
-    values = max(label_set.largest_value, 0) + 1
-    table = torch.zeros(len(label_set.foreground), values, dtype=torch.bool)
-    for row, name in zip(table, label_set.foreground, strict=True):
-        row[list(label_set.classes[name])] = True
-    return table.to(labels.device)[:, labels.clamp(min=0).long()].movedim(0, 1)
+    table = _membership(_regions(label_set), label_set.largest_value + 1, labels.device)
+    return table.T[:, labels.clamp(min=0).long()].movedim(0, 1)
+
+
+def _regions(label_set: LabelSet) -> tuple[tuple[int, ...], ...]:
+    return tuple(label_set.classes[name] for name in label_set.foreground)
+
+
+@lru_cache
+def _membership(rows: tuple[tuple[int, ...], ...], values: int, device: torch.device) -> Tensor:
+    """Which of the label values 0, 1, ... belongs to which row: bool (values, rows); copied to a device only once."""
+    table = torch.zeros(max(values, 1 + max(map(max, rows))), len(rows), dtype=torch.bool)
+    for number, own in enumerate(rows):
+        table[list(own), number] = True
+    return table.to(device)
 
 
 def dice_and_cross_entropy(logits: Tensor, labels: Tensor, ignore: int | None, batch_dice: bool) -> Tensor:
@@ -118,7 +146,7 @@ def dice_and_cross_entropy(logits: Tensor, labels: Tensor, ignore: int | None, b
         ignore: value of voxels that are not annotated, or None.
         batch_dice: whether Dice pools the batch before it divides.
     """
-    logits, labels = logits.float().flatten(2).contiguous(), labels.flatten(1).long().clamp(min=0)
+    logits, labels = _precise(logits).flatten(2).contiguous(), labels.flatten(1).long().clamp(min=0)
     annotated = None if ignore is None else labels != ignore
     if annotated is not None:
         labels = labels.where(annotated, _NOT_A_LABEL)
@@ -143,13 +171,17 @@ def dice_and_binary_cross_entropy(logits: Tensor, masks: Tensor, annotated: Tens
         annotated: bool (b, *shape), or None if every voxel is.
         batch_dice: whether Dice pools the batch before it divides.
     """
-    logits, masks = logits.float().flatten(2), masks.flatten(2)
-    entropy = F.binary_cross_entropy_with_logits(logits, masks.float(), reduction="none")
+    logits, masks = _precise(logits).flatten(2), masks.flatten(2)
+    entropy = F.binary_cross_entropy_with_logits(logits, masks.to(logits.dtype), reduction="none")
     if annotated is None:
         return entropy.mean() - _mean_dice(logits.sigmoid(), masks, None, batch_dice)
     annotated = annotated.flatten(1)
     mean = (entropy * annotated[:, None]).sum() / annotated.sum().clamp(min=1)
     return mean - _mean_dice(logits.sigmoid(), masks, annotated, batch_dice)
+
+
+def _precise(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _mean_dice(probabilities: Tensor, masks: Tensor, annotated: Tensor | None, batch_dice: bool) -> Tensor:

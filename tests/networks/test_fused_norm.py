@@ -68,20 +68,25 @@ def test_the_variance_is_exact_where_the_mean_is_far_from_zero() -> None:
 COMPILE = """
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
-from autoseg.networks import fused_norm as module
+from autoseg.networks import fused_loss, fused_norm
 
-POINTERS = ("features", "gradient", "output")
-SUMS = ("partial", "statistics", "sums", "weight", "bias")
-FIXED = {"STEPS": 4, "HEIGHT": 256, "WIDTH": 32, "MOST": 256}
+KERNELS = {
+    fused_norm: ("_sum_forward", "_combine", "_apply_forward", "_sum_backward", "_apply_backward"),
+    fused_loss: ("_sum", "_score", "_differentiate"),
+}
+FEATURES = ("features", "logits", "gradient", "output")
+SUMS = ("partial", "statistics", "sums", "weight", "bias", "loss", "slopes", "upstream")
+FIXED = {"STEPS": 4, "HEIGHT": 256, "WIDTH": 32, "MOST": 256, "SAMPLES": 2, "BATCH_DICE": False, "IS_REGIONS": False}
 
-KINDS = {**dict.fromkeys(POINTERS, "*bf16"), **dict.fromkeys(SUMS, "*fp32"), **dict.fromkeys(FIXED, "constexpr")}
-KINDS |= {"epsilon": "fp32", "slope": "fp32"}
+KINDS = {**dict.fromkeys(FEATURES, "*bf16"), **dict.fromkeys(SUMS, "*fp32"), **dict.fromkeys(FIXED, "constexpr")}
+KINDS |= {"epsilon": "fp32", "slope": "fp32", "smooth": "fp32", "labels": "*i16", "table": "*i8"}
 
-for kernel in ("_sum_forward", "_combine", "_apply_forward", "_sum_backward", "_apply_backward"):
-    names = getattr(module, kernel).arg_names
-    fixed = {(place,): FIXED[name] for place, name in enumerate(names) if name in FIXED}
-    source = ASTSource(getattr(module, kernel), {name: KINDS.get(name, "i32") for name in names}, fixed)
-    print(kernel, len(compile(source, target=GPUTarget("cuda", 90, 32)).asm["cubin"]))
+for module, kernels in KERNELS.items():
+    for kernel in kernels:
+        names = getattr(module, kernel).arg_names
+        fixed = {(place,): FIXED[name] for place, name in enumerate(names) if name in FIXED}
+        source = ASTSource(getattr(module, kernel), {name: KINDS.get(name, "i32") for name in names}, fixed)
+        print(kernel, len(compile(source, target=GPUTarget("cuda", 90, 32)).asm["cubin"]))
 """
 
 
@@ -92,5 +97,5 @@ def test_every_kernel_compiles_for_a_gpu(tmp_path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     sizes = dict(line.split() for line in done.stdout.splitlines())
-    assert len(sizes) == 5
+    assert len(sizes) == 8
     assert all(int(size) > 1000 for size in sizes.values())
