@@ -29,7 +29,7 @@ PROBE_SECONDS = 0.4
 """A patch whose step takes this long is large enough to extrapolate from, in proportion to the voxels (assumption)."""
 
 _BYTES_PER_NUMBER = 4
-_MOMENTS = {"sgd": 1, "adamw": 2}  # numbers that the optimizer keeps per weight
+_MOMENTS = {"sgd": 1, "adamw": 2, "muon": 1}  # numbers that the optimizer keeps per weight
 
 
 @dataclass(frozen=True, slots=True)

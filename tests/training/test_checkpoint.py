@@ -29,7 +29,9 @@ from tests.training.tiny_training import RECIPE, Calls, fresh_state, same_weight
 LONG = replace(RECIPE, epochs=12)
 
 
-@pytest.mark.parametrize("changes", [{}, {"optimizer": "adamw"}, {"ema_decay": 0.0, "lr_update": "epoch"}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"optimizer": "adamw"}, {"optimizer": "muon"}, {"ema_decay": 0.0, "lr_update": "epoch"}]
+)
 @pytest.mark.parametrize("stop", [1, 4, 6, 11])
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, stop: int, changes: dict[str, object]) -> None:
     recipe = replace(RECIPE, **changes)  # type: ignore[arg-type]

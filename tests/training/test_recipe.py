@@ -14,7 +14,15 @@ from torch import nn
 from autoseg.core.configs import shipped
 from autoseg.core.errors import AutoSegError, MissingInput, RecordFault, UsageError
 from autoseg.core.records import load, save, to_data
-from autoseg.training.optimization import OPTIMIZERS, SCHEDULES, ScheduleSegment, warmup
+from autoseg.training.optimization import (
+    NEWTON_SCHULZ,
+    OPTIMIZERS,
+    RMS,
+    SCHEDULES,
+    ScheduleSegment,
+    orthogonalized,
+    warmup,
+)
 from autoseg.training.recipe import Recipe, load_recipe
 from autoseg.training.step import learning_rate
 from tests.training.tiny_training import RECIPE, fresh_state
@@ -153,3 +161,35 @@ def test_the_learning_rate_of_an_epoch_is_the_references() -> None:
 
 def test_a_warmup_of_no_steps_changes_nothing() -> None:
     assert warmup(0, 0) == 1.0
+
+
+@pytest.mark.parametrize("shape", [(6, 40), (40, 6), (12, 12), (1, 27)])
+def test_an_orthogonalized_matrix_keeps_its_singular_vectors(shape: tuple[int, int]) -> None:
+    matrix = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    found = left.T @ orthogonalized(matrix) @ right.T
+    expected = values / values.norm()
+    a, b, c = NEWTON_SCHULZ
+    for _ in range(5):
+        expected = a * expected + b * expected**3 + c * expected**5
+    assert torch.allclose(found, torch.diag(expected), atol=1e-9)
+    assert float(expected.min()) > 0.6
+    assert float(expected.max()) < 1.3
+
+
+def test_muon_moves_convolutions_alike_whatever_their_gradient_and_the_rest_as_adamw_does() -> None:
+    generator = torch.Generator().manual_seed(2)
+    kernel, bias = (nn.Parameter(torch.randn(shape, generator=generator)) for shape in ((8, 4, 3, 3), (8,)))
+    twin = nn.Parameter(bias.detach().clone())
+    recipe = Recipe(optimizer="muon", momentum=0.9, lr=0.01, weight_decay=0.1)
+    optimizer, reference = OPTIMIZERS["muon"]([kernel, bias], recipe), OPTIMIZERS["adamw"]([twin], recipe)
+    before = kernel.detach().clone()
+    for _ in range(3):
+        kernel.grad = 1e-3 * torch.randn(kernel.shape, generator=generator)
+        bias.grad = torch.randn(bias.shape, generator=generator)
+        twin.grad = bias.grad.clone()
+        before = kernel.detach() * (1 - 0.01 * 0.1)
+        optimizer.step()
+        reference.step()
+    assert torch.equal(bias, twin)
+    assert 0.7 < float((kernel - before).detach().square().mean().sqrt()) / (0.01 * RMS) < 1.2
