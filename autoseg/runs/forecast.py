@@ -22,7 +22,8 @@ from autoseg.runs.progress import epoch_seconds
 from autoseg.runs.queue import Queue, TrainOptions
 from autoseg.runs.run import Run
 from autoseg.training.checkpoint import GENERATIONS_KEPT
-from autoseg.training.recipe import Recipe, load_recipe
+from autoseg.training.optimization import mean_cost
+from autoseg.training.recipe import Recipe, load_recipe, relative_costs, stage_configurations
 from autoseg.training.step import Compute
 
 PROBE_SECONDS = 0.4
@@ -173,7 +174,9 @@ def seconds_per_epoch(plan: Plan, name: str, device_name: str, recipe: Recipe | 
     configuration = plan.configurations[name]
     recipe = recipe or load_recipe("cpu" if plan.preset == "cpu" else "default")
     per_voxel = _seconds_per_voxel(plan, configuration, device_name)
-    step = per_voxel * math.prod(configuration.patch_size) * configuration.batch_size
+    stages = stage_configurations(configuration, recipe)
+    voxels = math.prod(configuration.patch_size) * stages[-1].batch_size
+    step = per_voxel * voxels * mean_cost(0.0, relative_costs(stages))
     forward_share = 1 / 3  # a backward pass costs about two forward passes
     return step * (recipe.steps_per_epoch + recipe.validation_steps * forward_share)
 

@@ -17,7 +17,7 @@ from autoseg.data.model import Dataset, LabelSet
 from autoseg.planning.plan import Configuration, Plan, load_planned
 from autoseg.runs.run import Run, Stage, check_same_cases
 from autoseg.training.grouping import SplitFacts, case_groups
-from autoseg.training.recipe import Recipe, load_recipe
+from autoseg.training.recipe import Recipe, load_recipe, stage_configurations
 from autoseg.training.splits import Fold, holds_folds, settle_folds
 
 PROBABILITIES_GIB = 10.0
@@ -149,6 +149,11 @@ class RunTask:
     def configuration(self) -> Configuration:
         """To train."""
         return self.plan.configurations[self.run.configuration]
+
+    @property
+    def stages(self) -> tuple[Configuration, ...]:
+        """What is trained in each stage of the recipe; the last has the planned patch."""
+        return stage_configurations(self.configuration, self.recipe)
 
     @property
     def input_channels(self) -> int:

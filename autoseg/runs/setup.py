@@ -24,7 +24,8 @@ from autoseg.runs.run import RECORD_VERSION, RunRecord, check_same_plan, differi
 from autoseg.runs.validation import LARGEST_VALIDATION_SHARE, Forecast, case_size, make_predictor, measure_pace
 from autoseg.training.callbacks.time_budget import fit_epochs
 from autoseg.training.checkpoint import has_checkpoint
-from autoseg.training.recipe import Recipe
+from autoseg.training.optimization import mean_cost
+from autoseg.training.recipe import Recipe, relative_costs
 from autoseg.training.step import Compute, TrainingState, start_state
 
 ENDING_SECONDS = 1.5
@@ -99,7 +100,8 @@ def set_up(
     if task.seconds_left is not None:
         forecast, left = _forecast(task, network, compute, opened)
         if is_new:
-            record = _with_fitting_epochs(record, left, forecast.step_seconds)
+            average = forecast.step_seconds * mean_cost(0.0, relative_costs(task.stages))
+            record = _with_fitting_epochs(record, left, average)
     if is_new:
         save_sealed(task.plan, task.run.folder.plan)
         save_sealed(record, task.run.folder.recipe)
@@ -115,7 +117,7 @@ def set_up(
 
 
 def _batch_shape(task: RunTask) -> tuple[int, ...]:
-    own = task.configuration
+    own = task.stages[-1]
     return (own.batch_size, task.input_channels, *own.patch_size)
 
 

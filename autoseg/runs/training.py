@@ -15,6 +15,7 @@ from autoseg.core.progress import Progress, silent
 from autoseg.core.records import save_sealed
 from autoseg.inference.predictor import Predictor
 from autoseg.planning.lateral import lateral_swap
+from autoseg.planning.plan import Configuration
 from autoseg.runs.queue import RunTask
 from autoseg.runs.run import FoldScores, RunStatus
 from autoseg.runs.setup import ENDING_SECONDS, ActiveRun, set_up
@@ -27,6 +28,7 @@ from autoseg.training.callbacks.time_budget import TimeBudget, no_reserve, valid
 from autoseg.training.checkpoint import has_checkpoint, restore
 from autoseg.training.loop import Callback, fit
 from autoseg.training.losses import make_objective
+from autoseg.training.recipe import relative_costs
 from autoseg.training.step import TrainingState, train_step
 from autoseg.training.validation import OnlineScores, score_patches
 
@@ -73,14 +75,15 @@ def _train(active: ActiveRun, seconds: Callable[[], float]) -> None:
     task, state, recipe, compute = active.task, active.state, active.record.recipe, active.compute
     run = task.run
     objective = make_objective(recipe.loss, task.plan.labels, task.configuration.batch_dice)
-    source = batch_source(active)
+    stages = task.stages
 
     def take_step(now: TrainingState, batch: Placed) -> tuple[Tensor, Sequence[str]]:
         image, labels = batch.tensors()
         return train_step(now, compute.place_image(image), labels, objective, recipe, compute), batch.cases
 
     def validate(now: TrainingState) -> OnlineScores | None:
-        return score_patches(now, _validation_batches(active, source), objective, compute, task.plan.labels)
+        patches = _validation_batches(active, batch_source(active, stages[now.stage]))
+        return score_patches(now, patches, objective, compute, task.plan.labels)
 
     context = RunContext(
         title=run.title,
@@ -88,11 +91,15 @@ def _train(active: ActiveRun, seconds: Callable[[], float]) -> None:
         classes=task.plan.labels.foreground,
         seconds=seconds,
         save_status=lambda: save_sealed(_status(active, "training", seconds), run.folder.state),
+        costs=relative_costs(stages),
     )
     callbacks = [*make_callbacks(recipe.callbacks, context), *_time_budget(active), _StepReport(active)]
     try:
-        with Prefetcher(source.training, state.step, active.readers) as batches:
-            fit(state, batches, take_step, validate, callbacks)
+        while not state.is_finished:
+            state.stage = state.due_stage
+            source = batch_source(active, stages[state.stage])
+            with Prefetcher(source.training, state.step, active.readers) as batches:
+                fit(state, batches, take_step, validate, callbacks)
     except Interrupted as stop:
         raise Interrupted(
             f"{run.title} stopped at step {state.step} of {state.segment.end}, checkpoint written",
@@ -119,14 +126,15 @@ def _time_budget(active: ActiveRun) -> list[Callback]:
     if deadline is None:
         return []
     reserve = active.forecast.reserve if active.forecast else no_reserve
-    return [TimeBudget(deadline - ENDING_SECONDS, active.record.asked.steps_per_epoch, reserve)]
+    costs = relative_costs(active.task.stages)
+    return [TimeBudget(deadline - ENDING_SECONDS, active.record.asked.steps_per_epoch, reserve, costs=costs)]
 
 
-def batch_source(active: ActiveRun) -> BatchSource:
-    """What makes the batches of a run."""
+def batch_source(active: ActiveRun, stage: Configuration) -> BatchSource:
+    """What makes the batches of a run in one of its stages."""
     task = active.task
     return BatchSource(
-        configuration=task.configuration,
+        configuration=stage,
         recipe=active.record.recipe,
         fold=task.cases,
         open_case=active.open_case,

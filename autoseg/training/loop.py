@@ -108,7 +108,7 @@ def fit(
     validate: Callable[[TrainingState], OnlineScores | None],
     callbacks: Sequence[Callback] = (),
 ) -> None:
-    """Trains to the end of the state's schedule.
+    """Trains to the end of the state's schedule, or until a larger patch is due.
 
     Args:
         state: where to go on from; changed in place.
@@ -122,7 +122,7 @@ def fit(
         TrainingStopped: the loss stayed non-finite, or a batch could not be made.
     """
     try:
-        while not state.is_finished:
+        while not state.is_finished and state.due_stage == state.stage:
             result = _epoch(state, batches, take_step, validate, callbacks)
             state.epoch += 1
             state.epoch_begin = state.step

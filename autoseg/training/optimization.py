@@ -1,10 +1,11 @@
-"""Optimizers, and the learning rate as a function of how far the training is."""
+"""Optimizers, and what depends on how far the training is: the learning rate and the stage of a growing patch."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -55,6 +56,19 @@ class ScheduleSegment:
     def moved(self, step: int, end: int) -> ScheduleSegment:
         """The segment that begins at `step` with the progress made and ends at `end`."""
         return ScheduleSegment(step, self.at(step), end)
+
+
+def stage_at(progress: float, stages: int) -> int:
+    """The stage, of `stages` with equal numbers of steps, that the training is in at a progress in [0, 1]."""
+    return min(stages - 1, int(progress * stages))
+
+
+def mean_cost(progress: float, costs: Sequence[float]) -> float:
+    """Mean cost of the steps from a progress in [0, 1] to the end, where those of each stage have their own cost."""
+    ends = [max(progress, stage / len(costs)) for stage in range(1, len(costs))]
+    shares = [end - begin for begin, end in pairwise((progress, *ends, 1.0))]
+    total = sum(shares)
+    return sum(share * cost for share, cost in zip(shares, costs, strict=True)) / total if total else costs[-1]
 
 
 def poly(progress: float) -> float:

@@ -25,6 +25,7 @@ from autoseg.training.optimization import (
     ScheduleSegment,
     set_learning_rate,
     skips_on_device,
+    stage_at,
     warmup,
 )
 
@@ -81,6 +82,7 @@ class TrainingProgress:
         step: steps done.
         epoch: epochs done and recorded.
         epoch_begin: step at which the current epoch began.
+        stage: of a growing patch, of the current epoch; 0 is the smallest patch.
         losses: of this epoch's steps so far, the finite ones.
         skipped_in_row: non-finite steps since the last good one.
         seconds: wall time of the run so far, all work intervals together.
@@ -97,6 +99,7 @@ class TrainingProgress:
     step: int = 0
     epoch: int = 0
     epoch_begin: int = 0
+    stage: int = 0
     losses: list[float] = field(default_factory=list)
     skipped_in_row: int = 0
     seconds: float = 0.0
@@ -114,6 +117,7 @@ class TrainingState(TrainingProgress):
         optimizer: with its momentum.
         scaler: loss scale, with fp16.
         averaged: moving average of the network, if the recipe wants one.
+        stages: of the recipe's growing patch; 1 without growth.
         forward: what runs the network; differs from `network` when it is compiled.
         started_with: SHA-256 of the record that the training was started with; empty where there is none.
     """
@@ -122,6 +126,7 @@ class TrainingState(TrainingProgress):
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler | None = None
     averaged: nn.Module | None = None
+    stages: int = 1
     forward: Callable[..., Any] | None = None
     started_with: str = ""
 
@@ -139,6 +144,13 @@ class TrainingState(TrainingProgress):
     def end_of_epoch(self) -> int:
         """Step at which the current epoch ends."""
         return min(self.segment.end, self.epoch_begin + self.steps_per_epoch)
+
+    @property
+    def due_stage(self) -> int:
+        """Stage of the next step: it changes between epochs only, and never back."""
+        if self.step > self.epoch_begin:
+            return self.stage
+        return max(self.stage, stage_at(self.segment.at(self.step), self.stages))
 
     @property
     def final_network(self) -> nn.Module:
@@ -165,6 +177,7 @@ def start_state(network: nn.Module, recipe: Recipe, compute: Compute, dimensions
         steps_per_epoch=recipe.steps_per_epoch,
         scaler=torch.amp.GradScaler("cuda") if uses_scaler else None,
         averaged=averaged,
+        stages=len(recipe.patch_growth) + 1,
         forward=network,
     )
 

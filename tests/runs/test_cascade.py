@@ -155,11 +155,11 @@ def test_a_cascade_trains_validates_and_is_found_done(cascade):
 def test_the_network_sees_the_first_stage_in_training_and_in_validation(cascade):
     extra = cascade.fill()
     run = set_up(cascade.task(SECOND, 0, extra), CPU, never)
-    image, labels, _ = batch_source(run).training(0)
+    image, labels = batch_source(run, run.task.configuration).training(0).tensors()
     assert image.shape == (2, 3, *cascade.configuration(SECOND).patch_size)
     assert labels.shape == (2, *cascade.configuration(SECOND).patch_size)
     assert set(image[:, 1:].unique().tolist()) <= {0.0, 1.0}
-    again, _, _ = batch_source(run).training(0)
+    again, _ = batch_source(run, run.task.configuration).training(0).tensors()
     assert torch.equal(image, again)
     stored, labels = run.open_case("case_2"), cascade.planned.plan.labels
     predictor = make_predictor(run.state.network, cascade.planned.plan, cascade.configuration(SECOND), CPU, "fp32")

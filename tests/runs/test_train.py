@@ -109,7 +109,9 @@ def test_a_run_leaves_everything_that_later_stages_need(workspace, options, plan
     assert only_run(again).run.status == run.run.status
 
 
-def test_an_interrupted_run_resumes_to_the_same_weights(workspace, options, planned, tmp_path):
+@pytest.mark.parametrize("changes", ["", "patch_growth: [0.5]\noptimizer: muon\nbatch_scale: 2\n"])
+def test_an_interrupted_run_resumes_to_the_same_weights(workspace, options, planned, tmp_path, changes):
+    (tmp_path / "tiny.yaml").write_text(RECIPE + changes)
     train_queue(workspace, options, never)
     other = Workspace(tmp_path / "other")
     other.root.mkdir()

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -14,16 +15,20 @@ from torch import nn
 from autoseg.core.configs import shipped
 from autoseg.core.errors import AutoSegError, MissingInput, RecordFault, UsageError
 from autoseg.core.records import load, save, to_data
+from autoseg.networks.kinds.unet import PlainUNet
+from autoseg.planning.plan import Configuration
 from autoseg.training.optimization import (
     NEWTON_SCHULZ,
     OPTIMIZERS,
     RMS,
     SCHEDULES,
     ScheduleSegment,
+    mean_cost,
     orthogonalized,
+    stage_at,
     warmup,
 )
-from autoseg.training.recipe import Recipe, load_recipe
+from autoseg.training.recipe import Recipe, load_recipe, relative_costs, stage_configurations
 from autoseg.training.step import learning_rate
 from tests.training.tiny_training import RECIPE, fresh_state
 
@@ -61,6 +66,10 @@ def test_a_file_changes_only_what_it_names(tmp_path: Path) -> None:
         ("epochs: 0", RecordFault),
         ("epochs: 2026-11-27", RecordFault),
         ("ema_decay: 1.5", RecordFault),
+        ("patch_growth: [0.5, 0.5]", RecordFault),
+        ("patch_growth: [0.5, 1.0]", RecordFault),
+        ("patch_growth: [-0.5]", RecordFault),
+        ("batch_scale: 0", RecordFault),
         ("optimizer: adam", UsageError),
         ("schedule: linear", UsageError),
         ("loss: no_such_loss", UsageError),
@@ -107,7 +116,8 @@ def test_a_name_is_resolved_when_a_recipe_is_made(settings: dict[str, object], w
 
 def test_recipes_of_older_versions_still_read(tmp_path: Path) -> None:
     old = to_data(Recipe(epochs=7))
-    del old["callbacks"]
+    for later in ("callbacks", "patch_growth", "batch_scale"):
+        del old[later]
     (tmp_path / "recipe.json").write_text(json.dumps(old))
     assert load(Recipe, tmp_path / "recipe.json") == Recipe(epochs=7)
     listed = Recipe(augmentation=({"name": "noise", "deviations": [0.0, 0.2]},))
@@ -193,3 +203,29 @@ def test_muon_moves_convolutions_alike_whatever_their_gradient_and_the_rest_as_a
         reference.step()
     assert torch.equal(bias, twin)
     assert 0.7 < float((kernel - before).detach().square().mean().sqrt()) / (0.01 * RMS) < 1.2
+
+
+@given(edges=st.tuples(*[st.integers(1, 40)] * 3), growth=st.lists(st.floats(0.05, 0.95), max_size=4, unique=True))
+def test_patches_grow_to_the_planned_one_in_steps_that_the_network_can_divide(
+    edges: tuple[int, int, int], growth: list[float]
+) -> None:
+    network = PlainUNet(3, (4, 8), ((3,) * 3,) * 2, ((1,) * 3, (1, 2, 2)), (1, 1), (1,))
+    patch = tuple(edge * step for edge, step in zip(edges, network.total_stride, strict=True))
+    planned = Configuration(
+        "3d_fullres", 3, (1.0,) * 3, patch, 2, patch, ("zscore",), (False,), network, False, None, 1, ()
+    )
+    stages = stage_configurations(planned, Recipe(patch_growth=tuple(sorted(growth)), batch_scale=1.5))
+    assert len(stages) == len(growth) + 1
+    assert stages[-1] == replace(planned, batch_size=3)
+    for former, stage in pairwise(stages):  # a Configuration refuses what its network cannot divide
+        assert all(a <= b for a, b in zip(former.patch_size, stage.patch_size, strict=True))
+    costs = relative_costs(stages)
+    assert costs[-1] == 1.0
+    assert list(costs) == sorted(costs)
+
+
+@given(progress=st.floats(0, 1), costs=st.lists(st.floats(0.1, 1), min_size=1, max_size=5))
+def test_the_mean_cost_is_that_of_the_steps_to_come(progress: float, costs: list[float]) -> None:
+    steps = [progress + (1 - progress) * (i + 0.5) / 2000 for i in range(2000)]
+    expected = sum(costs[stage_at(step, len(costs))] for step in steps) / 2000
+    assert math.isclose(mean_cost(progress, costs), expected, abs_tol=2e-3)

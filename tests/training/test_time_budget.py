@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 from hypothesis import given, settings
@@ -34,27 +34,61 @@ def state_of(end: int, steps_per_epoch: int, step: int = 0) -> TrainingState:
     )
 
 
-def simulate(recipe: Recipe, seconds: float, step: list[float], between: float) -> tuple[float, TrainingState, int]:
-    """Runs a pretended training with given step times (cycled over thirds of the run) until its end."""
+@dataclass
+class Pretended:
+    """What a pretended training came to.
+
+    Attributes:
+        used: share of the budget.
+        state: at the end.
+        changes: of the schedule.
+        stage_steps: steps of each stage.
+    """
+
+    used: float
+    state: TrainingState
+    changes: int
+    stage_steps: list[int]
+
+
+def simulate(
+    recipe: Recipe,
+    seconds: float,
+    step: list[float],
+    between: float,
+    costs: tuple[tuple[float, ...], tuple[float, ...]] = ((1.0,), (1.0,)),
+) -> Pretended:
+    """Runs a pretended training with given step times (cycled over thirds of the run) until its end.
+
+    Args:
+        recipe: its epochs to begin with.
+        seconds: of the budget.
+        step: seconds of a step with the largest patch.
+        between: seconds of the validation of an epoch with the largest patch.
+        costs: of a step in each stage, expected and true.
+    """
     clock = FakeTime()
     end = recipe.epochs * recipe.steps_per_epoch
-    state = state_of(end, recipe.steps_per_epoch)
-    budget = TimeBudget(clock.now + seconds, 50, clock=clock)
-    changes = 0
+    expected, true = costs
+    state = replace(state_of(end, recipe.steps_per_epoch), stages=len(true))
+    budget = TimeBudget(clock.now + seconds, 50, clock=clock, costs=expected)
+    changes, stage_steps = 0, [0] * len(true)
     while not state.is_finished:
+        state.stage = state.due_stage
         while state.step < state.end_of_epoch:
             part = min(len(step) - 1, int((clock.now - 100) / seconds * len(step)))
-            clock.now += step[part]
+            clock.now += step[part] * true[state.stage]
             state.step += 1
+            stage_steps[state.stage] += 1
             before = state.segment
             budget.after_step(state)
             changes += state.segment != before
             assert state.segment.at(state.step) >= before.at(state.step) - 1e-9
-        clock.now += between
+        clock.now += between * true[state.stage]
         state.epoch += 1
         state.epoch_begin = state.step
         budget.after_epoch(RESULT, state)
-    return (clock.now - 100) / seconds, state, changes
+    return Pretended((clock.now - 100) / seconds, state, changes, stage_steps)
 
 
 @settings(max_examples=60, deadline=None)
@@ -69,16 +103,37 @@ def test_the_budget_is_used_and_kept_whatever_the_speed(
 ) -> None:
     true_step = seconds / 1500
     recipe = fit_epochs(replace(Recipe(), steps_per_epoch=50, validation_steps=5), seconds, guess * true_step)
-    used, _state, _ = simulate(recipe, seconds, [f * true_step for f in factors], between * true_step)
-    assert 0.93 <= used <= 1.01
+    pretended = simulate(recipe, seconds, [f * true_step for f in factors], between * true_step)
+    assert 0.93 <= pretended.used <= 1.01
 
 
 def test_an_even_speed_ends_close_to_the_deadline_with_few_changes() -> None:
     recipe = fit_epochs(replace(Recipe(), steps_per_epoch=50, validation_steps=5), 1000.0, 0.5)
-    used, state, changes = simulate(recipe, 1000.0, [0.5], 1.0)
-    assert 0.97 <= used <= 1.0
-    assert changes < 60
-    assert state.epoch == state.epochs
+    pretended = simulate(recipe, 1000.0, [0.5], 1.0)
+    assert 0.97 <= pretended.used <= 1.0
+    assert pretended.changes < 60
+    assert pretended.state.epoch == pretended.state.epochs
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    guess=st.floats(0.3, 3.0),
+    factors=st.lists(st.floats(0.6, 1.8), min_size=1, max_size=3),
+    between=st.floats(0.0, 3.0),
+    costs=st.lists(st.floats(0.1, 0.9), min_size=1, max_size=3).map(sorted),
+    wrong=st.floats(0.7, 1.4),
+)
+def test_growing_patches_end_in_time_and_each_gets_its_share_of_the_steps(
+    guess: float, factors: list[float], between: float, costs: list[float], wrong: float
+) -> None:
+    seconds, true_step = 1000.0, 0.5
+    recipe = fit_epochs(replace(Recipe(), steps_per_epoch=50, validation_steps=5), seconds, guess * true_step)
+    expected = tuple(min(1.0, wrong * cost) for cost in costs)
+    stages = ((*expected, 1.0), (*costs, 1.0))
+    pretended = simulate(recipe, seconds, [f * true_step for f in factors], between * true_step, stages)
+    assert 0.9 <= pretended.used <= 1.02
+    even = sum(pretended.stage_steps) / len(pretended.stage_steps)
+    assert all(0.5 * even <= steps <= 1.6 * even for steps in pretended.stage_steps)
 
 
 @pytest.mark.parametrize("seconds", [1.0, 10.0, 100.0, 1e4])
@@ -124,7 +179,7 @@ def test_time_is_kept_for_what_comes_after_in_proportion_to_the_speed() -> None:
 def test_epochs_grow_when_the_first_guess_was_far_too_slow() -> None:
     recipe = fit_epochs(replace(Recipe(), steps_per_epoch=50, validation_steps=5), 1000.0, 20.0)
     assert recipe.steps_per_epoch == 4
-    used, state, _ = simulate(recipe, 1000.0, [0.5], 1.0)
-    assert state.steps_per_epoch == 50
-    assert state.epoch < 60
-    assert 0.95 <= used <= 1.0
+    pretended = simulate(recipe, 1000.0, [0.5], 1.0)
+    assert pretended.state.steps_per_epoch == 50
+    assert pretended.state.epoch < 60
+    assert 0.95 <= pretended.used <= 1.0

@@ -20,6 +20,7 @@ class RunContext:
         classes: names of the foreground classes, in the order of the scores.
         seconds: gives the wall time of the run so far, earlier work intervals included.
         save_status: writes the run's state.json.
+        costs: of a step in each stage of a growing patch / cost in the last one.
     """
 
     title: str
@@ -27,6 +28,7 @@ class RunContext:
     classes: tuple[str, ...]
     seconds: Callable[[], float]
     save_status: Callable[[], None]
+    costs: tuple[float, ...] = (1.0,)
 
 
 @dataclass(slots=True)

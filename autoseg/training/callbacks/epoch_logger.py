@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 
 from autoseg.training.callbacks.base import RunContext
 from autoseg.training.loop import Callback, EpochResult
+from autoseg.training.optimization import mean_cost
 from autoseg.training.step import TrainingState
 from autoseg.training.validation import class_dice
 
@@ -28,7 +29,13 @@ class EpochLogger(Callback):
             classes = ", ".join(f"{name} {'-' if value is None else f'{value:.3f}'}" for name, value in dice.items())
             parts.append(f"Dice {result.scores.mean_dice:.3f} ({classes}), smoothed {state.ema_dice:.3f}")
         parts.append(f"{result.seconds:.1f} s, {100 * result.data_wait_share:.0f} % waiting for data")
-        left = timedelta(seconds=result.seconds * max(0, state.segment.end - state.step) / state.steps_per_epoch)
+        left = timedelta(seconds=result.seconds * self._epochs_left(state))
         end = datetime.now() + left
         parts.append(f"ends {end:%H:%M}" if left < timedelta(hours=12) else f"ends {end:%Y-%m-%d %H:%M}")
         _log.info("%s", " | ".join(parts))
+
+    def _epochs_left(self, state: TrainingState) -> float:
+        """In epochs like the one just done; those of larger patches count for more."""
+        costs = self._run.costs
+        weight = mean_cost(state.segment.at(state.step), costs) / costs[state.stage]
+        return weight * max(0, state.segment.end - state.step) / state.steps_per_epoch

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from autoseg.training.loop import Callback, EpochResult
+from autoseg.training.optimization import mean_cost
 from autoseg.training.step import TrainingState
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def fit_epochs(recipe: Recipe, seconds: float, step_seconds: float) -> Recipe:
     Args:
         recipe: its number of epochs does not matter.
         seconds: for training and the validation after each epoch.
-        step_seconds: of one training step.
+        step_seconds: of one training step, on average.
     """
     scoring = VALIDATION_COST * recipe.validation_steps / recipe.steps_per_epoch
     steps = max(1, int(seconds / (step_seconds * (1 + scoring))))
@@ -66,7 +67,8 @@ class TimeBudget(Callback):
 
     The pace is measured over the steps since the last plan and half of those before, so that it follows a machine that
     becomes slower or faster. Steps that end up behind the moved end are not taken; the learning rate goes on from where
-    it stands (`ScheduleSegment`).
+    it stands (`ScheduleSegment`). Where patches grow, the steps to come are planned with what they will cost, so that
+    every stage gets its share of the steps left.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class TimeBudget(Callback):
         longest_epoch: int,
         reserve: Callable[[float], float] = no_reserve,
         clock: Callable[[], float] = time.monotonic,
+        costs: Sequence[float] = (1.0,),
     ) -> None:
         """Starts the clock.
 
@@ -83,23 +86,24 @@ class TimeBudget(Callback):
             longest_epoch: steps that an epoch has if time allows.
             reserve: seconds to keep for what comes after the training, as a function of the seconds per step.
             clock: gives the time in seconds.
+            costs: of a step in each stage of a growing patch / cost in the last one.
         """
         self._deadline, self._longest_epoch, self._reserve, self._clock = deadline, longest_epoch, reserve, clock
+        self._costs = costs
         self._begin = self._mark = self._planned_at = clock()
-        self._ignored = 0  # steps while the machine settles
-        self._step_seconds = self._steps = 0.0  # of the measured steps, older ones with less weight
+        self._taken = 0  # steps since the clock started
+        self._step_seconds = self._steps = 0.0  # of the measured steps, in full ones; older ones with less weight
         self._between_seconds = 0.0  # from the last step of an epoch to the first of the next
 
     def after_step(self, state: TrainingState) -> None:
         """Notes the time of a step; plans again when enough time has passed."""
         now = self._clock()
-        if self._ignored < _SETTLING_STEPS:
-            self._ignored += 1
-        else:
+        self._taken += 1
+        if self._taken > _SETTLING_STEPS:
             self._step_seconds += now - self._mark
-            self._steps += 1
+            self._steps += self._costs[state.stage]
         self._mark = now
-        is_first = self._steps == _SETTLING_STEPS
+        is_first = self._taken == 2 * _SETTLING_STEPS
         if is_first or now - self._planned_at > REPLAN_SHARE * (self._deadline - self._begin):
             self.plan(state)
 
@@ -121,6 +125,7 @@ class TimeBudget(Callback):
             return
         own = self._step_seconds / self._steps
         left = (self._deadline - now - self._reserve(own)) * (1 - SAFETY) - self._between_seconds
+        own *= mean_cost(state.segment.at(state.step), self._costs)
         per_step = own + (self._between_seconds or VALIDATION_COST * own) / state.steps_per_epoch
         end = state.step + max(0, int(left / per_step))
         self._step_seconds, self._steps = 0.5 * self._step_seconds, 0.5 * self._steps
