@@ -7,6 +7,7 @@ the next step is under way.
 from __future__ import annotations
 
 import copy
+import logging
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -31,6 +32,8 @@ from autoseg.training.optimization import (
 
 if TYPE_CHECKING:
     from autoseg.training.recipe import Recipe  # whose callbacks need what stands here
+
+_log = logging.getLogger(__name__)
 
 MOST_SKIPPED_IN_A_ROW = 10
 """Non-finite steps after which training is not going to recover (assumption; single ones do occur)."""
@@ -85,6 +88,7 @@ class TrainingProgress:
         stage: of a growing patch, of the current epoch; 0 is the smallest patch.
         losses: of this epoch's steps so far, the finite ones.
         skipped_in_row: non-finite steps since the last good one.
+        parts: that a batch is computed in, one after the other; more than 1 once the device ran out of memory.
         seconds: wall time of the run so far, all work intervals together.
         ema_dice: smoothed online Dice.
         history_lines: epochs written to the history.
@@ -102,6 +106,7 @@ class TrainingProgress:
     stage: int = 0
     losses: list[float] = field(default_factory=list)
     skipped_in_row: int = 0
+    parts: int = 1
     seconds: float = 0.0
     ema_dice: float | None = None
     history_lines: int = 0
@@ -207,28 +212,67 @@ def train_step(
     """
     state.network.train()
     set_learning_rate(state.optimizer, learning_rate(state, recipe))
-    state.optimizer.zero_grad(set_to_none=True)
-    with compute.autocast():
-        value = objective((state.forward or state.network)(image, deep_supervision=True), labels)
+    value = _gradient_in_parts(state, image, labels, objective, compute)
     is_finite = _update(state, value, recipe)
     state.step += 1
     # On the device the average takes the weights of a skipped step, which are those of the step before, once more.
     if state.averaged is not None and (skips_on_device(state.optimizer) or bool(is_finite)):
         update_average(state.averaged, state.network, min(recipe.ema_decay, state.step / (state.step + 9)))
-    return value.detach().where(is_finite, math.nan)
+    return value.where(is_finite, math.nan)
+
+
+def _gradient_in_parts(
+    state: TrainingState, image: Tensor, labels: Tensor, objective: Objective, compute: Compute
+) -> Tensor:
+    """The loss of a batch, whose gradient it puts into the parameters; in parts of half the size if memory runs out.
+
+    Gradients of the parts are added up, weighted by their patches. That is the batch's gradient, but for Dice pooled
+    over the batch and for cross-entropy with an ignore label: each part then has its own.
+
+    Raises:
+        torch.OutOfMemoryError: a single patch does not fit either.
+    """
+    while True:
+        try:
+            return _gradient(state, image, labels, objective, compute)
+        except torch.OutOfMemoryError:
+            if state.parts >= len(image):
+                raise
+        # only here, where the error's traceback holds no tensors any more, is their memory free
+        state.optimizer.zero_grad(set_to_none=True)
+        torch.cuda.empty_cache()
+        state.parts = min(2 * state.parts, len(image))
+        message = (
+            f"step {state.step + 1}: {compute.device} ran out of memory; batches of {len(image)} patches are computed "
+            f"in {state.parts} parts from here on, and their gradients added up"
+        )
+        _log.warning(message)
+        state.events.append(message)
+
+
+def _gradient(state: TrainingState, image: Tensor, labels: Tensor, objective: Objective, compute: Compute) -> Tensor:
+    state.optimizer.zero_grad(set_to_none=True)
+    values = []
+    for own, target in zip(image.chunk(state.parts), labels.chunk(state.parts), strict=True):
+        with compute.autocast():
+            value = objective((state.forward or state.network)(own, deep_supervision=True), target)
+        if len(own) < len(image):
+            value = value * (len(own) / len(image))
+        (value if state.scaler is None else state.scaler.scale(value)).backward()  # type: ignore[no-untyped-call]
+        values.append(value.detach())
+    return values[0] if len(values) == 1 else torch.stack(values).sum()
 
 
 def _update(state: TrainingState, value: Tensor, recipe: Recipe) -> Tensor:
-    """Backward and optimizer step, which changes nothing unless loss and gradient are finite: that is returned.
+    """Clipping and optimizer step, which changes nothing unless loss and gradient are finite: that is returned.
 
     A loss scaler deals with overflows of the gradient itself; they are part of how it works.
     """
     scaler, optimizer = state.scaler, state.optimizer
-    (value if scaler is None else scaler.scale(value)).backward()  # type: ignore[no-untyped-call]
     if scaler is not None:
         scaler.unscale_(optimizer)
     norm = nn.utils.clip_grad_norm_(state.network.parameters(), recipe.gradient_clip)
-    is_finite = torch.isfinite(value.detach())
+    is_finite = torch.isfinite(value)
     if scaler is not None:
         scaler.step(optimizer)
         scaler.update()

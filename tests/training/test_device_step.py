@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from autoseg.training.checkpoint import restore, save_checkpoint
 from autoseg.training.loop import Losses
 from autoseg.training.optimization import skips_on_device
 from autoseg.training.step import TrainingState, train_step
@@ -99,3 +101,54 @@ def test_losses_are_noted_a_step_late_where_they_come_late(monkeypatch: pytest.M
     assert state.events == ["step 2: the loss or its gradient is not finite, step skipped (cases a)"]
     losses.add(torch.tensor(2.0), ("a",))  # of a CPU: known at once
     assert state.losses[-1] == 2.0
+
+
+def objective_that_fits(patches: int, calls: list[int]) -> Any:
+    """The loss on a device whose memory holds a batch of so many patches."""
+
+    def objective(logits: list[Tensor], labels: Tensor) -> Tensor:
+        calls.append(len(labels))
+        if len(labels) > patches:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB.")
+        return loss(logits, labels)
+
+    return objective
+
+
+@pytest.mark.parametrize(("batch", "fitting", "sizes"), [(4, 2, [4, 2, 2]), (5, 1, [5, 3, 2, 1, 1, 1, 1, 1])])
+def test_a_batch_that_does_not_fit_is_computed_in_parts_with_the_same_gradient(
+    batch: int, fitting: int, sizes: list[int]
+) -> None:
+    whole, parts = fresh_state(), fresh_state()
+    calls: list[int] = []
+    drawn = sampling(batch_size=batch)
+    expected = train_step(whole, *on_device(drawn(0)), loss, RECIPE, COMPUTE)
+    found = train_step(parts, *on_device(drawn(0)), objective_that_fits(fitting, calls), RECIPE, COMPUTE)
+    assert calls == sizes
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(parts.network.state_dict(), whole.network.state_dict())
+    assert parts.step == 1
+    assert f"batches of {batch} patches are computed in {batch // fitting} parts" in parts.events[-1]
+    calls.clear()
+    train_step(parts, *on_device(drawn(1)), objective_that_fits(fitting, calls), RECIPE, COMPUTE)
+    assert max(calls) <= fitting  # from here on
+
+
+def test_a_single_patch_that_does_not_fit_stops_the_training() -> None:
+    with pytest.raises(torch.OutOfMemoryError):
+        train_step(fresh_state(), *on_device(sampling()(0)), objective_that_fits(0, []), RECIPE, COMPUTE)
+
+
+def test_a_run_killed_after_memory_ran_out_goes_on_in_parts(tmp_path: Path) -> None:
+    def trained(state: TrainingState, steps: range) -> TrainingState:
+        for number in steps:
+            objective = objective_that_fits(1, []) if number == 2 else loss  # other programs took the memory
+            train_step(state, *on_device(sampling()(number)), objective, RECIPE, COMPUTE)
+        return state
+
+    straight, stopped = trained(fresh_state(), range(6)), trained(fresh_state(), range(4))
+    save_checkpoint(stopped, tmp_path)
+    resumed = fresh_state()
+    restore(resumed, tmp_path)
+    assert resumed.parts == 2
+    assert same_weights(trained(resumed, range(4, 6)), straight)
