@@ -27,8 +27,8 @@ class Format:
 
     Attributes:
         endings: of its names, in lower case, dot included.
-        verify: raises `UnreadableFile` unless everything is there that the header promises. Called before `read`, it
-            allocates no more than a few megabytes, however large a damaged header claims the image to be.
+        verify: raises `UnreadableFile` unless everything is there that the header promises. It allocates no more than
+            a few megabytes, however large a damaged header claims the image to be. Called before `read`.
         read: the voxels at a path as they were decoded, axes (c, z, y, x), any numeric type; the second argument says
             whether a fourth axis without a name holds channels.
         read_values: the numbers that a label map holds, where `read` turns them into colors; None where it does not.
@@ -45,6 +45,7 @@ class Format:
     endings: tuple[str, ...]
     verify: Callable[[Path], None]
     read: Callable[[Path, bool], Volume]
+    read_verifies: bool = False
     read_values: Callable[[Path], Volume] | None = None
     write: Callable[[Path, NDArray[Any], Geometry], None] | None = None
     limit: Callable[[NDArray[Any], Geometry], str | None] = _unlimited

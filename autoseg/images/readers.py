@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from autoseg.core.errors import GeometryMismatch
 from autoseg.core.geometry import Geometry
 from autoseg.images.compare import SAME_FORM_VOXELS, displacement, share_a_form
-from autoseg.images.formats.files import format_of, verify_file
+from autoseg.images.formats.files import decode_image, decode_values
 from autoseg.images.image_errors import check_transparency, label_fault, place, unreadable
 from autoseg.images.normalize import EPSILON
 from autoseg.images.orientation import AS_STORED, stored_and_turned, turn_onto
@@ -38,7 +38,7 @@ _logger = logging.getLogger(__name__)
 def read_image(paths: Sequence[Path], four_d: bool = False) -> Volume:
     """The image in one or several files, one per channel or group of channels, in the order given.
 
-    Every file is verified first (`verify_file`), so a damaged one never yields voxels.
+    Every file is verified (`verify_file`) before any of its voxels is used, so a damaged one never yields any.
 
     Args:
         paths: files of one case.
@@ -51,7 +51,7 @@ def read_image(paths: Sequence[Path], four_d: bool = False) -> Volume:
         UnreadableFile: a file is damaged or of a kind that cannot be read; its name is in the message.
         GeometryMismatch: two files are not on the same grid. One that is stored along other axes is turned.
     """
-    parts = [_decoded(path, four_d) for path in paths]
+    parts = [decode_image(path, four_d) for path in paths]
     first = parts[0].geometry
     parts[1:] = (_on_grid_of(paths[0], first, path, part) for path, part in zip(paths[1:], parts[1:], strict=True))
     arrays = [_as_float32(part.array, path) for path, part in zip(paths, parts, strict=True)]
@@ -74,23 +74,13 @@ def read_labels(path: Path) -> Volume:
         UnreadableFile: the file is damaged, 4D, or of a kind that cannot be read.
         LabelFault: values are not whole numbers (with the most frequent of them), not finite, or colors.
     """
-    read_values = format_of(path).read_values
-    if read_values is None:
-        decoded = _decoded(path, four_d=False)
-    else:
-        verify_file(path)
-        decoded = read_values(path)
+    decoded = decode_values(path)
     array, notes = _single_channel(decoded, path)
     notes = tuple(_noted(path, note) for note in notes)
     array = _as_integers(array, path)
     present = set(np.unique(array).tolist()) if decoded.value_names else ()
     names = {value: name for value, name in decoded.value_names.items() if value in present}
     return Volume(array, decoded.geometry, notes, names)
-
-
-def _decoded(path: Path, four_d: bool) -> Volume:
-    verify_file(path)
-    return format_of(path).read(path, four_d)
 
 
 def _noted(path: Path, note: str) -> str:

@@ -30,6 +30,29 @@ def written(folder: Path, ending: str) -> Path:
     return path
 
 
+@pytest.mark.parametrize("ending", [".nii.gz", ".nrrd", ".mha"])
+def test_a_compressed_file_is_decompressed_once(tmp_path, ending, monkeypatch):
+    voxels = np.random.default_rng(0).integers(0, 9, (1, 40, 50, 60)).astype(np.int16)
+    path, produced, opened = tmp_path / f"case{ending}", [0], zlib.decompressobj
+    write_image(path, Volume(voxels, Geometry((40, 50, 60))))
+
+    class Counted:
+        def __init__(self, *options):
+            self.decoder = opened(*options)
+
+        def decompress(self, *arguments):
+            block = self.decoder.decompress(*arguments)
+            produced[0] += len(block)
+            return block
+
+        def __getattr__(self, name):
+            return getattr(self.decoder, name)
+
+    monkeypatch.setattr(zlib, "decompressobj", Counted)
+    assert (read_image([path]).array == voxels).all()
+    assert voxels.nbytes <= produced[0] < voxels.nbytes + 2000  # the header of NIfTI is compressed, too
+
+
 def test_endings_are_found_whatever_their_case():
     assert file_ending(Path("a/case_0000.NII.GZ")) == ".nii.gz"
     assert stem(Path("a/case.v2_0000.NII.GZ")) == "case.v2_0000"

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
-from autoseg.core.errors import UnreadableFile, is_machine_fault
+from autoseg.core.errors import AutoSegError, UnreadableFile, is_machine_fault
 from autoseg.core.files import sha256_of_file
 from autoseg.images.format import Format
 from autoseg.images.formats.gipl import GIPL
@@ -15,6 +16,7 @@ from autoseg.images.formats.nrrd import NRRD
 from autoseg.images.formats.raster import BMP, PNG
 from autoseg.images.formats.tiff.format import TIFF
 from autoseg.images.image_errors import unreadable
+from autoseg.images.volume import Volume
 
 FORMATS: dict[str, Format] = {
     "NIfTI": NIFTI,
@@ -168,6 +170,37 @@ def verify_file(path: Path) -> None:
         raise unreadable(
             path, f"cannot be read: {error.strerror or error}", do="check the name and the rights"
         ) from error
+
+
+def decode_image(path: Path, four_d: bool = False) -> Volume:
+    """The voxels of a verified image, as `Format.read` gives them.
+
+    Raises:
+        UnreadableFile: as `verify_file`; or it holds what cannot be read.
+    """
+    return _decoded(path, lambda found: found.read(path, four_d))
+
+
+def decode_values(path: Path) -> Volume:
+    """The numbers of a verified label map, as `Format.read_values` gives them where the format has it.
+
+    Raises:
+        UnreadableFile: as `decode_image`.
+    """
+    return _decoded(path, lambda found: found.read_values(path) if found.read_values else found.read(path, False))
+
+
+def _decoded(path: Path, read: Callable[[Format], Volume]) -> Volume:
+    """Verified and read: in one pass where the format can, as reading a compressed file takes most of the time."""
+    found = format_of(path)
+    if not found.read_verifies:
+        verify_file(path)
+        return read(found)
+    try:
+        return read(found)
+    except (AutoSegError, OSError, MemoryError, ValueError, OverflowError):
+        verify_file(path)  # damage is named before what the file holds, and may be why there is not memory enough
+        raise
 
 
 def _as_what_it_is(path: Path) -> UnreadableFile | None:

@@ -83,6 +83,7 @@ GIPL = Format(
     endings=(".gipl",),
     verify=lambda path: voxel_data.verify_data(_header(path)[0], path),
     read=_read,
+    read_verifies=True,
     write=_write,
     limit=_limit,
 )

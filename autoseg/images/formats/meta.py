@@ -214,6 +214,7 @@ META = Format(
     endings=(".mha", ".mhd"),
     verify=lambda path: voxel_data.verify_data(_header(path).layout, path),
     read=_read,
+    read_verifies=True,
     write=_write,
     limit=lambda array, _geometry: grids.unknown_type(array, _TYPES),
     files=voxel_data.header_and_data(lambda path: _header(path).layout),

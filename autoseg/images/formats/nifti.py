@@ -120,7 +120,7 @@ def _first_bytes(path: Path) -> bytes:
         stored = stream.read(_NIFTI_2.itemsize)
         if is_named_gz and stored[:2] == _GZIP_MAGIC:
             stream.seek(0)
-            return voxel_data.start_of(voxel_data.inflated(stream, "gzip", path), _NIFTI_2.itemsize)
+            return voxel_data.start_of(voxel_data.inflated(stream, "gzip", path, _NIFTI_2.itemsize), _NIFTI_2.itemsize)
     if stored[:2] == _GZIP_MAGIC:
         raise unreadable(path, "is gzip-compressed, which its name does not say", do="name it .nii.gz")
     if is_named_gz and _is_header(stored):
@@ -365,5 +365,11 @@ def _limit(array: NDArray[Any], _geometry: Geometry) -> str | None:
 
 
 NIFTI = Format(
-    endings=(".nii.gz", ".nii"), verify=_verify, read=_read, write=_write, limit=_limit, ending_is_compression=True
+    endings=(".nii.gz", ".nii"),
+    verify=_verify,
+    read=_read,
+    read_verifies=True,
+    write=_write,
+    limit=_limit,
+    ending_is_compression=True,
 )
