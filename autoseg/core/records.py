@@ -263,8 +263,8 @@ def save(record: object, path: Path) -> None:
 
 def to_sealed_json(record: object) -> str:
     """The record as JSON with its seal, which `load` compares."""
-    data = json.loads(to_json(record))
-    return json.dumps({**data, SEAL: content_hash(data)}, indent=1) + "\n"
+    data = to_data(record)
+    return json.dumps({**data, SEAL: content_hash(data)}, indent=1, allow_nan=False) + "\n"
 
 
 def save_sealed(record: object, path: Path) -> None:
