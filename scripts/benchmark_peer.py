@@ -285,7 +285,7 @@ def own_step(bench: Bench) -> float:
 
     from autoseg.core.records import load
     from autoseg.launch.devices import use_cores
-    from autoseg.launch.precision import choose_compute
+    from autoseg.launch.numerics import choose_compute
     from autoseg.planning.plan import Plan
     from autoseg.training.losses import make_objective
     from autoseg.training.recipe import load_recipe

@@ -59,3 +59,10 @@ def one_thread():
     torch.set_num_threads(before[0])
     if before[1] is None:
         del os.environ["OMP_NUM_THREADS"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The processes of a test session share what they find out about the machine, and nothing with other sessions."""
+    folder = tmp_path_factory.getbasetemp()
+    os.environ["AUTOSEG_CACHE"] = str(folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder / "cache")

@@ -114,6 +114,13 @@ class NonFiniteLogits(AutoSegError):
     exit_code = 4
 
 
+class WrongNumerics(AutoSegError):
+    """The device computes a network's convolutions wrongly in every precision and memory format allowed."""
+
+    code = "E0603"
+    exit_code = 4
+
+
 class NotEnoughResources(AutoSegError):
     """Memory or disk does not suffice; nothing was left half done."""
 

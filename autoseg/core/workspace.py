@@ -155,6 +155,17 @@ class Workspace:
                 yield folder.parent.name, int(number), RunFolder(folder)
 
 
+@dataclass(frozen=True, slots=True)
+class UserCache:
+    """The folder in which a user's programs keep what can be made again."""
+
+    root: Path
+
+    def numerics(self, key: str) -> Path:
+        """What a check of this machine's numerics found, by a hash of what was checked."""
+        return self.root / "numerics" / f"{key}.json"
+
+
 def work_folder_of(folder: Path) -> Path:
     """The work folder that a run or a stored case lies in by its name, three floors up; links stay links."""
     return folder.absolute().parents[2]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from torch import nn
 from autoseg.core.machine import BYTES_PER_GIB, free_disk_bytes
 from autoseg.core.workspace import Workspace
 from autoseg.launch.devices import choose_device, choose_devices, use_cores
-from autoseg.launch.precision import native_types, step_seconds
+from autoseg.launch.precision import growing_batches, native_types, step_seconds
 from autoseg.planning.plan import Configuration, Plan
 from autoseg.preprocessing.store import RECORD, store_folder
 from autoseg.runs.budget import budget_deadline, run_deadline
@@ -187,7 +186,7 @@ def _seconds_per_voxel(plan: Plan, configuration: Configuration, device_name: st
     compute = Compute(device, (*native_types(device), "fp32")[0], "channels_last")
     network = plan.build_network(configuration.name)
     per_voxel = math.nan
-    for shape in _growing_batches(configuration, plan.input_channels(configuration.name)):
+    for shape in growing_batches(configuration, plan.input_channels(configuration.name)):
         try:
             seconds = _settled_seconds(network, shape, compute)
         except torch.OutOfMemoryError:  # what fitted tells enough; training will say what to do
@@ -198,24 +197,6 @@ def _seconds_per_voxel(plan: Plan, configuration: Configuration, device_name: st
         if seconds >= PROBE_SECONDS:
             break
     return per_voxel
-
-
-def _growing_batches(configuration: Configuration, channels: int) -> Iterator[tuple[int, ...]]:
-    """Shapes (b, c, *patch) from one small patch up to the whole batch.
-
-    A GPU takes as long for one small patch as for a hundred: only a batch that keeps it busy can be extrapolated from.
-    """
-    planned, batch = configuration.patch_size, 1
-    strides = configuration.network.total_stride
-    patch = [min(2 * stride, edge) for stride, edge in zip(strides, planned, strict=True)]
-    yield (batch, channels, *patch)
-    while tuple(patch) != planned:
-        axis = min(range(len(patch)), key=lambda index: patch[index] / planned[index])
-        patch[axis] = min(2 * patch[axis], planned[axis])
-        yield (batch, channels, *patch)
-    while batch < configuration.batch_size:
-        batch = min(2 * batch, configuration.batch_size)
-        yield (batch, channels, *patch)
 
 
 def _settled_seconds(network: nn.Module, shape: tuple[int, ...], compute: Compute) -> float:

@@ -16,7 +16,8 @@ from autoseg.core.errors import MissingInput, UsageError
 from autoseg.core.files import sha256_of_file
 from autoseg.core.progress import Progress, silent
 from autoseg.core.records import save_sealed
-from autoseg.launch.precision import choose_compute, compiled, step_seconds
+from autoseg.launch.numerics import ALLOWED_SECONDS, SHARE_OF_BUDGET, choose_compute
+from autoseg.launch.precision import compiled, step_seconds
 from autoseg.preprocessing.first_stage import open_with_first_stage
 from autoseg.preprocessing.store import StoredCase
 from autoseg.runs.queue import RunTask
@@ -199,7 +200,9 @@ def _fresh_network(task: RunTask) -> nn.Module:
 
 def _choice(task: RunTask, network: nn.Module, recipe: Recipe, device: torch.device) -> tuple[Compute, str]:
     wanted = (recipe.precision, recipe.memory_format)
-    return choose_compute(network, task.configuration, task.input_channels, device, wanted)
+    budget = task.options.budget_seconds
+    allowed = ALLOWED_SECONDS if budget is None else min(ALLOWED_SECONDS, SHARE_OF_BUDGET * budget)
+    return choose_compute(network, task.configuration, task.input_channels, device, wanted, allowed)
 
 
 def _decide(task: RunTask, network: nn.Module, device: torch.device) -> RunRecord:

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
+import math
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
 
-from autoseg.core.errors import UsageError
 from autoseg.launch import precision
-from autoseg.launch.precision import choose_compute, compiled, cpu_features, native_types, step_seconds
+from autoseg.launch.precision import compiled, cpu_features, growing_batches, native_types, step_seconds
 from autoseg.planning.plan import Configuration
 from autoseg.training.step import Compute
 from tests.training.tiny_training import SPEC
@@ -30,32 +31,6 @@ CONFIGURATION = Configuration(
 )
 
 
-def test_the_probe_chooses_what_it_measured_and_says_so() -> None:
-    network = SPEC.build(1, 3)
-    before = [value.clone() for value in network.state_dict().values()]
-    compute, because = choose_compute(network, CONFIGURATION, 1, CPU, ("auto", "auto"))
-    assert compute.precision in ("fp32", "bf16")
-    assert "fastest of" in because
-    assert all(torch.equal(a, b) for a, b in zip(before, network.state_dict().values(), strict=True))
-    assert all(parameter.grad is None for parameter in network.parameters())
-
-
-def test_a_recipe_that_decides_is_not_probed() -> None:
-    compute, because = choose_compute(SPEC.build(1, 3), CONFIGURATION, 1, CPU, ("bf16", "channels_last"))
-    assert compute == Compute(CPU, "bf16", "channels_last")
-    assert "only choice" in because
-
-
-def test_the_earlier_of_two_equally_fast_candidates_wins() -> None:
-    assert precision._fastest([1.0, 0.99]) == 0
-    assert precision._fastest([1.0, 0.9]) == 1
-
-
-def test_half_precision_with_a_loss_scale_needs_cuda() -> None:
-    with pytest.raises(UsageError, match="CUDA"):
-        choose_compute(SPEC.build(1, 3), CONFIGURATION, 1, CPU, ("fp16", "auto"))
-
-
 def test_bfloat16_is_a_candidate_only_where_it_is_native(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precision, "cpu_features", lambda: {"avx2"})
     assert native_types(CPU) == ()
@@ -73,11 +48,12 @@ def test_features_come_from_the_system_where_torch_has_none(monkeypatch: pytest.
     assert isinstance(cpu_features(), set)
 
 
-def test_a_small_probe_patch_grows_up_to_the_planned_one() -> None:
-    network = SPEC.build(1, 3)
+def test_patches_grow_up_to_the_planned_batch() -> None:
     larger = replace(CONFIGURATION, patch_size=(8, 16, 6))
-    patch = precision._probe_patch(network, larger, 1, Compute(CPU))
-    assert all(2 <= size <= planned for size, planned in zip(patch, larger.patch_size, strict=True))
+    shapes = list(growing_batches(larger, 1))
+    assert shapes[-1] == (2, 1, 8, 16, 6)
+    assert all(math.prod(one) < math.prod(other) <= 2 * math.prod(one) for one, other in pairwise(shapes))
+    assert all(size % 2 == 0 for shape in shapes for size in shape[2:])
 
 
 def test_a_step_takes_time() -> None:
