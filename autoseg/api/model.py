@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from autoseg.core.errors import MissingInput, UsageError, for_users
 from autoseg.models.bundle import BUNDLE_ENDING, bundle_path, find_bundle_model, write_bundle, write_report
-from autoseg.models.model import Model, make_ensemble
 from autoseg.models.record import ModelFiles
 from autoseg.models.runs import find_run_model, has_runs, workspace_of_model
 from autoseg.nnunet.model import find_nnunet_model, looks_like_nnunet
+
+if TYPE_CHECKING:
+    from autoseg.models.model import Model
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +84,8 @@ def load_model(
         MissingInput: there is no trained model.
         UsageError: the configuration, a fold or the device is not there.
     """
+    from autoseg.models.model import Model, make_ensemble
+
     files = find_model(path, configuration, folds or ())
     return Model(files, make_ensemble(files, device))
 

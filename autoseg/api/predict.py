@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from autoseg import __version__
 from autoseg.api.model import find_model
@@ -31,7 +32,6 @@ from autoseg.core.workspace import WORK_FOLDER_NAME, Workspace
 from autoseg.data.inputs import Inputs, find_inputs
 from autoseg.data.model import Case, Dataset
 from autoseg.images.formats.files import SUPPORTED_ENDINGS
-from autoseg.inference.ensemble import Ensemble
 from autoseg.inference.manifest import (
     BEING_WRITTEN,
     LOCK_NAME,
@@ -41,14 +41,15 @@ from autoseg.inference.manifest import (
     PredictionManifest,
     written_names,
 )
-from autoseg.inference.outputs import OutputFolder
-from autoseg.inference.reading import CaseSize, MemoryLimit, ReadingTask, image_bytes, size_in
-from autoseg.inference.stream import PredictionStream, output_name
-from autoseg.launch.devices import use_cores
+from autoseg.inference.outputs import OutputFolder, output_name
+from autoseg.inference.reading import CaseSize, MemoryLimit, ReadingTask, image_bytes, read_in, size_in
 from autoseg.launch.interrupts import stoppable
-from autoseg.models.model import make_ensemble
 from autoseg.models.record import ModelFiles
 from autoseg.planning.plan import Plan
+
+if TYPE_CHECKING:
+    from autoseg.inference.ensemble import Ensemble
+    from autoseg.inference.stream import PredictionStream
 
 _log = logging.getLogger(__name__)
 
@@ -122,22 +123,23 @@ def predict(
     files, output = find_model(Path(model), configuration, folds), Path(output)
     plan = files.record.plan
     _log.info("model: %s", files.record.because)
-    use_cores()
     found = _cases(inputs, plan)
     _check_place(output)
     _prepare_output(output, found.cases, plan)
-    with _lease(output), Helper() as helper:  # begins to start while the networks are loaded
+    with _lease(output):
         outputs = OutputFolder(output, replace(_manifest(files, mirroring, overlap), notes=found.notes), overwrite)
         if report:
             outputs.check_report(output / REPORT_NAME)
-        ensemble = make_ensemble(files, device, overlap, mirroring, scratch=output)
         for name, reason in found.failures:
             outputs.finish(name, CaseOutcome("failed", None, 0.0, reason, None))
         outputs.keep_done(found.cases, [output_name(case, plan.file_ending) for case in found.cases], probabilities)
-        stream = PredictionStream(plan, ensemble, outputs, helper, probabilities, max_ram_gib)
-        _predict_all(stream, found.cases, outputs, progress)
-        if report:
-            _report(outputs, files, found.cases, helper)
+        waiting = [case for case in found.cases if case.identifier not in outputs.manifest.cases]
+        if waiting or not outputs.is_unchanged(has_report=report):
+            with Helper(read_in) as helper:
+                start = partial(_stream, files, outputs, helper, device, probabilities, max_ram_gib)
+                _predict_all(start, waiting, outputs, progress)
+                if report:
+                    _report(outputs, files, found.cases, helper)
     return outputs.manifest
 
 
@@ -160,7 +162,9 @@ def forecast(
     found = _cases(inputs, files.record.plan)
     forecasts: dict[str, CaseForecast | str] = dict(found.failures)
     plan = files.record.plan
-    with Helper() as helper:
+    with Helper(size_in) as helper:  # starts while torch is imported
+        from autoseg.models.model import make_ensemble
+
         ensemble = make_ensemble(files, "cpu" if device == "auto" else device, overlap)
         limit = MemoryLimit(available_memory_bytes())
         for case in found.cases:
@@ -189,19 +193,43 @@ def _manifest(files: ModelFiles, mirroring: bool, overlap: float) -> PredictionM
     )
 
 
-def _predict_all(stream: PredictionStream, cases: Sequence[Case], outputs: OutputFolder, progress: Progress) -> None:
+def _stream(
+    files: ModelFiles,
+    outputs: OutputFolder,
+    helper: Helper,
+    device: str,
+    probabilities: bool,
+    max_ram_gib: float | None,
+) -> PredictionStream:
+    """The model ready to predict into a folder; torch is imported here, while the helper starts."""
+    from autoseg.inference.stream import PredictionStream
+    from autoseg.launch.devices import use_cores
+    from autoseg.models.model import make_ensemble
+
+    use_cores()
+    manifest = outputs.manifest
+    ensemble = make_ensemble(files, device, manifest.overlap, manifest.mirroring, outputs.folder)
+    return PredictionStream(files.record.plan, ensemble, outputs, helper, probabilities, max_ram_gib)
+
+
+def _predict_all(
+    start: Callable[[], PredictionStream], cases: Sequence[Case], outputs: OutputFolder, progress: Progress
+) -> None:
     """Predicts what is not done; saves the manifest after each case, so that a stop loses only the cases in work."""
-    waiting = [case for case in cases if case.identifier not in outputs.manifest.cases]
-    on_case, on_tile = (progress, silent) if len(waiting) > 1 else (silent, progress)
-    with stoppable() as check:
-        try:
-            for done, (name, outcome) in enumerate(stream.outcomes(waiting, check, on_tile), start=1):
-                outputs.finish(name, outcome)
-                on_case(done, len(waiting))
-        except Interrupted as stop:
-            raise _explained(stop, outputs.manifest) from stop
+    on_case, on_tile = (progress, silent) if len(cases) > 1 else (silent, progress)
+    device = outputs.manifest.device
+    if cases:
+        stream = start()
+        with stoppable() as check:
+            try:
+                for done, (name, outcome) in enumerate(stream.outcomes(cases, check, on_tile), start=1):
+                    outputs.finish(name, outcome)
+                    on_case(done, len(cases))
+            except Interrupted as stop:
+                raise _explained(stop, outputs.manifest) from stop
+        device = stream.device
     ordered = dict(sorted(outputs.manifest.cases.items()))
-    outputs.save(replace(outputs.manifest, device=stream.device, cases=ordered))
+    outputs.save(replace(outputs.manifest, device=device, cases=ordered))
 
 
 def _report(outputs: OutputFolder, files: ModelFiles, cases: Sequence[Case], helper: Helper) -> None:

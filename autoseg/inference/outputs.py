@@ -18,11 +18,12 @@ from autoseg.core.errors import AutoSegError, MissingInput, RecordFault, UsageEr
 from autoseg.core.files import is_taken, sha256_of_file
 from autoseg.core.records import load, save
 from autoseg.data.model import Case
-from autoseg.images.formats.files import files_of, hash_of_written, verify_file
+from autoseg.images.formats.files import file_ending, files_of, find_format, hash_of_written, verify_file
 from autoseg.inference.manifest import (
     BEING_WRITTEN,
     MANIFEST_NAME,
     MANIFEST_VERSION,
+    REPORT_NAME,
     CaseOutcome,
     PredictionManifest,
     hash_of_images,
@@ -53,7 +54,8 @@ class OutputFolder:
         self._overwrite = overwrite
         self._saving = threading.Lock()
         before = self._manifest_before()
-        self.manifest = manifest if before is None else replace(manifest, report=before.report)
+        self.manifest = manifest if before is None else replace(manifest, report=before.report, device=before.device)
+        self._found = before
         self._before = {} if before is None else _outcomes(before)
         self.manifest.earlier.update(self._before)
 
@@ -88,6 +90,12 @@ class OutputFolder:
                 done += outcome.status == "done"
         if done:
             _log.info("%d cases were done before and are kept", done)
+
+    def is_unchanged(self, has_report: bool) -> bool:
+        """Whether the manifest, and the report if it is asked for, are already what they are to be."""
+        report = self.manifest.report
+        is_there = not has_report or (bool(report) and _hash_of(self.folder / REPORT_NAME) == report)
+        return is_there and self.manifest == self._found
 
     def may_replace(self, case: str, path: Path) -> bool:
         """Whether a file or folder that is to be written for a case replaces nothing of the user's."""
@@ -220,6 +228,17 @@ class OutputFolder:
         else:
             path.unlink()
         return True
+
+
+def output_name(case: Case, planned: str) -> str:
+    """Name of a case's label map: with the image's own ending where that can be written, else with the model's.
+
+    Where the two differ in compression only (.nii and .nii.gz), it is the model's as well.
+    """
+    image = Path(case.images[0])
+    own = find_format(image)
+    is_planned = own is None or own.write is None or (own.ending_is_compression and planned in own.endings)
+    return f"{case.identifier}{planned if is_planned else file_ending(image)}"
 
 
 def _known_files(folder: Path, manifest: PredictionManifest) -> PredictionManifest:

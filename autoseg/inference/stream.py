@@ -15,7 +15,6 @@ from concurrent.futures import wait as wait_for
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -28,12 +27,11 @@ from autoseg.core.progress import Progress, silent
 from autoseg.core.workers import Helper
 from autoseg.data.labels import to_file_values
 from autoseg.data.model import Case
-from autoseg.images.formats.files import file_ending, find_format
 from autoseg.images.orientation import AS_STORED, orientation_of, spelled, stored_and_turned
 from autoseg.images.writers import write_labels
 from autoseg.inference.ensemble import Ensemble, Prediction
 from autoseg.inference.manifest import CaseOutcome
-from autoseg.inference.outputs import OutputFolder
+from autoseg.inference.outputs import OutputFolder, output_name
 from autoseg.inference.reading import MemoryLimit, ReadCase, ReadingTask, read_in
 from autoseg.inference.restore import label_kind
 from autoseg.planning.plan import Plan
@@ -248,14 +246,3 @@ def orientation_notes(geometry: Geometry, plan: Plan) -> list[tuple[int, str]]:
             (logging.INFO, f"stored {spelled(own)}, oblique or a slice of another plane: it is predicted as stored")
         ]
     return [(logging.INFO, stored_and_turned(geometry, turn.grid(geometry)))]
-
-
-def output_name(case: Case, planned: str) -> str:
-    """Name of a case's label map: with the image's own ending where that can be written, else with the model's.
-
-    Where the two differ in compression only (.nii and .nii.gz), it is the model's as well.
-    """
-    image = Path(case.images[0])
-    own = find_format(image)
-    is_planned = own is None or own.write is None or (own.ending_is_compression and planned in own.endings)
-    return f"{case.identifier}{planned if is_planned else file_ending(image)}"

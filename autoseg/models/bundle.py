@@ -15,11 +15,9 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
 from autoseg.core.errors import (
     AutoSegError,
@@ -34,6 +32,9 @@ from autoseg.core.limits import printable
 from autoseg.core.records import from_json, parse_json, record, to_json
 from autoseg.models.record import Member, ModelFiles, ModelRecord, plan_faults
 from autoseg.networks.weights import shape_fault
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 BUNDLE_ENDING = ".autoseg"
 LARGEST_HEADER_BYTES = 32 << 20
@@ -97,6 +98,7 @@ def write_bundle(path: Path, model: ModelFiles, *, overwrite: bool = False) -> N
     Raises:
         UsageError: another file has this name already, and may not be replaced; an equal one is as good.
     """
+    import torch
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -248,6 +250,8 @@ def _read_fold(path: Path, hashes: Mapping[str, str], configuration: str, fold: 
     Raises:
         IntegrityRefusal: they do not match their hash, or are not finite.
     """
+    import torch
+
     title = f"{configuration}/{fold}"
     with _opened(path) as file:
         names = [key for key in file.keys() if key.startswith(f"{title}/")]  # noqa: SIM118 (not a dict)

@@ -11,12 +11,11 @@ import platform
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field, model_validator
-from torch import Tensor
-from torch import __version__ as torch_version
 
 from autoseg import __version__
 from autoseg.core.errors import PlanFault
@@ -27,6 +26,9 @@ from autoseg.planning.lateral import lateral_swap
 from autoseg.planning.plan import Configuration, Plan
 from autoseg.runs.run import DeviceKind, MemoryFormat, Precision
 from autoseg.selection.record import CandidateScore, NestedScore
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LARGEST_FOLD = 999
 
@@ -88,7 +90,7 @@ class Provenance:
     training_cases: int | None = None
     autoseg: str = __version__
     versions: dict[str, str] = field(
-        default_factory=lambda: {"python": platform.python_version(), "torch": str(torch_version)}
+        default_factory=lambda: {"python": platform.python_version(), "torch": metadata.version("torch")}
     )
 
 

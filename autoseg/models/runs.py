@@ -6,9 +6,7 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from autoseg.core.errors import MissingInput, PlanFault, RecordFault, UsageError
 from autoseg.core.records import content_hash, load, to_data
@@ -24,6 +22,9 @@ from autoseg.planning.plan import Plan
 from autoseg.runs.run import Run, RunRecord, Runs, damaged_run, trained_runs
 from autoseg.selection.record import SelectedMember, Selection, plan_hash
 from autoseg.training.recipe import PAST_TRAINING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _log = logging.getLogger(__name__)
 

@@ -11,13 +11,15 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from autoseg.core.errors import AutoSegError, Busy, IntegrityRefusal, MissingInput
 from autoseg.core.files import sha256_of_file
 from autoseg.core.limits import FileName
 from autoseg.core.records import load
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 WEIGHTS_FILE = "weights.safetensors"
 AVERAGED_FILE = "averaged.safetensors"

@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from autoseg.core.errors import MissingInput, PlanFault, UsageError
 from autoseg.core.files import sha256_of_file
@@ -31,6 +30,9 @@ from autoseg.nnunet.folders import (
 )
 from autoseg.nnunet.plans import read_nnunet_plans
 from autoseg.planning.plan import Plan
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["find_nnunet_model", "looks_like_nnunet"]
 

@@ -17,7 +17,6 @@ from autoseg.data.changes import changed_data, listed_changes
 from autoseg.images.formats.files import is_as_written
 from autoseg.networks.weights import fault_of, generations, weights_hash
 from autoseg.planning.plan import Plan
-from autoseg.training.checkpoint import foreign_fault
 from autoseg.training.recipe import PAST_TRAINING, Recipe
 from autoseg.training.splits import Fold
 
@@ -216,6 +215,8 @@ class Run:
         if (misplaced := self.name_fault) is not None:
             return misplaced
         if status is None or status.state != "done":
+            from autoseg.training.checkpoint import foreign_fault
+
             return foreign_fault(self.folder.checkpoint, self.folder.recipe)
         try:
             is_final = self.weights_hash == status.weights if status.weights else self._has_newest_generation

@@ -5,19 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
+from importlib import import_module
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 
-from autoseg.augmentation.kinds import make_augmentation
 from autoseg.core.configs import find_config, read_yaml
 from autoseg.core.records import from_data, record
 from autoseg.core.registry import choose
 from autoseg.planning.plan import Configuration
-from autoseg.training.callbacks.kinds import CALLBACKS
-from autoseg.training.losses import LOSSES
-from autoseg.training.optimization import OPTIMIZERS, SCHEDULES
 
 FEWEST_BOTTLENECK_VOXELS = 2
 """That an axis of a small patch keeps at the coarsest stage (assumption: the normalization needs more than one)."""
@@ -32,12 +29,16 @@ PAST_TRAINING = "past training"
 """Context in which a recipe is read that was trained with: predicting does not need its losses and transforms."""
 
 
-def _known(kinds: Mapping[str, object], what: str) -> AfterValidator:
-    """Lets a name pass that is a key of `kinds`; otherwise a UsageError names the nearest one."""
+def _known(table: str, what: str) -> AfterValidator:
+    """Lets a name pass that is a key of a table, `module.TABLE`; otherwise a UsageError names the nearest one.
+
+    The table is looked up when a name is: reading what was trained with, as a prediction does, imports no torch.
+    """
+    module, _, kinds = table.rpartition(".")
 
     def check(name: str, info: ValidationInfo) -> str:
         if info.context != PAST_TRAINING:
-            choose(name, kinds, what)
+            choose(name, getattr(import_module(f"autoseg.training.{module}"), kinds), what)
         return name
 
     return AfterValidator(check)
@@ -55,6 +56,8 @@ def _shaped(asked: Any) -> Any:
 
 def _makeable(asked: Any, info: ValidationInfo) -> Any:
     if info.context != PAST_TRAINING:
+        from autoseg.augmentation.kinds import make_augmentation
+
         make_augmentation(asked)
     return asked
 
@@ -108,16 +111,16 @@ class Recipe:
     epochs: Annotated[int, Field(ge=1)] = 1000
     steps_per_epoch: Annotated[int, Field(ge=1)] = 250
     validation_steps: Count = 50
-    optimizer: Annotated[str, _known(OPTIMIZERS, "optimizer")] = "sgd"
+    optimizer: Annotated[str, _known("optimization.OPTIMIZERS", "optimizer")] = "sgd"
     lr: Positive = 1e-2
     momentum: Fraction = 0.99
     weight_decay: Fraction = 3e-5
-    schedule: Annotated[str, _known(SCHEDULES, "schedule")] = "poly"
+    schedule: Annotated[str, _known("optimization.SCHEDULES", "schedule")] = "poly"
     lr_update: Literal["epoch", "step"] = "epoch"
     warmup_steps: Count = 0
     ema_decay: Fraction = 0.0
     gradient_clip: Positive = 12.0
-    loss: Annotated[str, _known(LOSSES, "loss")] = "dice_ce"
+    loss: Annotated[str, _known("losses.LOSSES", "loss")] = "dice_ce"
     augmentation: Transforms = "default"
     patch_growth: Growth = ()
     batch_scale: Positive = 1.0
@@ -125,7 +128,7 @@ class Recipe:
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     memory_format: Literal["auto", "contiguous", "channels_last"] = "auto"
     compile: bool = False
-    callbacks: tuple[Annotated[str, _known(CALLBACKS, "callback")], ...] = ("epoch_logger", "curves")
+    callbacks: tuple[Annotated[str, _known("callbacks.kinds.CALLBACKS", "callback")], ...] = ("epoch_logger", "curves")
 
 
 def load_recipe(name: str, *, epochs: int | None = None, steps: int | None = None) -> Recipe:

@@ -26,7 +26,7 @@ from autoseg.images.volume import Volume, plane_geometry
 from autoseg.images.writers import write_image, write_labels
 from autoseg.inference import stream
 from autoseg.inference.manifest import LOCK_NAME, PredictionManifest
-from autoseg.inference.stream import output_name
+from autoseg.inference.outputs import output_name
 from autoseg.networks.unet import UNet
 from tests.runs.trained import add_run, add_selection, cascade_plan, tiny_plan, trained_work_folder
 
@@ -319,6 +319,21 @@ def test_the_same_command_again_does_only_what_is_missing(autoseg, work, tmp_pat
     assert set(again["cases"]) == set(first["cases"])
     after = {path.name: path.read_bytes() for path in out.glob("*.nii.gz")}
     assert [after[f"case{index}.nii.gz"] == before[f"case{index}.nii.gz"] for index in (1, 2, 3)] == [True] * 3
+
+
+def test_with_everything_done_before_nothing_is_loaded_or_written(autoseg, work, tmp_path):
+    images, out = write_cases(tmp_path / "in", 2), tmp_path / "out"
+    command = ("predict", work, "-i", images, "-o", out, "--device", "cpu")
+    assert autoseg(*command).code == 0
+    written = {path: path.stat().st_mtime_ns for path in out.iterdir()}
+    arguments = [str(work), str(images), str(out)]
+    code = f"import sys; from autoseg import predict; print(len(predict(*{arguments!r}).cases), 'torch' in sys.modules)"
+    again = subprocess.run((sys.executable, "-c", code), capture_output=True, text=True, check=True)
+    assert again.stdout.split() == ["2", "False"]
+    assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == written
+    (out / "report.html").unlink()
+    assert autoseg(*command).code == 0
+    assert (out / "report.html").is_file()
 
 
 @pytest.mark.parametrize("change", [["--no-mirroring"], ["--overlap", "0.25"], ["--probabilities"], ["--fold", "1"]])

@@ -20,7 +20,7 @@ from autoseg.images.readers import read_image, read_labels
 from autoseg.images.volume import Volume
 from autoseg.images.writers import write_image, write_labels
 from autoseg.inference.manifest import hash_of_images
-from autoseg.inference.stream import output_name
+from autoseg.inference.outputs import output_name
 from tests.images.examples import label_array
 
 GRID = Geometry((4, 5, 6), (3.0, 1.0, 1.0))

@@ -80,14 +80,16 @@ class Helper:
     tried once more.
 
     Args:
+        likely: a function of the module whose functions it will call, which is imported beforehand.
         timeout_s: seconds one call may take.
     """
 
-    def __init__(self, timeout_s: float = ITEM_TIMEOUT_S) -> None:
+    def __init__(self, likely: Callable[..., Any] | None = None, timeout_s: float = ITEM_TIMEOUT_S) -> None:
         self._timeout_s = timeout_s
         self._is_closed = False
         self._calling = threading.Lock()
-        self._worker = Worker(_apply)
+        self._serve = partial(_apply, likely)
+        self._worker = Worker(self._serve)
 
     def __enter__(self) -> Helper:
         return self
@@ -128,7 +130,7 @@ class Helper:
             return value
         if not answer.trace and not self._is_closed:
             self._worker.close()
-            self._worker = Worker(_apply)
+            self._worker = Worker(self._serve)
         return answer
 
 
@@ -185,6 +187,6 @@ def _without_messages(function: Callable[[Any], Any], item: Any, _send: Callable
     return function(item)
 
 
-def _apply(call: tuple[Callable[[Any], Any], Any], _send: Callable[[Any], None]) -> Any:
+def _apply(_likely: object, call: tuple[Callable[[Any], Any], Any], _send: Callable[[Any], None]) -> Any:
     function, item = call
     return function(item)
