@@ -18,6 +18,7 @@ from autoseg.core.progress import Progress, silent
 from autoseg.core.records import save_sealed
 from autoseg.launch.numerics import ALLOWED_SECONDS, SHARE_OF_BUDGET, choose_compute
 from autoseg.launch.precision import compiled, step_seconds
+from autoseg.launch.step_graph import step_graph
 from autoseg.preprocessing.first_stage import open_with_first_stage
 from autoseg.preprocessing.store import StoredCase
 from autoseg.runs.queue import RunTask
@@ -114,6 +115,7 @@ def set_up(
         forward, because = compiled(network, _batch_shape(task), compute)
         _log.info("%s: %s", task.run.title, because)
         state.forward = forward or network
+    state.graph = step_graph(state)
     return ActiveRun(task, record, state, compute, opened, forecast, check_stop, progress)
 
 

@@ -108,6 +108,8 @@ def _train(active: ActiveRun, seconds: Callable[[], float]) -> None:
             + (" without --fresh, which would discard it," if active.task.options.is_fresh else "")
             + " to go on from there",
         ) from stop
+    finally:
+        state.graph = None  # its memory is the validation's now
 
 
 class _StepReport(Callback):

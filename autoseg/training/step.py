@@ -38,6 +38,9 @@ _log = logging.getLogger(__name__)
 MOST_SKIPPED_IN_A_ROW = 10
 """Non-finite steps after which training is not going to recover (assumption; single ones do occur)."""
 
+DeviceStep = Callable[[Tensor, Tensor], Tensor]
+"""(image, labels) -> loss: gradient, clipping and update; without a look at the device, the same for every batch."""
+
 AUTOCAST_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -115,7 +118,7 @@ class TrainingProgress:
 
 @dataclass(slots=True, kw_only=True)
 class TrainingState(TrainingProgress):
-    """All that changes while a network is trained; a checkpoint holds all of it but `forward`.
+    """All that changes while a network is trained; a checkpoint holds all of it but `forward` and `graph`.
 
     Attributes:
         network: being trained.
@@ -124,6 +127,7 @@ class TrainingState(TrainingProgress):
         averaged: moving average of the network, if the recipe wants one.
         stages: of the recipe's growing patch; 1 without growth.
         forward: what runs the network; differs from `network` when it is compiled.
+        graph: what runs the part of a step that is the device's, in its own way; None where it is simply called.
         started_with: SHA-256 of the record that the training was started with; empty where there is none.
     """
 
@@ -133,6 +137,7 @@ class TrainingState(TrainingProgress):
     averaged: nn.Module | None = None
     stages: int = 1
     forward: Callable[..., Any] | None = None
+    graph: Callable[[DeviceStep, Tensor, Tensor], Tensor] | None = None
     started_with: str = ""
 
     @property
@@ -212,13 +217,17 @@ def train_step(
     """
     state.network.train()
     set_learning_rate(state.optimizer, learning_rate(state, recipe))
-    value = _gradient_in_parts(state, image, labels, objective, compute)
-    is_finite = _update(state, value, recipe)
+
+    def on_device(image: Tensor, labels: Tensor) -> Tensor:
+        value = _gradient_in_parts(state, image, labels, objective, compute)
+        return value.where(_update(state, value, recipe), math.nan)
+
+    loss = on_device(image, labels) if state.graph is None else state.graph(on_device, image, labels)
     state.step += 1
     # On the device the average takes the weights of a skipped step, which are those of the step before, once more.
-    if state.averaged is not None and (skips_on_device(state.optimizer) or bool(is_finite)):
+    if state.averaged is not None and (skips_on_device(state.optimizer) or not math.isnan(loss)):
         update_average(state.averaged, state.network, min(recipe.ema_decay, state.step / (state.step + 9)))
-    return value.where(is_finite, math.nan)
+    return loss
 
 
 def _gradient_in_parts(
