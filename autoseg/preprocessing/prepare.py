@@ -206,13 +206,19 @@ def _permuted(values: Sequence[float], order: Sequence[int]) -> tuple[float, flo
 
 def _normalize(image: NDArray[Any], labels: NDArray[Any], preparation: Preparation) -> NDArray[np.float32]:
     """Each channel normalized, before resampling, so that resampled borders of a mask still fit the image."""
-    normalized = []
     settings = zip(preparation.normalization, preparation.use_nonzero_mask, preparation.intensities, strict=True)
-    for channel, (kind, is_masked, statistics) in zip(image, settings, strict=True):
-        normalization = choose(kind, NORMALIZATIONS, "normalization")
-        mask = labels >= 0 if is_masked else None
-        normalized.append(normalization(np.ascontiguousarray(channel, np.float32), mask, statistics))
-    return normalized[0][None] if len(normalized) == 1 else np.stack(normalized)  # a copy costs as much as it all
+    normalized = (
+        choose(kind, NORMALIZATIONS, "normalization")(
+            np.ascontiguousarray(channel, np.float32), labels >= 0 if is_masked else None, statistics
+        )
+        for channel, (kind, is_masked, statistics) in zip(image, settings, strict=True)
+    )
+    if len(image) == 1:
+        return next(normalized)[None]  # copying it would take as long as computing it
+    together = np.empty(image.shape, np.float32)
+    for result, channel in zip(together, normalized, strict=True):
+        result[...] = channel
+    return together
 
 
 def smallest_labels(labels: NDArray[Any]) -> NDArray[np.signedinteger[Any]]:

@@ -140,6 +140,24 @@ def test_whatever_happens_to_a_process_is_reported_and_the_rest_goes_on(function
     assert ("twice" in outcomes[1].failure) == (function not in (fault_at_two, unpicklable))
 
 
+def when(_item: int) -> tuple[float, float]:
+    begin = time.monotonic()
+    time.sleep(0.05)
+    return begin, time.monotonic()
+
+
+def test_items_never_take_more_memory_together_than_there_is():
+    gib, room = 1 << 30, 1 << 28
+    needs = [1 * gib, 1 * gib, 5 * gib, 1 * gib, 2 * gib]  # one is larger than all there is, and goes alone
+    outcomes = map_supervised(when, range(5), 3, needs=needs, memory_bytes=3 * gib + 2 * room)
+    times = {outcome.index: outcome.value for outcome in outcomes}
+    assert min(times, key=times.get) == 2
+    for instant, _ in times.values():
+        at_work = [index for index, (begin, end) in times.items() if begin <= instant < end]
+        assert sum(needs[index] for index in at_work) <= 3 * gib or at_work == [2]
+        assert len(at_work) <= 2  # the memory of a process by itself counts, too
+
+
 def test_an_exception_is_reported_without_processes_too():
     outcomes = list(map_supervised(fault_at_two, [1, 2], 0))
     assert outcomes[1].failure == "ValueError: two is too many"

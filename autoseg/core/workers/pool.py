@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Generic, TypeVar
 
+from autoseg.core.machine import available_memory_bytes
 from autoseg.core.workers.worker import Failure, Message, Returned, Worker, answers, attempt
 
 Item = TypeVar("Item")
@@ -18,6 +20,12 @@ ITEM_TIMEOUT_S = 600.0
 """Seconds one item may take before its process is taken for hung. Assumption: the largest cases stay below it."""
 
 _TICK_S = 0.2
+
+_USABLE_SHARE = 0.8
+"""Of the memory that is there, the most that items are let to take together; the rest is for other programs."""
+
+_PROCESS_BYTES = 160 << 20
+"""Memory of a process before it has an item: Python, numpy, scipy and AutoSeg (measured: 100 to 130 MiB)."""
 
 logger = logging.getLogger(__name__)
 
@@ -42,8 +50,13 @@ def map_supervised(
     items: Sequence[Item],
     jobs: int,
     timeout_s: float = ITEM_TIMEOUT_S,
+    needs: Sequence[int] = (),
+    memory_bytes: int | None = None,
 ) -> Iterator[Outcome[Value]]:
     """Yields what became of every item, in the order in which they finish.
+
+    Where `needs` are given, the largest items are worked on first, and never so many together that they take more
+    memory than there is; one that is too large for it is tried alone.
 
     Ends the processes when the caller stops iterating, also by an exception such as KeyboardInterrupt.
 
@@ -52,12 +65,14 @@ def map_supervised(
         items: sent to other processes likewise.
         jobs: processes; with 0 the calling process does everything itself, unprotected.
         timeout_s: seconds one item may take.
+        needs: bytes of memory that each item takes at most, an estimate; empty where all of them are small.
+        memory_bytes: that all items may take together; by default most of what the machine has left now.
     """
     if jobs == 0:
         for index, item in enumerate(items):
             yield _outcome(index, attempt(function, item))
         return
-    pool = _Pool(function, items, timeout_s)
+    pool = _Pool(function, items, timeout_s, _Memory(needs, memory_bytes))
     try:
         again = []
         for index, answer in pool.work(range(len(items)), jobs):
@@ -134,13 +149,38 @@ class Helper:
         return answer
 
 
+@dataclass(slots=True)
+class _Memory:
+    """Bytes that items need, empty if nothing is known of them, and that they may take together."""
+
+    needs: Sequence[int]
+    limit: int | None
+
+    def __post_init__(self) -> None:
+        if self.needs and self.limit is None:
+            self.limit = int(_USABLE_SHARE * available_memory_bytes())
+
+    def of(self, index: int) -> int:
+        return self.needs[index] + _PROCESS_BYTES if self.needs else 0
+
+    def take(self, waiting: list[int], at_work: Collection[int]) -> int | None:
+        """Takes the largest item that fits beside those at work off a list with the largest first; None if none does.
+
+        Beside nothing every item fits.
+        """
+        free = (self.limit or 0) - sum(map(self.of, at_work))
+        first = bisect_left(waiting, -free, key=lambda index: -self.of(index)) if at_work else 0
+        return waiting.pop(first) if first < len(waiting) else None
+
+
 class _Pool:
     """Workers, and the item that each of them has."""
 
-    def __init__(self, function: Callable[[Any], Any], items: Sequence[Any], timeout_s: float) -> None:
+    def __init__(self, function: Callable[[Any], Any], items: Sequence[Any], timeout_s: float, memory: _Memory) -> None:
         self._function = function
         self._items = items
         self._timeout_s = timeout_s
+        self._memory = memory
         self._idle: list[Worker] = []
         self._at_work: dict[Worker, int] = {}
 
@@ -148,7 +188,7 @@ class _Pool:
         """Has the items worked on by so many workers; those beyond them are ended, so that their memory is free."""
         while len(self._idle) > size:
             self._idle.pop().close()
-        waiting = iter(indices)
+        waiting = sorted(indices, key=self._memory.of, reverse=True)
         self._hand_out(waiting, size)
         while self._at_work:
             for worker, answer in answers(list(self._at_work), _TICK_S):
@@ -161,10 +201,11 @@ class _Pool:
                 self._hand_out(waiting, size)
                 yield index, answer
 
-    def _hand_out(self, waiting: Iterator[int], size: int) -> None:
-        while len(self._at_work) < size and (index := next(waiting, None)) is not None:
+    def _hand_out(self, waiting: list[int], size: int) -> None:
+        at_work = self._at_work
+        while len(at_work) < size and (index := self._memory.take(waiting, at_work.values())) is not None:
             worker = self._idle.pop() if self._idle else Worker(partial(_without_messages, self._function), threads=1)
-            self._at_work[worker] = index
+            at_work[worker] = index
             worker.call(self._items[index], self._timeout_s)
 
     def close(self) -> None:
