@@ -50,10 +50,22 @@ def compiled(network: nn.Module, shape: Sequence[int], compute: Compute) -> tupl
 
 
 def step_seconds(network: nn.Module, shape: Sequence[int], compute: Compute) -> float:
-    """Seconds of one forward and backward pass with a batch (b, c, *patch): the best of two, after one not counted."""
+    """Seconds of one forward and backward pass with a batch (b, c, *patch): the best of two, after one not counted.
+
+    A batch that does not fit into the device's memory takes twice as long as its half, as it does in training.
+    """
     network = compute.place_network(network, len(shape) - 2)
     image = torch.zeros(*shape)
-    training_pass(network, image, compute)
+    try:
+        training_pass(network, image, compute)
+    except torch.OutOfMemoryError:
+        if shape[0] == 1:
+            raise
+        half = (-(-shape[0] // 2), *shape[1:])
+    else:
+        half = None
+    if half is not None:  # only here has the error let go of its memory
+        return 2 * step_seconds(network, half, compute)
     times = []
     for _ in range(_TIMED_STEPS):
         begin = time.perf_counter()

@@ -92,6 +92,7 @@ def _train(active: ActiveRun, seconds: Callable[[], float]) -> None:
         seconds=seconds,
         save_status=lambda: save_sealed(_status(active, "training", seconds), run.folder.state),
         costs=relative_costs(stages),
+        readers=active.readers,
     )
     callbacks = [*make_callbacks(recipe.callbacks, context), *_time_budget(active), _StepReport(active)]
     try:

@@ -55,21 +55,20 @@ class Placed:
         image: (b, c, *patch).
         labels: (b, *patch).
         cases: of each patch.
-        ready: comes when the device has made them, on a stream of its own; None on a CPU.
     """
 
     image: Tensor
     labels: Tensor
     cases: tuple[str, ...]
-    ready: torch.cuda.Event | None = None
 
     def tensors(self) -> tuple[Tensor, Tensor]:
-        """Image and labels for the work queued from now on; the device waits for them, the host does not."""
-        if self.ready is not None:
+        """Image and labels for the work that is queued from now on."""
+        if self.image.is_cuda:
             stream = torch.cuda.current_stream(self.image.device)
-            stream.wait_event(self.ready)
             for tensor in (self.image, self.labels):
-                tensor.record_stream(stream)  # their memory is that of the other stream, free once this one is done
+                tensor.record_stream(
+                    stream
+                )  # made on another one, to which their memory goes back: not before this one
         return self.image, self.labels
 
 
@@ -127,7 +126,9 @@ class BatchSource:
             image, labels = self._on_device(batch.image), self._on_device(batch.labels)
             first_stage = None if batch.first_stage is None else self._on_device(batch.first_stage)
             image, labels = augment(image, labels, spec, generator, first_stage)
-            return Placed(image, labels, batch.cases, None if stream is None else stream.record_event())
+            if stream is not None:
+                stream.synchronize()  # here, ahead of the training, which then need not wait for another stream
+        return Placed(image, labels, batch.cases)
 
     def _stream(self) -> AbstractContextManager[torch.cuda.Stream | None]:
         """On a GPU a stream of this thread: copies and augmentation run beside the training, and wait for nothing."""

@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,6 +37,7 @@ class EpochResult:
         data_wait_share: share of it spent waiting for training batches.
         lr: learning rate of its last step.
         events: sentences about what was not as usual.
+        busy_share: share of the steps' time in which a GPU worked on them; None on a CPU, which computes all the time.
     """
 
     epoch: int
@@ -46,6 +47,16 @@ class EpochResult:
     data_wait_share: float
     lr: float
     events: tuple[str, ...] = ()
+    busy_share: float | None = None
+
+
+class Unread(NamedTuple):
+    """A loss on its way to the host, where it is once the second mark has come; without marks it is there already."""
+
+    step: int
+    loss: Tensor
+    cases: Sequence[str]
+    marks: tuple[torch.cuda.Event, torch.cuda.Event] | None
 
 
 @dataclass(slots=True)
@@ -58,19 +69,29 @@ class Losses:
 
     Attributes:
         state: that notes them.
-        unread: step, loss on the host and cases of each; where there is an event, the loss is there once it has come.
+        unread: oldest first.
+        busy_seconds: that a GPU spent on steps.
     """
 
     state: TrainingState
-    unread: deque[tuple[int, Tensor, Sequence[str], torch.cuda.Event | None]] = field(default_factory=deque)
+    unread: deque[Unread] = field(default_factory=deque)
+    busy_seconds: float = 0.0
 
-    def add(self, loss: Tensor, cases: Sequence[str]) -> None:
-        """Orders the loss of the step just queued, and notes the one before; on a CPU it is noted at once."""
-        copied = torch.cuda.Event() if loss.is_cuda else None  # type: ignore[no-untyped-call]
-        self.unread.append((self.state.step, loss.to("cpu", non_blocking=loss.is_cuda), cases, copied))
-        if copied is not None:
-            copied.record(torch.cuda.current_stream(loss.device))
-        self.note(0 if copied is None else 1)
+    def take(self, take_step: TakeStep, batch: Any) -> None:
+        """Queues a step and notes the loss of the one before; on a CPU takes the step and notes its loss."""
+        device = next(self.state.network.parameters()).device
+        if device.type != "cuda":
+            loss, cases = take_step(self.state, batch)
+            self.unread.append(Unread(self.state.step, loss.cpu(), cases, None))
+            self.note()
+            return
+        stream = torch.cuda.current_stream(device)
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        begin.record(stream)
+        loss, cases = take_step(self.state, batch)
+        self.unread.append(Unread(self.state.step, loss.to("cpu", non_blocking=True), cases, (begin, end)))
+        end.record(stream)
+        self.note(late=1)
 
     def note(self, late: int = 0) -> None:
         """Notes all but the last `late` losses.
@@ -79,9 +100,11 @@ class Losses:
             TrainingStopped: too many in a row were not finite.
         """
         while len(self.unread) > late:
-            step, loss, cases, copied = self.unread.popleft()
-            if copied is not None:
-                copied.synchronize()
+            step, loss, cases, marks = self.unread.popleft()
+            if marks is not None:
+                begin, end = marks
+                end.synchronize()
+                self.busy_seconds += begin.elapsed_time(end) / 1000
             message = note_loss(self.state, float(loss), step, cases)
             if message:
                 _log.warning(message)
@@ -148,11 +171,12 @@ def _epoch(
     losses = Losses(state)
     try:
         while state.step < state.end_of_epoch:
-            losses.add(*take_step(state, next(batches)))
+            losses.take(take_step, next(batches))
             for callback in callbacks:
                 callback.after_step(state)
     finally:
         losses.note()  # an interruption's checkpoint holds those of all steps done
+    own_seconds = time.perf_counter() - begin
     scores = validate(state)
     seconds = time.perf_counter() - begin
     return EpochResult(
@@ -163,4 +187,5 @@ def _epoch(
         data_wait_share=(batches.waited_seconds - waited_before) / max(seconds, 1e-9),
         lr=float(state.optimizer.param_groups[0]["lr"]),
         events=tuple(state.events),
+        busy_share=losses.busy_seconds / max(own_seconds, 1e-9) if losses.busy_seconds else None,
     )

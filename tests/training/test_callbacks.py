@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from autoseg.training.callbacks.base import RunContext, Throttle
 from autoseg.training.callbacks.history import append_history, last_history, read_history, truncate_history
 from autoseg.training.callbacks.kinds import CALLBACKS, make_callbacks
 from autoseg.training.checkpoint import restore
+from autoseg.training.loop import EpochResult
 from autoseg.training.step import TrainingState
 from tests.training.tiny_training import LABELS, RECIPE, Calls, fresh_state, same_weights, train
 
@@ -71,6 +73,22 @@ def test_every_callback_that_a_recipe_can_name_works(
         train(fresh_state(), callbacks=tuple(make_callbacks((name,), context(tmp_path))))
     assert (tmp_path / "curves.png").exists() == (name == "curves")
     assert caplog.text.count("a run: epoch") == (RECIPE.epochs if name == "epoch_logger" else 0)
+
+
+def test_a_gpu_that_waits_for_data_is_noted_and_once_it_is_said_what_helps(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = replace(context(tmp_path), readers=2)
+    history, _, logger = make_callbacks(("epoch_logger",), run)
+    starved = EpochResult(0, 0.5, None, 10.0, 0.38, 0.01, busy_share=0.56789)
+    with caplog.at_level(logging.INFO):
+        for callback in (history, logger, logger):
+            callback.after_epoch(starved, fresh_state())
+        logger.after_epoch(replace(starved, busy_share=None), fresh_state())
+    assert read_history(run.folder.history)[0]["busy_share"] == 0.5679
+    assert caplog.text.count("38 % waiting for data, GPU 57 % busy") == 2
+    assert caplog.text.count("as the 2 threads that cut and augment its batches do not keep up") == 1
+    assert caplog.text.count("--jobs") == 1
 
 
 def test_an_unknown_callback_is_named() -> None:

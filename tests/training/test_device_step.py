@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from autoseg.training.checkpoint import restore, save_checkpoint
-from autoseg.training.loop import Losses
+from autoseg.training.loop import Losses, Unread
 from autoseg.training.optimization import skips_on_device
 from autoseg.training.step import TrainingState, train_step
 from tests.training.tiny_training import COMPUTE, RECIPE, fresh_state, loss, on_device, same_weights, sampling
@@ -87,19 +87,21 @@ def test_a_step_that_is_not_finite_is_skipped_on_the_device(bad: int) -> None:
     assert same_weights(state, straight)
 
 
-def test_losses_are_noted_a_step_late_where_they_come_late(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_losses_are_noted_a_step_late_where_they_come_late() -> None:
     state = fresh_state()
     losses, waited = Losses(state), []
     for number, value in enumerate((0.5, math.nan, 0.25), start=1):
         state.step = number
-        event = SimpleNamespace(synchronize=lambda own=number: waited.append(own))
-        losses.unread.append((number, torch.tensor(value), ("a",), event))  # type: ignore[arg-type]
-        losses.note(1)
+        begin = SimpleNamespace(elapsed_time=lambda _end: 250.0)
+        end = SimpleNamespace(synchronize=lambda own=number: waited.append(own))
+        losses.unread.append(Unread(number, torch.tensor(value), ("a",), (begin, end)))  # type: ignore[arg-type]
+        losses.note(late=1)
     assert (state.losses, state.skipped_in_row, waited) == ([0.5], 1, [1, 2])
     losses.note()
     assert (state.losses, state.skipped_in_row, waited) == ([0.5, 0.25], 0, [1, 2, 3])
     assert state.events == ["step 2: the loss or its gradient is not finite, step skipped (cases a)"]
-    losses.add(torch.tensor(2.0), ("a",))  # of a CPU: known at once
+    assert losses.busy_seconds == 0.75
+    losses.take(lambda _state, batch: (batch, ("a",)), torch.tensor(2.0))  # on a CPU: known at once
     assert state.losses[-1] == 2.0
 
 

@@ -21,6 +21,7 @@ class RunContext:
         seconds: gives the wall time of the run so far, earlier work intervals included.
         save_status: writes the run's state.json.
         costs: of a step in each stage of a growing patch / cost in the last one.
+        readers: threads that make batches; None where it is not known.
     """
 
     title: str
@@ -29,6 +30,7 @@ class RunContext:
     seconds: Callable[[], float]
     save_status: Callable[[], None]
     costs: tuple[float, ...] = (1.0,)
+    readers: int | None = None
 
 
 @dataclass(slots=True)

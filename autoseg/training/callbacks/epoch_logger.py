@@ -11,6 +11,9 @@ from autoseg.training.optimization import mean_cost
 from autoseg.training.step import TrainingState
 from autoseg.training.validation import class_dice
 
+STARVING = 0.1
+"""Share of an epoch spent waiting for batches from which on it is said what helps (assumption)."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -19,6 +22,7 @@ class EpochLogger(Callback):
 
     def __init__(self, run: RunContext) -> None:
         self._run = run
+        self._has_warned = False
 
     def after_epoch(self, result: EpochResult, state: TrainingState) -> None:
         """Logs the epoch."""
@@ -28,11 +32,26 @@ class EpochLogger(Callback):
             dice = class_dice(self._run.classes, result.scores)
             classes = ", ".join(f"{name} {'-' if value is None else f'{value:.3f}'}" for name, value in dice.items())
             parts.append(f"Dice {result.scores.mean_dice:.3f} ({classes}), smoothed {state.ema_dice:.3f}")
-        parts.append(f"{result.seconds:.1f} s, {100 * result.data_wait_share:.0f} % waiting for data")
+        busy = "" if result.busy_share is None else f", GPU {100 * result.busy_share:.0f} % busy"
+        parts.append(f"{result.seconds:.1f} s, {100 * result.data_wait_share:.0f} % waiting for data{busy}")
         left = timedelta(seconds=result.seconds * self._epochs_left(state))
         end = datetime.now() + left
         parts.append(f"ends {end:%H:%M}" if left < timedelta(hours=12) else f"ends {end:%Y-%m-%d %H:%M}")
         _log.info("%s", " | ".join(parts))
+        if result.busy_share is not None and result.data_wait_share > STARVING and not self._has_warned:
+            self._has_warned = True
+            self._warn_of_starving(result)
+
+    def _warn_of_starving(self, result: EpochResult) -> None:
+        readers = self._run.readers
+        _log.warning(
+            "%s: %.0f %% of the time the GPU waits for data, as %s cut and augment its batches do not keep up; what "
+            "helps is more of them (--jobs), a faster disk for the work folder, or fewer transforms (`augmentation` in "
+            "a recipe)",
+            self._run.title,
+            100 * result.data_wait_share,
+            "the threads that" if readers is None else f"the {readers} threads that",
+        )
 
     def _epochs_left(self, state: TrainingState) -> float:
         """In epochs like the one just done; those of larger patches count for more."""

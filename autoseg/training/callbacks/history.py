@@ -42,6 +42,7 @@ class History(Callback):
             "ema_dice": state.ema_dice,
             "seconds": round(result.seconds, 3),
             "data_wait_share": round(result.data_wait_share, 4),
+            "busy_share": None if result.busy_share is None else round(result.busy_share, 4),
             "total_seconds": round(state.seconds, 1),
             "events": list(result.events),
         }
