@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
-"""Checks and times AutoSeg on a GPU: one command, at most eight minutes, one table last.
+"""Checks and times AutoSeg on a GPU: one command, at most six minutes, what matters most first.
 
-    scripts/gpu_check.py                       on the first CUDA GPU
+    scripts/gpu_check.py --out FOLDER          on the first CUDA GPU
     scripts/gpu_check.py --device cpu --small  on a CPU, in seconds; what the tests run
 
-Needs torch, numpy, scipy, scikit-image, pydantic and safetensors, and no data: it draws synthetic phantoms. The exit
-code is 0 if every check held, else 1. Times are medians; the first calls do not count.
+FOLDER gets `rows.json` and `table.md`, written again after every row, so that a run that is cut off leaves what it
+found, and `kernels.txt`, the profile of a step. Needs torch, numpy, scipy, scikit-image, pydantic and safetensors, and
+no data: it draws synthetic phantoms. The exit code is 0 if every check held, else 1. Times are medians; the first calls
+do not count. A step's time is that of steps queued one after the other, as training does.
 """
 
 from __future__ import annotations
@@ -37,6 +39,8 @@ from autoseg.data.model import LabelSet  # noqa: E402
 from autoseg.data.synthetic import CHANNELS, CLASSES, phantom  # noqa: E402
 from autoseg.inference.predictor import Predictor  # noqa: E402
 from autoseg.inference.restore import predict_case  # noqa: E402
+from autoseg.launch.step_graph import StepGraph, step_graph  # noqa: E402
+from autoseg.networks import channels_last_ops  # noqa: E402
 from autoseg.networks.kinds.unet import PlainUNet  # noqa: E402
 from autoseg.planning.plan import Configuration  # noqa: E402
 from autoseg.preprocessing.prepare import (  # noqa: E402
@@ -44,13 +48,20 @@ from autoseg.preprocessing.prepare import (  # noqa: E402
     Preparation,
     prepare,
 )
+from autoseg.training import losses  # noqa: E402
+from autoseg.training.batches import BatchSource, Placed, Prefetcher  # noqa: E402
 from autoseg.training.checkpoint import restore, save_checkpoint  # noqa: E402
+from autoseg.training.loop import Callback, EpochResult, fit  # noqa: E402
 from autoseg.training.losses import make_objective  # noqa: E402
+from autoseg.training.optimization import ScheduleSegment  # noqa: E402
 from autoseg.training.recipe import Recipe  # noqa: E402
 from autoseg.training.sampling import Sampling  # noqa: E402
+from autoseg.training.splits import Fold  # noqa: E402
 from autoseg.training.step import Compute, TrainingState, start_state, train_step  # noqa: E402
 
-LIMIT_SECONDS = 8 * 60.0
+LIMIT_SECONDS = 5.5 * 60.0
+H100_FLOPS, H100_BYTES = 989e12, 3.35e12  # dense bf16, a second; NVIDIA's data sheet, H100 SXM
+READERS = 4  # threads, as many as a run has
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 LABELS = LabelSet({name: (value,) for name, value in CLASSES.items()}, file_values=tuple(CLASSES.values()))
 _OBJECTIVE = make_objective("dice_ce", LABELS, False)
@@ -85,8 +96,8 @@ class Row:
 class Bench:
     """Data, networks and device of all checks."""
 
-    def __init__(self, device: torch.device, is_small: bool) -> None:
-        self.device = device
+    def __init__(self, device: torch.device, is_small: bool, out: Path | None = None) -> None:
+        self.device, self.out = device, out
         self.is_small = is_small
         self.cases = {f"phantom_{i}": _prepared(i) for i in range(3 if is_small else 8)}
         width = 8 if is_small else 16
@@ -96,6 +107,11 @@ class Bench:
             self.learning
             if is_small
             else _configuration((128, 128, 128), (32, 64, 128, 256, 320, 320), batch_size=2, isotropic=True)
+        )
+        self.short = (  # bound by launches: the hippocampus as planned, its batch as large as a GPU's memory suggests
+            self.learning
+            if is_small
+            else _configuration((40, 56, 40), (32, 64, 128, 256), batch_size=9, isotropic=True)
         )
         self.recipe = Recipe(epochs=1, steps_per_epoch=12 if is_small else 150, lr_update="step", momentum=0.95)
 
@@ -179,6 +195,181 @@ def _configuration(
         cascade_from=None,
         estimated_feature_map_elements=0,
     )
+
+
+def check_loss_kernels(bench: Bench) -> Iterator[Row]:
+    """Loss and gradient on the device against those in double precision, and their time beside PyTorch's operators."""
+    regions = LabelSet({"background": (0,), "whole": (1, 2), "core": (2,)}, ignore=3, regions_class_order=(1, 2))
+    for name, label_set in {"classes": LABELS, "regions, ignore label": regions}.items():
+        for dtype, most in ((torch.float32, 1e-5), (torch.bfloat16, 1e-2)):
+            generator = torch.Generator().manual_seed(0)
+            logits = 3 * torch.randn((2, label_set.head_count, 40, 33, 29), generator=generator).to(dtype)
+            labels = torch.randint(0, label_set.largest_value + 1, (2, 40, 33, 29), generator=generator)
+            exact = logits.double().requires_grad_()
+            losses.dice_ce(exact, labels, label_set, False).backward()
+            found = logits.to(bench.device).contiguous(memory_format=torch.channels_last_3d).requires_grad_()
+            losses.dice_ce(found, labels.to(bench.device), label_set, False).backward()
+            own, expected = (one.grad for one in (found, exact))
+            if own is None or expected is None:
+                raise AssertionError("backward leaves a gradient")
+            error = float((own.cpu().double() - expected).norm() / expected.norm())
+            yield Row(
+                f"loss in double precision, {name}, {str(dtype)[6:]}", error < most, f"gradient {error:.1e} apart"
+            )
+    for name, has_kernels in (("kernels", losses.has_kernels), ("PyTorch's operators", lambda _logits: False)):
+        losses.has_kernels = has_kernels
+        yield Row(
+            f"loss and its gradient, {name}", None, f"{1000 * _loss_seconds(bench):.2f} ms, {_words(bench.timed)}"
+        )
+        losses.has_kernels = channels_last_ops.has_kernels
+
+
+def _loss_seconds(bench: Bench) -> float:
+    configuration = bench.timed
+    shapes = [
+        [size >> level for size in configuration.patch_size] for level in range(configuration.network.n_stages - 1)
+    ]
+    sizes = [(configuration.batch_size, LABELS.head_count, *(max(1, size) for size in shape)) for shape in shapes]
+    outputs = [torch.randn(size, device=bench.device, dtype=torch.bfloat16) for size in sizes]
+    outputs = [own.contiguous(memory_format=torch.channels_last_3d).requires_grad_() for own in outputs]
+    labels = torch.randint(0, LABELS.head_count, (sizes[0][0], *sizes[0][2:]), device=bench.device, dtype=torch.int16)
+    return _seconds_of_queue(bench, lambda: _OBJECTIVE(outputs, labels).backward())
+
+
+def check_that_nothing_waits(bench: Bench) -> Iterator[Row]:
+    """A step for which the host waits for the device raises an error here."""
+    if bench.device.type != "cuda":
+        return
+    for precision in bench.precisions:
+        compute = bench.compute(precision)
+        state = bench.state(bench.learning, compute)
+        image, labels = bench.augmented(bench.learning, 0, compute)
+        for _ in range(3):
+            train_step(state, image, labels, _OBJECTIVE, bench.recipe, compute)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            train_step(state, image, labels, _OBJECTIVE, bench.recipe, compute)
+            row = Row(f"no step waits, {precision}", True, "the host queues a step without a look at the device")
+        except RuntimeError as error:
+            row = Row(f"no step waits, {precision}", False, str(error).splitlines()[0])
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        yield row
+
+
+def time_steps(bench: Bench) -> Iterator[Row]:
+    """A step in bf16 as training takes it, and with one thing changed; beside it what its count allows."""
+    configurations = {"large": bench.timed, "short": bench.short}
+    for name, configuration in configurations.items():
+        flops, traffic, bound = counted(configuration)
+        words = f"{flops / 1e12:.2f} TFLOP, {traffic / 1e9:.1f} GB, bound {1000 * bound:.1f} ms on an H100"
+        yield Row(f"count of a step, {name}", None, f"{words}, {_words(configuration)}")
+        for way in ("channels_last", "contiguous", "channels_last, usual", "channels_last, cudnn.benchmark"):
+            memory_format, _, change = way.partition(", ")
+            torch.backends.cudnn.benchmark = change == "cudnn.benchmark"
+            compute = Compute(bench.device, "bf16", memory_format)
+            state = bench.state(configuration, compute)
+            state.graph = None if change == "usual" else step_graph(state)
+            image, labels = bench.augmented(configuration, 0, compute)
+            seconds = _seconds_of_queue(
+                bench, lambda s=state, i=image, t=labels, c=compute: train_step(s, i, t, _OBJECTIVE, bench.recipe, c)
+            )
+            torch.backends.cudnn.benchmark = False
+            replayed = (
+                "replayed" if isinstance(state.graph, StepGraph) and state.graph.is_recorded else "kernel by kernel"
+            )
+            found = f"{1000 * seconds:.2f} ms, {seconds / bound:.1f} x bound, {replayed}{_memory(bench)}"
+            yield Row(f"step, {name}, bf16, {way}", None, found)
+
+
+def counted(configuration: Configuration) -> tuple[float, float, float]:
+    """Operations and bytes of a step in half precision, and the seconds that an H100 needs at least.
+
+    Every convolution takes operations three times: forward, gradient of its input, gradient of its weights. Each of the
+    three reads two of input, output and weights and writes the third. A normalization with its leaky ReLU reads the
+    output twice and writes it once forward, and reads it twice, its gradient twice and writes once backward. Bound is
+    the sum over layers of the longer of arithmetic and traffic.
+    """
+    seconds, flops, traffic = 0.0, 0.0, 0.0
+
+    def add(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal seconds, flops, traffic
+        weight = next(layer.parameters())
+        is_transposed = isinstance(layer, nn.ConvTranspose3d)
+        positions = (inputs[0] if is_transposed else output)[:, 0].numel()
+        operations = 3 * 2 * weight.numel() * positions
+        is_normalized = not is_transposed and math.prod(weight.shape[2:]) > 1
+        numbers = 3 * inputs[0].numel() + (11 if is_normalized else 3) * output.numel()
+        # where levels meet, the upsampled features and those of the encoder are copied side by side, and back
+        numbers += 8 * output.numel() if is_transposed else 0
+        flops += operations
+        traffic += 2 * numbers
+        seconds += max(operations / H100_FLOPS, 2 * numbers / H100_BYTES)
+
+    with torch.device("meta"):
+        network = configuration.network.build(len(CHANNELS), LABELS.head_count)
+        for layer in network.modules():
+            if isinstance(layer, nn.Conv3d | nn.ConvTranspose3d):
+                layer.register_forward_hook(add)
+        network(torch.empty(configuration.batch_size, len(CHANNELS), *configuration.patch_size), deep_supervision=True)
+    return flops, traffic, seconds
+
+
+def profile_step(bench: Bench) -> Iterator[Row]:
+    """Where the time of a step goes, kernel by kernel."""
+    if bench.device.type != "cuda" or bench.out is None:
+        return
+    compute = bench.compute("bf16")
+    state = bench.state(bench.timed, compute)
+    image, labels = bench.augmented(bench.timed, 0, compute)
+    for _ in range(3):
+        train_step(state, image, labels, _OBJECTIVE, bench.recipe, compute)
+    kinds = [torch.profiler.ProfilerActivity.CUDA, torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=kinds) as profile:
+        train_step(state, image, labels, _OBJECTIVE, bench.recipe, compute)
+        torch.cuda.synchronize(bench.device)
+    found = profile.key_averages().table(sort_by="self_cuda_time_total", row_limit=40, max_name_column_width=70)
+    (bench.out / "kernels.txt").write_text(found)
+    yield Row("profile of a step", None, "kernels.txt")
+
+
+def time_data_path(bench: Bench) -> Iterator[Row]:
+    """Training as a run does it, batches cut, copied and augmented beside it: what of its time the GPU is busy."""
+    for name, configuration in (("large", bench.timed), ("short", bench.short)):
+        compute = bench.compute("bf16")
+        state = bench.state(configuration, compute)
+        state.graph = step_graph(state)
+        fold = Fold(tuple(bench.cases), ())
+        source = BatchSource(configuration, bench.recipe, fold, bench.cases.__getitem__, (0, 0), bench.device)
+
+        def take_step(now: TrainingState, batch: Placed, compute: Compute = compute) -> tuple[Tensor, Sequence[str]]:
+            image, labels = batch.tensors()
+            return train_step(now, compute.place_image(image), labels, _OBJECTIVE, bench.recipe, compute), batch.cases
+
+        state.segment = ScheduleSegment(0, 0.0, 2 if bench.is_small else 160)
+        state.steps_per_epoch = state.segment.end // 2
+        results: list[EpochResult] = []
+        with Prefetcher(source.training, 0, READERS) as batches:
+            fit(state, batches, take_step, lambda _state: None, [_Noting(results)])
+        last = results[-1]
+        busy = "" if last.busy_share is None else f", GPU {100 * last.busy_share:.0f} % busy"
+        waits = f"{100 * last.data_wait_share:.1f} % waiting for data{busy}, {READERS} threads"
+        yield Row(
+            f"training with its data, {name}",
+            None,
+            f"{1000 * last.seconds / state.steps_per_epoch:.1f} ms a step, {waits}",
+        )
+
+
+class _Noting(Callback):
+    """Keeps what every epoch gave."""
+
+    def __init__(self, results: list[EpochResult]) -> None:
+        self._results = results
+
+    def after_epoch(self, result: EpochResult, _state: TrainingState) -> None:
+        """Keeps it."""
+        self._results.append(result)
 
 
 def check_first_loss(bench: Bench) -> Iterator[Row]:
@@ -276,23 +467,22 @@ def check_resume(bench: Bench) -> Iterator[Row]:
         yield Row(f"resumes, {precision}", worst <= allowed, same)
 
 
-def time_training(bench: Bench) -> Iterator[Row]:
-    """Seconds of a step with a batch that is there, of augmenting one, and memory."""
-    configuration = bench.timed
-    for precision in reversed(bench.precisions):
+def time_other_precisions(bench: Bench) -> Iterator[Row]:
+    """Seconds of a step in fp16 and fp32."""
+    for precision in (own for own in bench.precisions if own != "bf16"):
         compute = bench.compute(precision)
-        state = bench.state(configuration, compute)
-        image, labels = bench.augmented(configuration, 0, compute)
-        if bench.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(bench.device)
-        seconds = _median_seconds(
+        state = bench.state(bench.timed, compute)
+        state.graph = step_graph(state)
+        image, labels = bench.augmented(bench.timed, 0, compute)
+        seconds = _seconds_of_queue(
             bench, lambda s=state, i=image, t=labels, c=compute: train_step(s, i, t, _OBJECTIVE, bench.recipe, c)
         )
-        memory = ""
-        if bench.device.type == "cuda":
-            memory = f", {torch.cuda.max_memory_allocated(bench.device) / 2**30:.1f} GiB"
-        yield Row(f"training step, {precision}", None, f"{1000 * seconds:.1f} ms{memory}, {_words(configuration)}")
-        del state
+        yield Row(f"step, large, {precision}", None, f"{1000 * seconds:.1f} ms{_memory(bench)}, {_words(bench.timed)}")
+
+
+def time_augmentation(bench: Bench) -> Iterator[Row]:
+    """Seconds of augmenting a batch that is on the device, with nothing beside it."""
+    configuration = bench.timed
     spec = augmentation_spec(configuration)
     image, labels = (part.to(bench.device) for part in bench.batch(spec, 0, configuration.batch_size))
     numbers = iter(range(10**6))
@@ -323,10 +513,38 @@ def _median_seconds(bench: Bench, call: Callable[[], object], calls: int = 10) -
     for _ in range(warm + calls):
         begin = time.perf_counter()
         call()
-        if bench.device.type == "cuda":
-            torch.cuda.synchronize(bench.device)
+        _wait(bench)
         times.append(time.perf_counter() - begin)
     return statistics.median(times[warm:])
+
+
+def _seconds_of_queue(bench: Bench, call: Callable[[], object]) -> float:
+    """Median seconds of a call among ten that are queued one after the other."""
+    warm, rounds, calls = (1, 1, 1) if bench.is_small else (6, 5, 10)
+    if bench.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(bench.device)
+    for _ in range(warm):
+        call()
+    times = []
+    for _ in range(rounds):
+        _wait(bench)
+        begin = time.perf_counter()
+        for _ in range(calls):
+            call()
+        _wait(bench)
+        times.append((time.perf_counter() - begin) / calls)
+    return statistics.median(times)
+
+
+def _wait(bench: Bench) -> None:
+    if bench.device.type == "cuda":
+        torch.cuda.synchronize(bench.device)
+
+
+def _memory(bench: Bench) -> str:
+    if bench.device.type != "cuda":
+        return ""
+    return f", {torch.cuda.max_memory_allocated(bench.device) / 2**30:.1f} GiB"
 
 
 def _words(configuration: Configuration) -> str:
@@ -335,26 +553,25 @@ def _words(configuration: Configuration) -> str:
 
 
 PARTS: Sequence[Callable[[Bench], Iterator[Row]]] = (
-    *(check_first_loss, check_learning, check_augmentation, check_prediction, check_resume),
-    *(time_training, time_prediction),
+    *(check_loss_kernels, check_that_nothing_waits, time_steps, check_first_loss, check_learning, check_resume),
+    *(time_data_path, profile_step, check_augmentation, check_prediction),
+    *(time_augmentation, time_prediction, time_other_precisions),
 )
 
 
-def run_all(bench: Bench, deadline: float) -> list[Row]:
+def run_all(bench: Bench, deadline: float) -> Iterator[Row]:
     """Every part in turn; one that fails is a check that did not hold, one without time left is named."""
-    rows: list[Row] = []
     for part in PARTS:
         name = part.__name__.replace("_", " ")
         if time.monotonic() > deadline:
-            rows.append(Row(name, False, "no time left"))
+            yield Row(name, False, "no time left")
             continue
         try:
-            for row in part(bench):
-                rows.append(row)
-                print(f"{row.name}: {row.found}", file=sys.stderr, flush=True)
+            yield from part(bench)
         except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:  # torch's own errors among them
-            rows.append(Row(name, False, f"{type(error).__name__}: {str(error).splitlines()[0]}"))
-    return rows
+            yield Row(name, False, f"{type(error).__name__}: {str(error).splitlines()[0]}")
+        if bench.device.type == "cuda":
+            torch.cuda.empty_cache()
 
 
 def table(rows: Sequence[Row], title: str) -> str:
@@ -369,22 +586,25 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda", help="cuda, cuda:N or cpu (default: %(default)s)")
     parser.add_argument("--small", action="store_true", help="small networks, few steps")
-    parser.add_argument("--out", type=Path, help="JSON file to write the rows to")
+    parser.add_argument("--out", type=Path, help="folder for rows.json, table.md and kernels.txt")
     asked = parser.parse_args()
     begin = time.monotonic()
     if asked.device.startswith("cuda") and not torch.cuda.is_available():
         print("error: torch sees no CUDA GPU here; --device cpu --small checks the CPU", file=sys.stderr)
         return 2
     device = torch.device(asked.device)
-    torch.backends.cudnn.benchmark = True
-    rows = run_all(Bench(device, asked.small), begin + LIMIT_SECONDS)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-    seconds = time.monotonic() - begin
-    title = f"{name}, torch {torch.__version__}, {seconds:.0f} s"
-    if asked.out:
-        rows_out = [asdict(row) for row in rows]
-        document = {"device": name, "torch": torch.__version__, "seconds": seconds, "rows": rows_out}
-        asked.out.write_text(json.dumps(document, indent=1) + "\n")
+    rows: list[Row] = []
+    for row in run_all(Bench(device, asked.small, asked.out), begin + LIMIT_SECONDS):
+        rows.append(row)
+        print(f"{row.name}: {row.found}", file=sys.stderr, flush=True)
+        seconds = time.monotonic() - begin
+        title = f"{name}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}, {seconds:.0f} s"
+        if asked.out:
+            document = {"device": name, "torch": torch.__version__, "seconds": seconds, "rows": list(map(asdict, rows))}
+            asked.out.mkdir(parents=True, exist_ok=True)
+            (asked.out / "rows.json").write_text(json.dumps(document, indent=1) + "\n")
+            (asked.out / "table.md").write_text(f"```\n{table(rows, title)}\n```\n")
     print(table(rows, title))
     return 1 if any(row.held is False for row in rows) else 0
 

@@ -5,8 +5,9 @@
     scripts/gpu_peer.py --device cpu --small  on a CPU, in seconds; says nothing about speed
 
 Needs `nnunetv2` beside what `gpu_check.py` needs, and no data. Both sides live in one process, start from the same
-weights and take turns; the ratio of a turn is nnU-Net's seconds by AutoSeg's. Reported are medians and ranges. AutoSeg
-runs in bfloat16 without torch.compile, once in each memory format.
+weights and take turns of ten steps or one prediction; the ratio of a turn is nnU-Net's seconds by AutoSeg's. Reported
+are medians and ranges. nnU-Net has cudnn.benchmark on, as its command sets it. AutoSeg runs in bfloat16 without
+torch.compile and cudnn.benchmark, its steps replayed as a CUDA graph, once in each memory format.
 """
 
 from __future__ import annotations
@@ -32,12 +33,14 @@ from torch import Tensor  # noqa: E402
 
 from autoseg.data.model import LabelSet  # noqa: E402
 from autoseg.inference.predictor import Predictor  # noqa: E402
+from autoseg.launch.step_graph import step_graph  # noqa: E402
 from autoseg.networks.kinds.unet import PlainUNet  # noqa: E402
 from autoseg.planning.plan import Configuration  # noqa: E402
 from autoseg.training.losses import deep_supervision_targets, make_objective  # noqa: E402
 from autoseg.training.recipe import Recipe  # noqa: E402
 from autoseg.training.step import Compute, start_state, train_step  # noqa: E402
 
+STEPS = 10  # of a turn, queued one after the other
 DATASET = "Dataset901_random"
 LABELS = LabelSet({"background": (0,), "one": (1,), "two": (2,)}, file_values=(0, 1, 2))
 DESCRIPTION = {
@@ -174,21 +177,22 @@ class Sides:
         trainer.network.train()
         return trainer
 
-    def peer_step(self) -> Callable[[], float]:
-        """One call, one step of nnU-Net; its loss."""
+    def peer_step(self) -> Callable[[], None]:
+        """One call, ten steps of nnU-Net."""
         with torch.no_grad():
             outputs = getattr(self.trainer.network, "_orig_mod", self.trainer.network)(self.image[:1])
         targets = deep_supervision_targets(self.labels, [output.shape[2:] for output in outputs])
         batch = {"data": self.image, "target": [target[:, None].float() for target in targets]}
-        return lambda: float(self.trainer.train_step(batch)["loss"])
+        return _as_set(True, lambda: self.trainer.train_step(batch))
 
-    def own_step(self, compute: Compute) -> Callable[[], float]:
-        """One call, one step of AutoSeg; its loss."""
+    def own_step(self, compute: Compute) -> Callable[[], None]:
+        """One call, ten steps of AutoSeg."""
         network = self.configuration.network.build(1, LABELS.head_count)
         network.load_state_dict(self.network.state_dict())
         state = start_state(network, self.recipe, compute, self.configuration.dimensions)
+        state.graph = step_graph(state)
         image = compute.place_image(self.image)
-        return lambda: float(train_step(state, image, self.labels, self.objective, self.recipe, compute))
+        return _as_set(False, lambda: train_step(state, image, self.labels, self.objective, self.recipe, compute))
 
     def peer_prediction(self, image: Tensor) -> Callable[[], Tensor]:
         """One call, the logits of the image (c, z, y, x), all mirrorings on."""
@@ -215,6 +219,17 @@ class Sides:
         return lambda: torch.from_numpy(predictor.logits(image.numpy()))
 
 
+def _as_set(is_benchmarking: bool, step: Callable[[], object]) -> Callable[[], None]:
+    """One call, ten steps, with cudnn.benchmark as a side has it."""
+
+    def steps() -> None:
+        torch.backends.cudnn.benchmark = is_benchmarking
+        for _ in range(STEPS):
+            step()
+
+    return steps
+
+
 def seconds(call: Callable[[], Any], device: torch.device) -> float:
     """Wall seconds of one call, the device's work included."""
     begin = time.perf_counter()
@@ -236,9 +251,11 @@ def rows(task: Task, device: torch.device, scratch: Path, rounds: int) -> Iterat
     precision = "fp32" if device.type == "cpu" else "bf16"
     formats = ("contiguous", "channels_last")
     own = [sides.own_step(Compute(device, precision, memory_format)) for memory_format in formats]
-    peer, *others = in_turns([sides.peer_step(), *own], device, 4, rounds)
+    columns = in_turns([sides.peer_step(), *own], device, 2, rounds)
+    peer, *others = [[value / STEPS for value in column] for column in columns]
     for memory_format, column in zip(formats, others, strict=True):
         yield row(f"step, {task.name}", f"{precision} {memory_format}", peer, column)
+    torch.backends.cudnn.benchmark = True
     image = torch.randn((1, *task.image), generator=torch.Generator().manual_seed(1))
     calls = [sides.peer_prediction(image), *(sides.own_prediction(image, one == "channels_last") for one in formats)]
     expected = calls[0]().argmax(0)
@@ -279,10 +296,9 @@ def main() -> int:
     parser.add_argument("--device", default="cuda", help="cuda, cuda:N or cpu (default: %(default)s)")
     parser.add_argument("--small", action="store_true", help="one small network")
     parser.add_argument("--rounds", type=int, default=12, help="turns of the steps (default: %(default)s)")
-    parser.add_argument("--out", type=Path, help="JSON file, written again after every task")
+    parser.add_argument("--out", type=Path, help="folder for peer.json and peer.md, written again after every task")
     asked = parser.parse_args()
     device = torch.device(asked.device)
-    torch.backends.cudnn.benchmark = True  # as nnU-Net's command sets it
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     title = f"{name}, torch {torch.__version__}, nnunetv2 {metadata.version('nnunetv2')}, {time.strftime('%Y-%m-%d')}"
     found: list[dict[str, Any]] = []
@@ -294,7 +310,9 @@ def main() -> int:
                 found.append(one)
                 print(f"{one['name']}, {one['how']}: {one['ratio']:.2f}", file=sys.stderr, flush=True)
             if asked.out:
-                asked.out.write_text(json.dumps({"title": title, "rows": found}, indent=1) + "\n", encoding="utf-8")
+                asked.out.mkdir(parents=True, exist_ok=True)
+                (asked.out / "peer.json").write_text(json.dumps({"title": title, "rows": found}, indent=1) + "\n")
+                (asked.out / "peer.md").write_text(table(found, title) + "\n")
             if device.type == "cuda":
                 torch.cuda.empty_cache()
     print(table(found, title))

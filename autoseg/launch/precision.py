@@ -56,16 +56,15 @@ def step_seconds(network: nn.Module, shape: Sequence[int], compute: Compute) -> 
     """
     network = compute.place_network(network, len(shape) - 2)
     image = torch.zeros(*shape)
+    fits = True
     try:
         training_pass(network, image, compute)
     except torch.OutOfMemoryError:
         if shape[0] == 1:
             raise
-        half = (-(-shape[0] // 2), *shape[1:])
-    else:
-        half = None
-    if half is not None:  # only here has the error let go of its memory
-        return 2 * step_seconds(network, half, compute)
+        fits = False
+    if not fits:  # only here has the error let go of its memory
+        return 2 * step_seconds(network, (-(-shape[0] // 2), *shape[1:]), compute)
     times = []
     for _ in range(_TIMED_STEPS):
         begin = time.perf_counter()

@@ -84,6 +84,11 @@ class StepGraph:
             return self._first(step, image, labels)
         return self._replay(image, labels)
 
+    @property
+    def is_recorded(self) -> bool:
+        """Whether steps of the last batch's shape are replayed."""
+        return self._graph is not None
+
     def _forget(self, key: Any) -> None:
         self._key = key
         self._usual_steps = 0

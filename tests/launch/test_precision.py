@@ -74,3 +74,21 @@ def test_a_working_compiler_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", lambda network: network)
     network = SPEC.build(1, 3)
     assert compiled(network, (1, 1, 8, 8, 8), Compute(CPU))[0] is network
+
+
+def test_a_batch_that_does_not_fit_takes_twice_as_long_as_its_half() -> None:
+    sizes: list[int] = []
+
+    class Small(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(1))
+
+        def forward(self, image: torch.Tensor, **_options: bool) -> torch.Tensor:
+            sizes.append(len(image))
+            if len(image) > 2:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return image * self.weight
+
+    assert step_seconds(Small(), (5, 1, 4, 4), Compute(torch.device("cpu"))) > 0
+    assert sizes[:3] == [5, 3, 2]

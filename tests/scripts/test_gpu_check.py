@@ -23,12 +23,13 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def test_every_check_holds_on_a_cpu_without_readers_and_other_packages(repository, tmp_path):
-    script, out = repository / "scripts" / "gpu_check.py", tmp_path / "rows.json"
+    script, out = repository / "scripts" / "gpu_check.py", tmp_path / "found"
     command = [sys.executable, "-c", RUNNER, str(script), "--device", "cpu", "--small", "--out", str(out)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
-    rows = json.loads(out.read_text())["rows"]
+    rows = json.loads((out / "rows.json").read_text())["rows"]
+    assert (out / "table.md").read_text().count("\n") == len(rows) + 3
     assert all(row["held"] is not False for row in rows)
     checked = {row["name"] for row in rows if row["held"]}
     assert {"learns, bf16", "augmentation as on the CPU", "prediction as on the CPU, bf16", "resumes, bf16"} <= checked

@@ -17,6 +17,11 @@ STARVING = 0.1
 _log = logging.getLogger(__name__)
 
 
+def _pace(result: EpochResult) -> str:
+    busy = "" if result.busy_share is None else f", GPU {100 * result.busy_share:.0f} % busy"
+    return f"{result.seconds:.1f} s, {100 * result.data_wait_share:.0f} % waiting for data{busy}"
+
+
 class EpochLogger(Callback):
     """Logs loss, Dice, pace and the expected end after each epoch."""
 
@@ -32,17 +37,19 @@ class EpochLogger(Callback):
             dice = class_dice(self._run.classes, result.scores)
             classes = ", ".join(f"{name} {'-' if value is None else f'{value:.3f}'}" for name, value in dice.items())
             parts.append(f"Dice {result.scores.mean_dice:.3f} ({classes}), smoothed {state.ema_dice:.3f}")
-        busy = "" if result.busy_share is None else f", GPU {100 * result.busy_share:.0f} % busy"
-        parts.append(f"{result.seconds:.1f} s, {100 * result.data_wait_share:.0f} % waiting for data{busy}")
+        parts.append(_pace(result))
         left = timedelta(seconds=result.seconds * self._epochs_left(state))
         end = datetime.now() + left
         parts.append(f"ends {end:%H:%M}" if left < timedelta(hours=12) else f"ends {end:%Y-%m-%d %H:%M}")
         _log.info("%s", " | ".join(parts))
-        if result.busy_share is not None and result.data_wait_share > STARVING and not self._has_warned:
-            self._has_warned = True
-            self._warn_of_starving(result)
+        if result.busy_share is not None and result.data_wait_share > STARVING:
+            self._say_what_helps(result)
 
-    def _warn_of_starving(self, result: EpochResult) -> None:
+    def _say_what_helps(self, result: EpochResult) -> None:
+        """Once, for a GPU that waits for data."""
+        if self._has_warned:
+            return
+        self._has_warned = True
         readers = self._run.readers
         _log.warning(
             "%s: %.0f %% of the time the GPU waits for data, as %s cut and augment its batches do not keep up; what "
