@@ -88,7 +88,7 @@ def select_model(
     rule, seed = choose(options.objective, OBJECTIVES, "objective"), options.seed
     planned = load_planned(workspace)
     matrix = trained_matrix(workspace, planned, options.configurations, allow_missing=options.allow_missing)
-    cases, notes = common_cases(matrix)
+    matrix, cases, notes = common_cases(matrix)
     each = _CasePasses(cases, matrix.plan.labels, min(jobs, MOST_THREADS), progress)
     table, costs = _score_table(matrix.compared, each), costs_of(matrix)
     weights, because = rule(table, table.every_case, costs, seed)

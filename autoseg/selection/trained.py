@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -26,6 +26,9 @@ from autoseg.selection.candidates import Costs
 from autoseg.selection.ensemble_dice import OutOfFoldFiles
 from autoseg.selection.record import Selection
 from autoseg.training.splits import Fold, settle_folds
+
+LEAST_IN_COMMON = 0.5
+"""Of the cases of the configuration that was validated on most, how many have to stay in common with the others."""
 
 _FLOAT_BYTES = 4
 _SHOWN_RUNS = 6
@@ -103,17 +106,18 @@ def trained_matrix(
     return TrainedMatrix(plan, dataset, fingerprint, tuple(runs), {**runs, **stages}, missing)
 
 
-def common_cases(matrix: TrainedMatrix) -> tuple[list[OutOfFoldFiles], tuple[str, ...]]:
+def common_cases(matrix: TrainedMatrix) -> tuple[TrainedMatrix, list[OutOfFoldFiles], tuple[str, ...]]:
     """The cases that every compared configuration predicted out of fold, by name, and notes for people.
+
+    Configurations that were hardly validated are not compared any more in the matrix that is returned.
 
     Raises:
         MissingInput: there is no such case.
     """
-    # a case counts where all configurations kept it back in the same fold: only then did their networks see the same
-    # training cases, and the nested score can leave the whole fold out
+    matrix, not_compared = _comparable(matrix)
     run_of = {name: _predicted_cases(matrix.runs[name]) for name in matrix.compared}
-    predicted = sorted(set().union(*run_of.values()))
-    common = [case for case in predicted if _is_common(case, run_of)]
+    predicted = set().union(*run_of.values())
+    common = _common(run_of, matrix.compared)
     if not common:
         raise MissingInput(
             f"no case was predicted out of fold by all of {', '.join(matrix.compared)}",
@@ -127,7 +131,28 @@ def common_cases(matrix: TrainedMatrix) -> tuple[list[OutOfFoldFiles], tuple[str
         predictions = tuple(run.folder.validation / f"{case}{matrix.plan.file_ending}" for run in runs)
         kept = tuple(_kept_probabilities(run, matrix.runs[run.configuration][run], case) for run in runs)
         files.append(OutOfFoldFiles(case, runs[0].fold, references[case], predictions, kept))
-    return files, _notes(matrix, files, len(predicted) - len(common))
+    return matrix, files, (*not_compared, *_notes(matrix, files, len(predicted) - len(common)))
+
+
+def _comparable(matrix: TrainedMatrix) -> tuple[TrainedMatrix, tuple[str, ...]]:
+    """Without the configurations that were hardly validated, and a note about these.
+
+    Beginning with the configuration that predicted most cases, each joins if at least half of that one's cases stay in
+    common: an unfinished candidate must not take away the cases that finished ones are chosen by.
+    """
+    run_of = {name: _predicted_cases(matrix.runs[name]) for name in matrix.compared}
+    by_cases = sorted(run_of, key=lambda name: -len(run_of[name]))
+    kept = by_cases[:1]
+    for name in by_cases[1:]:
+        if len(_common(run_of, [*kept, name])) >= LEAST_IN_COMMON * len(run_of[kept[0]]):
+            kept.append(name)
+    notes = tuple(
+        f"{name} is not compared: it was validated on {len(run_of[name])} cases, "
+        f"{by_cases[0]} on {len(run_of[by_cases[0]])}"
+        for name in matrix.compared
+        if name not in kept
+    )
+    return replace(matrix, compared=tuple(name for name in matrix.compared if name in kept)), notes
 
 
 def _notes(matrix: TrainedMatrix, files: Sequence[OutOfFoldFiles], left_out: int) -> tuple[str, ...]:
@@ -278,10 +303,15 @@ def _less_mirrored(matrix: TrainedMatrix) -> list[str]:
     ]
 
 
-def _is_common(case: str, run_of: Mapping[str, Mapping[str, Run]]) -> bool:
-    """Whether all configurations predicted a case, and kept it back in the same fold."""
-    runs = [own.get(case) for own in run_of.values()]
-    return None not in runs and len({run.fold for run in runs if run is not None}) == 1
+def _common(run_of: Mapping[str, Mapping[str, Run]], names: Sequence[str]) -> list[str]:
+    """The cases that all of these configurations predicted, and kept back in the same fold.
+
+    Only then did their networks see the same training cases, and the nested score can leave the whole fold out.
+    """
+    first, *others = (run_of[name] for name in names)
+    return sorted(
+        case for case, run in first.items() if all(case in own and own[case].fold == run.fold for own in others)
+    )
 
 
 def _kept_probabilities(run: Run, scores: FoldScores, case: str) -> Path | None:

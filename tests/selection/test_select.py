@@ -55,6 +55,32 @@ def test_the_choice_is_written_with_everything_behind_it(workspace) -> None:
     assert 0 < single.memory_gib < 1
 
 
+def cut_validation(workspace: Workspace, name: str, keep: int) -> None:
+    """Leaves the scores of so many cases of a configuration."""
+    for fold in range(5):
+        path = workspace.run(name, fold).validation / "scores.json"
+        scores = load(FoldScores, path)
+        kept = dict(list(scores.cases.items())[: max(0, keep)])
+        keep -= len(scores.cases)
+        save(replace(scores, cases=kept), path)
+
+
+def test_a_configuration_that_was_hardly_validated_does_not_take_cases_from_the_others(workspace) -> None:
+    cut_validation(workspace, "3d_fullres", 3)
+    selection = select_model(workspace)
+    assert {own.name for own in selection.candidates if own.kind == "single"} == {"2d", "3d_lowres"}
+    assert set(selection.case_dice) == set(CASES)
+    assert "3d_fullres is not compared: it was validated on 3 cases, 2d on 10" in selection.notes
+
+
+def test_half_of_the_cases_in_common_are_enough_to_be_compared(workspace) -> None:
+    cut_validation(workspace, "3d_fullres", 5)
+    selection = select_model(workspace)
+    assert {own.name for own in selection.candidates if own.kind == "single"} == set(MISTAKES)
+    assert len(selection.case_dice) == 5
+    assert "5 cases are left out, as not every configuration predicted them" in selection.notes
+
+
 def test_what_the_user_put_among_the_label_maps_stays(workspace) -> None:
     select_model(workspace)
     (workspace.selected / "notes.txt").write_text("mine")
@@ -174,9 +200,8 @@ def test_cases_that_no_time_was_left_for_are_left_out_for_all(workspace) -> None
 
 
 def test_no_case_in_common_is_said(workspace) -> None:
-    for fold in range(5):
-        run = workspace.run("2d", fold)
-        save(replace(load(FoldScores, run.validation / "scores.json"), cases={}), run.validation / "scores.json")
+    for name in MISTAKES:
+        cut_validation(workspace, name, 0)
     with pytest.raises(MissingInput, match="no case was predicted out of fold by all"):
         select_model(workspace)
 
