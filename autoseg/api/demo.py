@@ -12,6 +12,7 @@ from pathlib import Path
 from autoseg.api.evaluate import Evaluation, evaluate, write_evaluation
 from autoseg.api.plan import plan_dataset
 from autoseg.api.predict import predict
+from autoseg.api.train import trained_candidates
 from autoseg.core.errors import AutoSegError, TrainingStopped, for_users
 from autoseg.core.records import load
 from autoseg.core.workspace import WORK_FOLDER_NAME, Workspace
@@ -100,7 +101,8 @@ def run_demo(
         if trained.exit_code:
             raise TrainingStopped("the training of the demo failed", where=str(workspace.logs), do="read the log")
     with _stage("select", seconds):
-        selection = select_model(workspace, SelectionOptions(seed=options.seed), jobs=options.jobs)
+        candidates = trained_candidates(CONFIGURATIONS, trained.left_out, SelectionOptions(seed=options.seed))
+        selection = select_model(workspace, candidates, jobs=options.jobs)
     check_stop()
     with _stage("predict", seconds):
         manifest = predict(workspace.root, dataset / "imagesTs", predictions, device=options.device)

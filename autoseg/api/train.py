@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from autoseg.report.written import writing
 from autoseg.runs.executors.executor import check_executor
 from autoseg.runs.forecast import QueueForecast, forecast_queue
 from autoseg.runs.queue import Queue, TrainOptions, make_queue
+from autoseg.runs.run import Run
 from autoseg.runs.train import TrainListeners, TrainReport, train_queue
 from autoseg.selection.record import Selection
 from autoseg.selection.select import SelectionOptions, select_model
@@ -99,7 +101,8 @@ def finish(workspace: Workspace, report: TrainReport, options: TrainOptions, pro
     """
     if report.exit_code:
         return Trained(report, None)
-    return Trained(report, select_and_report(workspace, seed=options.seed, jobs=options.jobs, progress=progress))
+    selecting = SelectionOptions(seed=options.seed)
+    return Trained(report, select_and_report(workspace, selecting, report.left_out, options.jobs, progress))
 
 
 @for_users()
@@ -111,15 +114,20 @@ def forecast_training(workspace: Workspace, options: TrainOptions) -> tuple[Queu
 
 
 def select_and_report(
-    workspace: Workspace, *, seed: int = 0, jobs: int = 1, progress: Progress = silent
+    workspace: Workspace,
+    options: SelectionOptions = SelectionOptions(),  # noqa: B008 - frozen
+    left_out: Sequence[Run] = (),
+    jobs: int = 1,
+    progress: Progress = silent,
 ) -> Selection | None:
-    """Selects and reports if every configuration and fold of the plan is trained; else there is nothing to do yet.
+    """Selects and reports if every configuration and fold of the plan is trained or left out for lack of time.
 
-    A choice that was made from these very runs is kept, whatever its objective.
+    Else there is nothing to do yet. A choice that was made from these very runs is kept, whatever its objective.
 
     Args:
         workspace: in which something was trained.
-        seed: of the bootstrap.
+        options: of the selection.
+        left_out: runs that a budget had no time for.
         jobs: threads.
         progress: called with compared cases.
 
@@ -127,12 +135,15 @@ def select_and_report(
         The choice that now predicts, or None if runs are missing or no case was kept back to choose by.
     """
     matrix = trained_matrix(workspace, load_planned(workspace), allow_missing=True)
-    if matrix.missing:
+    if set(matrix.missing) - {run.title for run in left_out}:
         return None
+    if left_out:
+        options = trained_candidates(matrix.compared, left_out, options)
+        matrix = trained_matrix(workspace, load_planned(workspace), options.configurations, allow_missing=True)
     selection = _selection_of(workspace, matrix)
     if selection is None:
         try:
-            selection = select_model(workspace, SelectionOptions(seed=seed), jobs=jobs, progress=progress)
+            selection = select_model(workspace, options, jobs=jobs, progress=progress)
         except MissingInput as error:
             _log.warning("nothing is selected: %s", error)
             return None
@@ -142,6 +153,19 @@ def select_and_report(
     except UsageError as error:  # a report that was changed by hand; what was chosen is worth more
         _log.warning("%s", error)
     return selection
+
+
+def trained_candidates(names: Sequence[str], left_out: Sequence[Run], options: SelectionOptions) -> SelectionOptions:
+    """The options with the configurations that are complete; if none is, with what there is of all.
+
+    Args:
+        names: configurations of which something is trained.
+        left_out: runs that a budget had no time for.
+        options: without candidates.
+    """
+    incomplete = {run.configuration for run in left_out}
+    complete = tuple(name for name in names if name not in incomplete)
+    return replace(options, configurations=complete, allow_missing=not complete)
 
 
 def _selection_of(workspace: Workspace, matrix: TrainedMatrix) -> Selection | None:

@@ -121,6 +121,8 @@ def _show(trained: Trained, output: Output) -> int:
     output.table(columns, [_row(result) for result in report.results], title="Runs")
     for case, why in report.failures.items():
         output.say(f"not trained on: {case}: {why}")
+    if report.note:
+        output.say(report.note)
     if selection is not None:
         show_selection(selection, output)
     output.emit(
@@ -128,6 +130,7 @@ def _show(trained: Trained, output: Output) -> int:
             "device": report.device,
             "runs": [_run_document(result) for result in report.results],
             "failed_cases": report.failures,
+            "left_out": [run.key for run in report.left_out],
             "error": None if report.stop is None else str(report.stop),
             "selected": None if selection is None else selection.name,
         }

@@ -92,6 +92,8 @@ def show_queue(workspace: Workspace, options: TrainOptions, output: Output) -> i
     recipe = queue.recipe
     side_by_side = f" on {forecast.devices} devices" if forecast.devices > 1 else ""
     output.say(f"{_clock(forecast.hours)} hours in all{side_by_side}: {forecast.because}")
+    if forecast.left_out:
+        output.say(forecast.left_out)
     output.say(
         f"{forecast.disk_gib:.2f} GiB of disk, {forecast.store_gib:.2f} of them for prepared cases; besides at most "
         f"{forecast.probabilities_gib:g} GiB of out-of-fold probabilities; {forecast.free_gib:.1f} GiB are free"
@@ -105,6 +107,7 @@ def show_queue(workspace: Workspace, options: TrainOptions, output: Output) -> i
             "budget_seconds": options.budget_seconds,
             "hours": round(forecast.hours, 4),
             "devices": forecast.devices,
+            "left_out": forecast.left_out,
             "disk_gib": round(forecast.disk_gib, 4),
             "probabilities_gib": forecast.probabilities_gib,
             "free_gib": round(forecast.free_gib, 2),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,10 +17,13 @@ from autoseg.launch.devices import choose_device, choose_devices, use_cores
 from autoseg.launch.precision import growing_batches, native_types, step_seconds
 from autoseg.planning.plan import Configuration, Plan
 from autoseg.preprocessing.store import RECORD, store_folder
-from autoseg.runs.budget import budget_deadline, run_deadline
-from autoseg.runs.progress import epoch_seconds
+from autoseg.runs.budget import RunGroup, budget_deadline, choose_runs, run_deadline, spent_seconds
+from autoseg.runs.progress import epoch_seconds, recent_step_seconds
 from autoseg.runs.queue import Queue, TrainOptions
 from autoseg.runs.run import Run
+from autoseg.runs.setup import ENDING_SECONDS
+from autoseg.runs.validation import LARGEST_VALIDATION_SHARE
+from autoseg.training.callbacks.time_budget import VALIDATION_COST
 from autoseg.training.checkpoint import GENERATIONS_KEPT
 from autoseg.training.optimization import mean_cost
 from autoseg.training.recipe import Recipe, load_recipe, relative_costs, stage_configurations
@@ -27,6 +31,18 @@ from autoseg.training.step import Compute
 
 PROBE_SECONDS = 0.4
 """A patch whose step takes this long is large enough to extrapolate from, in proportion to the voxels (assumption)."""
+
+SHARE_FOR_MEASURING = 0.01
+"""Of a budget, what measuring the steps of all configurations may take."""
+
+FEWEST_EPOCHS = 4
+"""Epochs of its recipe after which a run is useful."""
+
+STEP_OVERHEAD = 1.3
+"""Seconds of a step in training / of its forward and backward pass (assumption until runs say)."""
+
+STARTING_SECONDS = 3.0
+"""From the beginning of a run to its first step (assumption)."""
 
 _BYTES_PER_NUMBER = 4
 _MOMENTS = {"sgd": 1, "adamw": 2, "muon": 1}  # numbers that the optimizer keeps per weight
@@ -62,6 +78,7 @@ class QueueForecast:
         probabilities_gib: that the out-of-fold probabilities of all runs may take at most.
         free_gib: on the disk of the work folder.
         because: where the hours come from.
+        left_out: a sentence about what the budget leaves out; empty if nothing.
     """
 
     runs: tuple[RunForecast, ...]
@@ -72,6 +89,7 @@ class QueueForecast:
     probabilities_gib: float
     free_gib: float
     because: str
+    left_out: str = ""
 
 
 def forecast_queue(workspace: Workspace, queue: Queue, options: TrainOptions) -> QueueForecast:
@@ -90,7 +108,7 @@ def forecast_queue(workspace: Workspace, queue: Queue, options: TrainOptions) ->
     """
     devices, _ = choose_devices(options.device)
     open_runs = queue.open_runs
-    hours, because = _hours(queue, options, len(devices))
+    hours, because, left_out = _hours(queue, options, devices)
     checkpoints = {name: _checkpoint_gib(queue.plan, name, queue.recipe) for name in queue.plan.configurations}
     runs = tuple(
         RunForecast(
@@ -111,23 +129,105 @@ def forecast_queue(workspace: Workspace, queue: Queue, options: TrainOptions) ->
         probabilities_gib=options.probabilities_gib,
         free_gib=free_disk_bytes(workspace.root) / BYTES_PER_GIB,
         because=because,
+        left_out=left_out,
     )
 
 
-def _hours(queue: Queue, options: TrainOptions, devices: int) -> tuple[dict[Run, float], str]:
+def _hours(queue: Queue, options: TrainOptions, devices: Sequence[torch.device]) -> tuple[dict[Run, float], str, str]:
+    """Hours of the open runs that are trained, where they come from, and what the budget leaves out."""
+    if options.budget_seconds is not None:
+        return _hours_of_budget(queue, options, devices, options.budget_seconds)
     open_runs = queue.open_runs
-    deadline = budget_deadline(queue, options)
-    if deadline is not None:
-        now = time.monotonic()
-        ends = {run: run_deadline(deadline, run, open_runs, devices, now) or now for run in open_runs}
-        return {run: (end - now) / 3600 for run, end in ends.items()}, "shares of what is left of the budget"
     pace, because = epoch_seconds(queue), "from the epochs trained so far, without the validation of the folds"
     if not pace and open_runs:
         names = dict.fromkeys(run.configuration for run in open_runs)
         device = options.device.partition(",")[0]
         pace = {name: seconds_per_epoch(queue.plan, name, device, queue.recipe) for name in names}
         because = "from one measured training step of each configuration, without the validation of the folds"
-    return {run: pace[run.configuration] * _epochs_left(run, queue) / 3600 for run in open_runs}, because
+    return {run: pace[run.configuration] * _epochs_left(run, queue) / 3600 for run in open_runs}, because, ""
+
+
+def _hours_of_budget(
+    queue: Queue, options: TrainOptions, devices: Sequence[torch.device], budget: float
+) -> tuple[dict[Run, float], str, str]:
+    needs = RunNeeds(queue, devices[0], SHARE_FOR_MEASURING * budget)
+    groups = needs.groups(queue.open_runs)
+    deadline, now = budget_deadline(queue, options), time.monotonic()
+    left = 0.0 if deadline is None else deadline - now
+    choice = choose_runs(groups, left, len(devices), must_train=len(queue.open_runs) == len(queue.runs))
+    weights = {run: needs.fewest_seconds(run.configuration) for run in choice.runs}
+    ends = {run: run_deadline(deadline, run, weights, len(devices), now) or now for run in weights}
+    hours = {run: (end - now) / 3600 for run, end in ends.items()}
+    return hours, "shares of what is left of the budget", choice.sentence(budget)
+
+
+class RunNeeds:
+    """What the runs of a queue need to be useful, from the speed measured now and corrected by the runs since.
+
+    A configuration is measured once, when it is first asked for.
+    """
+
+    def __init__(self, queue: Queue, device: torch.device, allowed_seconds: float) -> None:
+        """Measures nothing yet.
+
+        Args:
+            queue: with the plan and the recipe.
+            device: to measure on.
+            allowed_seconds: that measuring all configurations may take.
+        """
+        self._queue, self._device = queue, device
+        self._allowed_seconds = allowed_seconds / max(1, len({run.configuration for run in queue.open_runs}))
+        self._measured: dict[str, float] = {}
+        self._slowness: dict[str, float] = {}  # seconds of a step in training / as measured, by configuration
+        self._latest_slowness = STEP_OVERHEAD
+
+    def step_seconds(self, name: str) -> float:
+        """Of a step with the planned patch: by the configuration's runs, else the measurement and the latest run."""
+        return self._measured_seconds(name) * self._slowness.get(name, self._latest_slowness)
+
+    def note(self, run: Run) -> None:
+        """Corrects what was measured by the steps of a run that has ended."""
+        if (seconds := recent_step_seconds(run)) is not None:
+            self._latest_slowness = seconds / self._measured_seconds(run.configuration)
+            self._slowness[run.configuration] = self._latest_slowness
+
+    def fewest_seconds(self, name: str) -> float:
+        """That a run of a configuration needs from its start to its last validated case to be useful."""
+        recipe = self._queue.recipe
+        average = mean_cost(0.0, relative_costs(stage_configurations(self._queue.plan.configurations[name], recipe)))
+        steps = FEWEST_EPOCHS * (average * recipe.steps_per_epoch + VALIDATION_COST * recipe.validation_steps)
+        training = steps * self.step_seconds(name)
+        return STARTING_SECONDS + training / (1 - LARGEST_VALIDATION_SHARE) + ENDING_SECONDS
+
+    def groups(self, open_runs: Collection[Run], tried: Collection[Run] = ()) -> list[RunGroup]:
+        """The open runs by configuration, with the seconds that each still needs.
+
+        Args:
+            open_runs: neither done nor given up.
+            tried: that this command has begun.
+        """
+        names = dict.fromkeys(run.configuration for run in open_runs)
+        begun = {run.configuration for run in self._queue.runs if run in tried or self._queue.stages[run] != "new"}
+        return [
+            RunGroup(
+                configuration=name,
+                needed={run: self._still_needed(run) for run in open_runs if run.configuration == name},
+                first_stage=self._queue.plan.configurations[name].cascade_from,
+                is_begun=name in begun,
+            )
+            for name in names
+        ]
+
+    def _still_needed(self, run: Run) -> float:
+        return max(ENDING_SECONDS, self.fewest_seconds(run.configuration) - spent_seconds(run))
+
+    def _measured_seconds(self, name: str) -> float:
+        if name not in self._measured:
+            own = self._queue.plan.configurations[name]
+            per_voxel = _seconds_per_voxel(self._queue.plan, own, self._device, self._allowed_seconds)
+            batch = stage_configurations(own, self._queue.recipe)[-1].batch_size
+            self._measured[name] = per_voxel * math.prod(own.patch_size) * batch
+        return self._measured[name]
 
 
 def _epochs_left(run: Run, queue: Queue) -> int:
@@ -172,7 +272,7 @@ def seconds_per_epoch(plan: Plan, name: str, device_name: str, recipe: Recipe | 
     """
     configuration = plan.configurations[name]
     recipe = recipe or load_recipe("cpu" if plan.preset == "cpu" else "default")
-    per_voxel = _seconds_per_voxel(plan, configuration, device_name)
+    per_voxel = _seconds_per_voxel(plan, configuration, choose_device(device_name)[0])
     stages = stage_configurations(configuration, recipe)
     voxels = math.prod(configuration.patch_size) * stages[-1].batch_size
     step = per_voxel * voxels * mean_cost(0.0, relative_costs(stages))
@@ -180,8 +280,10 @@ def seconds_per_epoch(plan: Plan, name: str, device_name: str, recipe: Recipe | 
     return step * (recipe.steps_per_epoch + recipe.validation_steps * forward_share)
 
 
-def _seconds_per_voxel(plan: Plan, configuration: Configuration, device_name: str) -> float:
-    device, _ = choose_device(device_name)
+def _seconds_per_voxel(
+    plan: Plan, configuration: Configuration, device: torch.device, allowed_seconds: float = math.inf
+) -> float:
+    begin = time.monotonic()
     use_cores()
     compute = Compute(device, (*native_types(device), "fp32")[0], "channels_last")
     network = plan.build_network(configuration.name)
@@ -194,7 +296,7 @@ def _seconds_per_voxel(plan: Plan, configuration: Configuration, device_name: st
                 raise
             break
         per_voxel = seconds * shape[1] / math.prod(shape)
-        if seconds >= PROBE_SECONDS:
+        if seconds >= PROBE_SECONDS or time.monotonic() - begin > allowed_seconds:
             break
     return per_voxel
 

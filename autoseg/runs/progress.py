@@ -7,14 +7,19 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from itertools import pairwise
+from statistics import median
 
 from autoseg.planning.plan import Configuration
 from autoseg.runs.queue import Queue
 from autoseg.runs.run import Run, RunResult, RunStatus
-from autoseg.training.callbacks.history import last_history
+from autoseg.training.callbacks.history import last_history, recent_history
 
 REPORT_SECONDS = 1.0
 """Between two looks at where every run stands."""
+
+RECENT_EPOCHS = 5
+"""Epochs that say how fast a run is: their median, so that a pause of the machine does not count (assumption)."""
 
 _log = logging.getLogger(__name__)
 
@@ -129,7 +134,7 @@ class ProgressReporter:
 
 
 def epoch_seconds(queue: Queue) -> dict[str, float]:
-    """Seconds per epoch by configuration, from the newest epochs of its runs.
+    """Seconds per epoch by configuration, the median of the newest epochs of its runs.
 
     Where a configuration has none yet, that of another one counts, scaled by what its network computes. Empty before
     the first epoch of all.
@@ -137,15 +142,22 @@ def epoch_seconds(queue: Queue) -> dict[str, float]:
     measured: dict[str, list[float]] = {}
     for run in queue.runs:
         is_begun = queue.stages[run] != "new" or run.folder.recipe.exists()
-        if is_begun and (entry := last_history(run.folder.history)) is not None:
-            measured.setdefault(run.configuration, []).append(float(entry["seconds"]))
-    known = {name: sum(values) / len(values) for name, values in measured.items()}
+        recent = recent_history(run.folder.history, RECENT_EPOCHS) if is_begun else []
+        measured.setdefault(run.configuration, []).extend(float(entry["seconds"]) for entry in recent)
+    known = {name: median(values) for name, values in measured.items() if values}
     if not known:
         return {}
     own = {run.configuration: queue.configuration_of(run) for run in queue.runs}
     reference, seconds = next(iter(known.items()))
     scale = seconds / _cost(own[reference])
     return {name: known.get(name, scale * _cost(configuration)) for name, configuration in own.items()}
+
+
+def recent_step_seconds(run: Run) -> float | None:
+    """Seconds per step of a run, scoring included: the median of its newest epochs; None before the second."""
+    recent = recent_history(run.folder.history, RECENT_EPOCHS + 1)
+    spans = [(own["seconds"], own["step"] - before["step"]) for own, before in pairwise(recent)]
+    return median(seconds / steps for seconds, steps in spans if steps > 0) if spans else None
 
 
 def clock_time(seconds: float) -> str:

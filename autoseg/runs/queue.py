@@ -131,6 +131,7 @@ class RunTask:
         begin: of the work on it, in seconds since the epoch.
         deadline: `time.monotonic()` at which it must be over, or None.
         contents: case -> hash of its files; empty where it is not known.
+        step_seconds: that a step of the training is expected to take; known where there is a deadline.
     """
 
     run: Run
@@ -144,6 +145,7 @@ class RunTask:
     begin: float
     deadline: float | None
     contents: Mapping[str, str] = field(default_factory=dict)
+    step_seconds: float | None = None
 
     @property
     def configuration(self) -> Configuration:

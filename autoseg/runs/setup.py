@@ -17,13 +17,13 @@ from autoseg.core.files import sha256_of_file
 from autoseg.core.progress import Progress, silent
 from autoseg.core.records import save_sealed
 from autoseg.launch.numerics import ALLOWED_SECONDS, SHARE_OF_BUDGET, choose_compute
-from autoseg.launch.precision import compiled, step_seconds
+from autoseg.launch.precision import compiled
 from autoseg.launch.step_graph import step_graph
 from autoseg.preprocessing.first_stage import open_with_first_stage
 from autoseg.preprocessing.store import StoredCase
 from autoseg.runs.queue import RunTask
 from autoseg.runs.run import RECORD_VERSION, RunRecord, check_same_plan, differing
-from autoseg.runs.validation import LARGEST_VALIDATION_SHARE, Forecast, case_size, make_predictor, measure_pace
+from autoseg.runs.validation import LARGEST_VALIDATION_SHARE, Forecast, case_size, expected_pace, make_predictor
 from autoseg.training.callbacks.time_budget import fit_epochs
 from autoseg.training.checkpoint import has_checkpoint
 from autoseg.training.optimization import mean_cost
@@ -233,13 +233,14 @@ def _forecast(
     task: RunTask, network: nn.Module, compute: Compute, opened: Callable[[str], StoredCase]
 ) -> tuple[Forecast, float]:
     """How long validation will take, and the seconds that are left for training beside it."""
-    seconds = step_seconds(network, _batch_shape(task), compute)
+    seconds = task.step_seconds
+    assert seconds is not None, "known where there is a deadline"
     left = max(0.0, (task.seconds_left or 0.0) - ENDING_SECONDS)
     predictor = make_predictor(network, task.plan, task.configuration, compute.device, compute.precision)
     forecast = Forecast(
         sizes={name: case_size(opened(name), predictor) for name in task.cases.val},
         mirror_axes=task.configuration.mirror_axes,
-        pace=measure_pace(predictor, task.input_channels),
+        pace=expected_pace(predictor, seconds / task.stages[-1].batch_size),
         step_seconds=seconds,
         most_seconds=LARGEST_VALIDATION_SHARE * left,
     )

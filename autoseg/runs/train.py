@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -20,10 +20,11 @@ from autoseg.launch.devices import choose_devices, use_cores
 from autoseg.planning.plan import load_plan
 from autoseg.preprocessing.fill import fill_store
 from autoseg.preprocessing.store import store_recipe
-from autoseg.runs.budget import budget_deadline, heartbeat, run_deadline
+from autoseg.runs.budget import BudgetChoice, budget_deadline, choose_runs, heartbeat, run_deadline
 from autoseg.runs.cascade import fill_first_stage
 from autoseg.runs.execute import result_of_done
 from autoseg.runs.executors.executor import Executor, check_executor, make_executor
+from autoseg.runs.forecast import SHARE_FOR_MEASURING, RunNeeds
 from autoseg.runs.progress import ProgressReporter, QueueProgress
 from autoseg.runs.queue import Queue, RunTask, TrainOptions, make_queue
 from autoseg.runs.run import Run, RunResult
@@ -45,12 +46,16 @@ class TrainReport:
         device: a sentence.
         failures: cases that could not be preprocessed -> why.
         stop: the error that the command ends with, or None.
+        left_out: runs that the budget had no time for.
+        note: about these, and the budget that would be enough; empty if there are none.
     """
 
     results: tuple[RunResult, ...]
     device: str
     failures: dict[str, str]
     stop: AutoSegError | None = None
+    left_out: tuple[Run, ...] = ()
+    note: str = ""
 
     @property
     def exit_code(self) -> int:
@@ -119,7 +124,7 @@ def train_queue(
     remove_leftovers(workspace.root)
     save_folds(queue.folds, workspace.splits)  # once nothing is left that would refuse the command
     results, stop = trainer.work_through()
-    return TrainReport(results, because, trainer.failures, stop)
+    return TrainReport(results, because, trainer.failures, stop, trainer.choice.left_out, trainer.note)
 
 
 @dataclass(slots=True)
@@ -130,30 +135,39 @@ class Schedule:
         queue: of the runs.
         results: of those that are through.
         stop: what ends the whole command, once something does.
+        chosen: that may begin, in the order in which they do; by default all.
     """
 
     queue: Queue
     results: dict[Run, RunResult] = field(default_factory=dict)
     stop: AutoSegError | None = None
+    chosen: Sequence[Run] = ()
     _waiting: list[Run] = field(default_factory=list)
     _working: list[Run] = field(default_factory=list)
     _was_busy: set[Run] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self._waiting = list(self.queue.runs)
+        self.chosen = self.chosen or self.queue.runs
 
     @property
     def open_runs(self) -> list[Run]:
         """Those that wait or are at work, in the order of the queue."""
         return [run for run in self.queue.runs if run in self._waiting or run in self._working]
 
+    @property
+    def tried(self) -> list[Run]:
+        """Those at work, and those of which something has become."""
+        return [*self._working, *self.results]
+
     def next_run(self) -> Run | None:
-        """The first run that waits and may begin; None if none may, or none may any more."""
+        """The first chosen run that waits and may begin; None if none may, or none may any more."""
         if self.stop is not None:
             return None
         unfinished = {run.configuration for run in self.open_runs}
-        ready = (run for run in self._waiting if self.queue.first_stage_of(run) not in unfinished)
-        return next(ready, None)
+        waiting = [run for run in self._waiting if run in self.chosen]
+        waiting.sort(key=lambda run: (run in self._was_busy, self.chosen.index(run)))
+        return next((run for run in waiting if self.queue.first_stage_of(run) not in unfinished), None)
 
     def start(self, run: Run) -> None:
         """Notes that a run is at work."""
@@ -214,6 +228,9 @@ class _Trainer:
     first_stages: dict[str, Path] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
     idle_since: float = 0.0
+    needs: RunNeeds = field(init=False)
+    choice: BudgetChoice = field(init=False)
+    note: str = ""
 
     def __post_init__(self) -> None:
         self.schedule = Schedule(self.queue)
@@ -221,18 +238,14 @@ class _Trainer:
         on_progress, results = self.listeners.on_progress, self.schedule.results
         self.reporter = ProgressReporter(self.queue, deadline, len(self.devices), on_progress, results)
         self.idle_since = time.time() - (time.monotonic() - self.options.started)
+        self.needs = RunNeeds(self.queue, self.devices[0], SHARE_FOR_MEASURING * (self.options.budget_seconds or 0.0))
+        self.choice = BudgetChoice(self.queue.runs)
 
     def work_through(self) -> tuple[tuple[RunResult, ...], AutoSegError | None]:
         """A result for each run that was tried, and what stops the command."""
         for run in self.queue.runs:
             if self.queue.stages[run] == "done":
                 self.schedule.settle(result_of_done(run, self.queue, self.options.seed))
-        try:
-            for name in dict.fromkeys(run.configuration for run in self.schedule.open_runs):
-                self._fill_store(name)
-        except (Interrupted, NotEnoughResources) as error:
-            self.schedule.stop = error
-            return self.schedule.outcome()
         handles: set[Future[RunResult]] = set()
         with make_executor(self.options.executor, self.devices, self.check_stop, self._on_step) as executor:
             while self._hand_out(executor, handles) or handles:
@@ -240,6 +253,8 @@ class _Trainer:
                 for handle in done:
                     self.schedule.settle(handle.result())
                     self.reporter.run_ended(handle.result().run)
+                    if self.options.budget_seconds is not None:
+                        self.needs.note(handle.result().run)
         return self.schedule.outcome()
 
     def _on_step(self, run: Run, done: int, total: int) -> None:
@@ -251,6 +266,8 @@ class _Trainer:
         before = len(handles)
         try:
             self.check_stop()
+            if len(handles) < executor.slots:
+                self._choose_and_prepare(executor.slots)
             while len(handles) < executor.slots and (run := self.schedule.next_run()) is not None:
                 self._refuse_another_plan()
                 if self._is_prepared(run):
@@ -263,6 +280,29 @@ class _Trainer:
             executor.stop()
         return len(handles) > before
 
+    def _choose_and_prepare(self, slots: int) -> None:
+        """Decides which runs are trained, and fills the store for them; what that takes may change the decision."""
+        while self.schedule.stop is None:
+            self._choose(slots)
+            chosen = (run.configuration for run in self.schedule.open_runs if run in self.schedule.chosen)
+            name = next((own for own in chosen if own not in self.stores), None)
+            if name is None:
+                break
+            self._fill_store(name)
+
+    def _choose(self, slots: int) -> None:
+        """Decides by the time that is left which of the open runs are trained."""
+        deadline, budget = self.reporter.deadline, self.options.budget_seconds
+        if deadline is None or budget is None:
+            return
+        tried = self.schedule.tried
+        groups = self.needs.groups(self.schedule.open_runs, tried)
+        self.choice = choose_runs(groups, deadline - time.monotonic(), slots, must_train=not tried)
+        self.schedule.chosen = self.choice.runs
+        before, self.note = self.note, self.choice.sentence(budget)
+        if self.note.partition(";")[0] != before.partition(";")[0]:
+            _log.warning("%s", self.note or "time is left for the runs that were left out")
+
     def _refuse_another_plan(self) -> None:
         """Raises PlanFault if the plan was replaced while runs were trained: what is left would not belong to them."""
         if load_plan(self.workspace) != self.queue.plan:
@@ -274,7 +314,6 @@ class _Trainer:
             )
 
     def _task(self, run: Run, slots: int) -> RunTask:
-        now = time.monotonic()
         fold = self.queue.folds[run.fold]
         train, val = (tuple(name for name in side if name not in self.failures) for side in (fold.train, fold.val))
         return RunTask(
@@ -287,9 +326,18 @@ class _Trainer:
             store=self.stores[run.configuration],
             first_stage=self.first_stages.get(run.configuration),
             begin=self.idle_since,
-            deadline=run_deadline(self.reporter.deadline, run, self.schedule.open_runs, slots, now),
+            deadline=self._deadline_of(run, slots),
             contents=self.queue.contents,
+            step_seconds=None if self.reporter.deadline is None else self.needs.step_seconds(run.configuration),
         )
+
+    def _deadline_of(self, run: Run, slots: int) -> float | None:
+        """When a run must be over, so that those at work and those chosen have their shares of what is left."""
+        if (deadline := self.reporter.deadline) is None:
+            return None
+        shared = [own for own in self.schedule.open_runs if own in self.schedule.tried or own in self.choice.runs]
+        weights = {own: self.needs.fewest_seconds(own.configuration) for own in shared}
+        return run_deadline(deadline, run, weights, slots, time.monotonic())
 
     def _is_prepared(self, run: Run) -> bool:
         """Whether a cascade has its first stage's label maps; they are made now if they are missing."""

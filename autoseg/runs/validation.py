@@ -100,6 +100,11 @@ class Pace:
         return SECONDS_PER_CASE + size.tiles * mirrorings * self.tile_seconds + size.voxels * self.voxel_seconds
 
 
+def expected_pace(predictor: Predictor, patch_seconds: float) -> Pace:
+    """The pace of prediction if training takes so long for a patch: a backward pass costs about two forward passes."""
+    return _pace(predictor, patch_seconds / 3)
+
+
 def measure_pace(predictor: Predictor, channels: int) -> Pace:
     """Times a few tiles of noise with one mirroring; the first does not count."""
     plain = replace(predictor, mirror_axes=())
@@ -110,7 +115,11 @@ def measure_pace(predictor: Predictor, channels: int) -> Pace:
         begin = time.perf_counter()
         plain.logits(tile)
         times.append(time.perf_counter() - begin)
-    return Pace(min(times), SECONDS_PER_VOXEL_AND_HEAD * (predictor.heads + 1))
+    return _pace(predictor, min(times))
+
+
+def _pace(predictor: Predictor, tile_seconds: float) -> Pace:
+    return Pace(tile_seconds, SECONDS_PER_VOXEL_AND_HEAD * (predictor.heads + 1))
 
 
 def case_size(stored: StoredCase, predictor: Predictor) -> CaseSize:
@@ -156,8 +165,8 @@ class Forecast:
     Attributes:
         sizes: of the validation cases.
         mirror_axes: of the configuration.
-        pace: measured at the start of the run.
-        step_seconds: of a training step at the same moment; load slows both alike.
+        pace: expected at the start of the run.
+        step_seconds: of a training step, which it was expected by; load slows both alike.
         most_seconds: that validation may take.
     """
 

@@ -74,17 +74,21 @@ def test_what_an_earlier_version_noted_still_counts(tmp_path: Path):
 
 
 @settings(max_examples=80, deadline=None)
-@given(seconds=st.floats(0, 1e4), spent=st.lists(st.floats(0, 1e3), min_size=1, max_size=12))
-def test_shares_use_the_budget_up_and_favor_the_run_that_had_least(seconds: float, spent: list[float]) -> None:
-    shares = fair_shares(seconds, spent)
+@given(
+    seconds=st.floats(0, 1e4),
+    runs=st.lists(st.tuples(st.floats(0, 1e3), st.sampled_from([1.0, 2.5])), min_size=1, max_size=12),
+)
+def test_shares_use_the_budget_up_and_favor_the_run_that_had_least(seconds, runs) -> None:
+    spent, weights = zip(*runs, strict=True)
+    shares = fair_shares(seconds, spent, weights)
     assert sum(shares) == pytest.approx(seconds, abs=1e-6)
-    totals = [own + share for own, share in zip(spent, shares, strict=True)]
+    totals = [(own + share) / weight for own, share, weight in zip(spent, shares, weights, strict=True)]
     level = min(totals)
-    for own, share, total in zip(spent, shares, totals, strict=True):
+    for (own, weight), share, total in zip(runs, shares, totals, strict=True):
         assert share >= 0
-        assert total == pytest.approx(level, abs=1e-6) or (share == 0 and own >= level)
+        assert total == pytest.approx(level, abs=1e-6) or (share == 0 and own / weight >= level)
 
 
 def test_a_run_that_was_interrupted_ends_with_the_same_total_as_the_others() -> None:
-    assert fair_shares(30.0, [2.0, 0.0, 0.0, 0.0]) == (6.0, 8.0, 8.0, 8.0)
-    assert fair_shares(-5.0, [2.0, 0.0]) == (0.0, 0.0)
+    assert fair_shares(30.0, [2.0, 0.0, 0.0, 0.0], [5.0] * 4) == (6.0, 8.0, 8.0, 8.0)
+    assert fair_shares(-5.0, [2.0, 0.0], [1.0, 1.0]) == (0.0, 0.0)

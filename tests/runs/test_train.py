@@ -22,6 +22,7 @@ from autoseg.images.readers import read_labels
 from autoseg.networks.weights import newest_weights
 from autoseg.planning.plan import Plan
 from autoseg.planning.planner import PlanOptions
+from autoseg.runs import forecast
 from autoseg.runs.budget import (
     INTERVALS_FILE,
     WorkInterval,
@@ -31,6 +32,7 @@ from autoseg.runs.budget import (
     run_deadline,
     wall_seconds,
 )
+from autoseg.runs.forecast import forecast_queue
 from autoseg.runs.queue import TrainOptions, make_queue
 from autoseg.runs.run import FoldScores, RunRecord, RunStatus
 from autoseg.runs.train import TrainListeners, TrainReport, train_queue
@@ -263,17 +265,41 @@ def test_a_run_begun_under_a_budget_goes_on_under_another(workspace, options):
     assert only_run(train_queue(workspace, later, never)).state == "done"
 
 
-def test_open_runs_share_what_is_left(workspace, options):
+def test_a_budget_leaves_out_what_it_has_no_time_for_and_a_larger_one_trains_it(workspace, options, monkeypatch):
+    monkeypatch.setattr(forecast, "_seconds_per_voxel", lambda *_: 1.0)
+    chosen = replace(options, folds=(0, 1, 2))
+    spent = replace(chosen, budget_seconds=60.0, started=time.monotonic() - 59.0)
+    told = forecast_queue(workspace, make_queue(workspace, spent), spent)
+    assert told.left_out.startswith("left out for lack of time: 3d_fullres (2 runs); --budget ")
+    assert [own.hours > 0 for own in told.runs] == [True, False, False]
+    report = train_queue(workspace, spent, never)
+    assert (report.exit_code, only_run(report).run.fold, report.left_out) == (
+        0,
+        0,
+        make_queue(workspace, chosen).runs[1:],
+    )
+    assert report.note.partition(";")[0] == told.left_out.partition(";")[0]
+    again = train_queue(workspace, replace(spent, started=time.monotonic() - 60.0), never)  # everything is used up now
+    assert (only_run(again).state, len(again.left_out)) == ("done", 2)
+    larger = replace(chosen, budget_seconds=1e6, started=time.monotonic() - 60.0)
+    enough = forecast_queue(workspace, make_queue(workspace, larger), larger)
+    assert (enough.left_out, [own.hours > 0 for own in enough.runs]) == ("", [False, True, True])
+
+
+def test_open_runs_share_what_is_left_by_what_they_need(workspace, options):
     runs = list(make_queue(workspace, replace(options, folds=())).runs)
-    assert run_deadline(None, runs[0], runs, 1, now=0.0) is None
+    equal = dict.fromkeys(runs, 30.0)
+    assert run_deadline(None, runs[0], equal, 1, now=0.0) is None
     save(WorkIntervals((WorkInterval(0.0, 100.0),)), runs[1].folder.root / INTERVALS_FILE)
     # 100 s were spent on the second of four runs, 300 s are left: each comes to 100 s
-    assert run_deadline(1300.0, runs[0], runs, 1, now=1000.0) == pytest.approx(1100.0)
-    assert run_deadline(1300.0, runs[1], runs, 1, now=1000.0) == pytest.approx(1000.0)
+    assert run_deadline(1300.0, runs[0], equal, 1, now=1000.0) == pytest.approx(1100.0)
+    assert run_deadline(1300.0, runs[1], equal, 1, now=1000.0) == pytest.approx(1000.0)
     # the three others on two devices: two rounds
-    others = [runs[0], runs[2], runs[3]]
+    others = dict.fromkeys((runs[0], runs[2], runs[3]), 30.0)
     assert run_deadline(1300.0, runs[0], others, 2, now=1000.0) == pytest.approx(1150.0)
     assert run_deadline(1300.0, runs[0], others, 2, now=1400.0) == 1400.0
+    # one that needs twice as much gets twice as much
+    assert run_deadline(1300.0, runs[2], {**others, runs[2]: 60.0}, 1, now=1000.0) == pytest.approx(1150.0)
 
 
 def test_a_done_run_of_other_folds_is_not_taken_for_done(workspace, options):

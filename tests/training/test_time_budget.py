@@ -133,7 +133,7 @@ def test_growing_patches_end_in_time_and_each_gets_its_share_of_the_steps(
     pretended = simulate(recipe, seconds, [f * true_step for f in factors], between * true_step, stages)
     assert 0.9 <= pretended.used <= 1.02
     even = sum(pretended.stage_steps) / len(pretended.stage_steps)
-    assert all(0.5 * even <= steps <= 1.6 * even for steps in pretended.stage_steps)
+    assert all(0.4 * even <= steps <= 2.0 * even for steps in pretended.stage_steps)
 
 
 @pytest.mark.parametrize("seconds", [1.0, 10.0, 100.0, 1e4])
@@ -183,3 +183,20 @@ def test_epochs_grow_when_the_first_guess_was_far_too_slow() -> None:
     assert pretended.state.steps_per_epoch == 50
     assert pretended.state.epoch < 60
     assert 0.95 <= pretended.used <= 1.0
+
+
+@settings(max_examples=60, deadline=None)
+@given(slow=st.integers(1, 8), pause=st.floats(0.0, 40.0), guess=st.sampled_from([0.1, 10.0, 1000.0]))
+def test_a_pause_of_the_machine_is_not_taken_for_its_speed(slow, pause, guess) -> None:
+    recipe = fit_epochs(replace(Recipe(), steps_per_epoch=50, validation_steps=5), 100.0, guess)
+    clock = FakeTime()
+    state = state_of(recipe.epochs * recipe.steps_per_epoch, recipe.steps_per_epoch)
+    budget = TimeBudget(clock.now + 100.0, 50, clock=clock)
+    while not state.is_finished:
+        while state.step < state.end_of_epoch:
+            clock.now += 0.1 + pause * (state.step == slow)
+            state.step += 1
+            budget.after_step(state)
+        state.epoch_begin = state.step
+        budget.after_epoch(RESULT, state)
+    assert 95.0 <= clock.now - 100.0 <= 100.2

@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -85,14 +86,24 @@ def _entry(line: bytes) -> dict[str, Any] | None:
 
 def last_history(path: Path) -> dict[str, Any] | None:
     """The newest epoch, read from the end of the file; None before the first."""
+    return next(iter(recent_history(path, 1)), None)
+
+
+def recent_history(path: Path, most: int) -> list[dict[str, Any]]:
+    """The newest epochs, the newest first, read from the end of the file; none before the first.
+
+    Args:
+        path: of the history.
+        most: epochs wanted.
+    """
     try:
         with path.open("rb") as stream:
             stream.seek(max(0, stream.seek(0, os.SEEK_END) - _TAIL_BYTES))
             lines = stream.read().splitlines(keepends=True)
     except FileNotFoundError:
-        return None
+        return []
     found = (_entry(line) for line in reversed(lines) if line.endswith(b"\n"))
-    return next((entry for entry in found if entry is not None), None)
+    return list(islice((entry for entry in found if entry is not None), most))
 
 
 def truncate_history(path: Path, lines: int) -> None:

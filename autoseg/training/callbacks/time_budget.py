@@ -33,6 +33,10 @@ EPOCH_TOLERANCE = 0.25
 """Epochs keep their length while the fitting one differs by less than this share."""
 
 _SETTLING_STEPS = 2  # not counted: caches fill, kernels are chosen
+
+FEWEST_STEPS = 2 * _SETTLING_STEPS + 1
+"""Planned to begin with, however slow steps seem to be: after these the plan is made again with what they took."""
+
 _LEAST_GAIN = 0.005  # a later end that gains less than this share of the steps changes nothing
 
 
@@ -45,7 +49,7 @@ def fit_epochs(recipe: Recipe, seconds: float, step_seconds: float) -> Recipe:
         step_seconds: of one training step, on average.
     """
     scoring = VALIDATION_COST * recipe.validation_steps / recipe.steps_per_epoch
-    steps = max(1, int(seconds / (step_seconds * (1 + scoring))))
+    steps = max(FEWEST_STEPS, int(seconds / (step_seconds * (1 + scoring))))
     per_epoch = max(1, min(recipe.steps_per_epoch, steps // FEWEST_EPOCHS))
     warmup_steps = min(recipe.warmup_steps, steps // FEWEST_EPOCHS)
     return replace(
@@ -104,7 +108,8 @@ class TimeBudget(Callback):
             self._steps += self._costs[state.stage]
         self._mark = now
         is_first = self._taken == 2 * _SETTLING_STEPS
-        if is_first or now - self._planned_at > REPLAN_SHARE * (self._deadline - self._begin):
+        is_last = state.step >= state.segment.end  # unless a pause of the machine was taken for its speed
+        if is_first or is_last or now - self._planned_at > REPLAN_SHARE * (self._deadline - self._begin):
             self.plan(state)
 
     def after_epoch(self, _result: EpochResult, state: TrainingState) -> None:
