@@ -285,7 +285,7 @@ def own_step(bench: Bench) -> float:
 
     from autoseg.core.records import load
     from autoseg.launch.devices import use_cores
-    from autoseg.launch.numerics import choose_compute
+    from autoseg.launch.numerics import check_training
     from autoseg.planning.plan import Plan
     from autoseg.training.losses import make_objective
     from autoseg.training.recipe import load_recipe
@@ -296,7 +296,8 @@ def own_step(bench: Bench) -> float:
     plan = load(Plan, bench.work(bench.first) / "plan.json")
     configuration, recipe = plan.configurations[CONFIGURATION], load_recipe("default")
     network = plan.build_network(configuration.name)
-    compute, _ = choose_compute(network, configuration, len(plan.channels), torch.device("cpu"), ("auto", "auto"))
+    cpu = torch.device("cpu")
+    compute = check_training(network, configuration, len(plan.channels), cpu).compute(cpu)
     state = start_state(network, recipe, compute, configuration.dimensions)
     image, labels = random_batch(configuration.patch_size, len(plan.channels), plan.labels.head_count)
     image, labels = compute.place_image(image), labels[:, 0]

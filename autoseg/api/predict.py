@@ -217,7 +217,7 @@ def _predict_all(
 ) -> None:
     """Predicts what is not done; saves the manifest after each case, so that a stop loses only the cases in work."""
     on_case, on_tile = (progress, silent) if len(cases) > 1 else (silent, progress)
-    device = outputs.manifest.device
+    device, numerics = outputs.manifest.device, outputs.manifest.numerics
     if cases:
         stream = start()
         with stoppable() as check:
@@ -227,9 +227,9 @@ def _predict_all(
                     on_case(done, len(cases))
             except Interrupted as stop:
                 raise _explained(stop, outputs.manifest) from stop
-        device = stream.device
+        device, numerics = stream.device, stream.numerics
     ordered = dict(sorted(outputs.manifest.cases.items()))
-    outputs.save(replace(outputs.manifest, device=device, cases=ordered))
+    outputs.save(replace(outputs.manifest, device=device, numerics=numerics, cases=ordered))
 
 
 def _report(outputs: OutputFolder, files: ModelFiles, cases: Sequence[Case], helper: Helper) -> None:

@@ -76,6 +76,7 @@ class PredictionManifest:
         notes: what lay among the images and was not segmented.
         earlier: outcomes of cases that earlier predictions wrote into the same folder, and this one was not about.
         report: SHA-256 of report.html, or None if it was not written.
+        numerics: precision and memory format in which each configuration computed the last case.
     """
 
     version: int
@@ -89,6 +90,7 @@ class PredictionManifest:
     notes: tuple[str, ...] = ()
     earlier: dict[str, CaseOutcome] = field(default_factory=dict)
     report: str | None = None
+    numerics: dict[str, str] = field(default_factory=dict)
 
     @property
     def made_by(self) -> str:

@@ -54,7 +54,10 @@ class OutputFolder:
         self._overwrite = overwrite
         self._saving = threading.Lock()
         before = self._manifest_before()
-        self.manifest = manifest if before is None else replace(manifest, report=before.report, device=before.device)
+        self.manifest = manifest
+        if before is not None:
+            known = before.report, before.device, before.numerics
+            self.manifest = replace(manifest, report=known[0], device=known[1], numerics=known[2])
         self._found = before
         self._before = {} if before is None else _outcomes(before)
         self.manifest.earlier.update(self._before)

@@ -88,6 +88,12 @@ class Predictor:
     def _device_type(self) -> str:
         return torch.device(self.device).type
 
+    @property
+    def numerics(self) -> str:
+        """Precision and memory format, in words."""
+        words = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+        return f"{words[self.dtype]}, {'channels last' if self.channels_last else 'contiguous'}"
+
     @cached_property
     def patch_size(self) -> Shape:
         """Voxels of a tile along all three axes; a 2D network looks at one slice."""

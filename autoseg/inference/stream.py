@@ -86,6 +86,11 @@ class PredictionStream:
         """Where the last case was computed."""
         return str(self._ensemble.members[0].predictor.device)
 
+    @property
+    def numerics(self) -> dict[str, str]:
+        """Precision and memory format in which each configuration computed the last case."""
+        return {member.name: member.predictor.numerics for member in self._ensemble.every}
+
     def outcomes(
         self, cases: Sequence[Case], check: Callable[[], None], progress: Progress = silent
     ) -> Iterator[tuple[str, CaseOutcome]]:

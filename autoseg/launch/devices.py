@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import os
+import sys
+from pathlib import Path
 
 import torch
 
+from autoseg import __version__
 from autoseg.core.errors import UsageError
-from autoseg.core.machine import physical_cores
+from autoseg.core.machine import physical_cores, processor
+from autoseg.launch.precision import cpu_features
+
+_DRIVER = Path("/proc/driver/nvidia/version")
+_LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "NVIDIA_TF32_OVERRIDE")
 
 
 def choose_device(name: str = "auto") -> tuple[torch.device, str]:
@@ -54,6 +61,33 @@ def use_cores(threads: int | None = None) -> int:
     count = threads or (int(wanted) if wanted.isdigit() and int(wanted) else physical_cores())
     torch.set_num_threads(count)
     return count
+
+
+def identity(device: torch.device) -> dict[str, str]:
+    """All that numerics depend on beside the network: the device, the versions, and settings of the libraries."""
+    common = {
+        "autoseg": __version__,
+        "torch": str(torch.__version__),
+        "build": torch.__config__.show(),
+        **{name: os.environ[name] for name in _LIMITS if name in os.environ},
+    }
+    if device.type == "cuda":
+        driver = _DRIVER.read_text() if _DRIVER.is_file() else ""
+        cudnn = str(torch.backends.cudnn.version())  # type: ignore[no-untyped-call]
+        return {**common, "gpu": str(torch.cuda.get_device_properties(device)), "driver": driver, "cudnn": cudnn}
+    features = " ".join(sorted(cpu_features()))
+    return {**common, "processor": processor(), "features": features, "threads": str(torch.get_num_threads())}
+
+
+def cache_folder() -> Path | None:
+    """Where the user's programs keep what can be made again: AUTOSEG_CACHE, or the system's place; None without one."""
+    if own := os.environ.get("AUTOSEG_CACHE"):
+        return Path(own)
+    try:
+        usual = Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache")
+    except RuntimeError:  # nobody's home
+        return None
+    return Path(os.environ.get("LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME") or usual) / "autoseg"
 
 
 def _best_device() -> tuple[torch.device, str]:

@@ -10,8 +10,6 @@ from __future__ import annotations
 import copy
 import logging
 import math
-import os
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,13 +19,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from autoseg import __version__
 from autoseg.core.errors import AutoSegError, UsageError, WrongNumerics
-from autoseg.core.machine import processor
 from autoseg.core.records import content_hash, load, record, save_sealed
 from autoseg.core.workspace import UserCache
 from autoseg.launch.convolutions import Example, Layer, checked_shape, layers_of, make_example, representatives
-from autoseg.launch.precision import cpu_features, growing_batches, native_types, prediction_pass, training_pass
+from autoseg.launch.devices import cache_folder, identity
+from autoseg.launch.precision import growing_batches, native_types, prediction_pass, training_pass
 from autoseg.launch.race import Outcome, race, wall_and_processor_clock, wall_clock
 from autoseg.planning.plan import Configuration
 from autoseg.training.step import Compute
@@ -48,11 +45,11 @@ OPERATIONS = 8e9
 """Of a pass, for each thread of a CPU: somewhat less than 0.1 s in fp32. Small patches would favor the wrong memory
 format: what it gains shows only when caches overflow."""
 
+SLOW = 1.2
+"""Times the seconds of single precision, from which on the doctor speaks of it (assumption)."""
+
 PASSES = {"train": training_pass, "predict": prediction_pass}
 """What is timed, by the verb that asks."""
-
-_DRIVER = Path("/proc/driver/nvidia/version")
-_LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "NVIDIA_TF32_OVERRIDE")
 
 _log = logging.getLogger(__name__)
 
@@ -77,6 +74,14 @@ class Way:
     def title(self) -> str:
         """In words."""
         return f"{self.precision} {self.memory_format.replace('_', ' ')}"
+
+    def remark(self, single: float) -> str:
+        """What is wrong with it, or how slow it is beside the `single` seconds of single precision; or nothing."""
+        if self.fault:
+            return f"{self.title} computes wrong values ({self.fault})"
+        slowness = (self.seconds or 0.0) / single
+        is_slow = self.precision != "fp32" and slowness > SLOW
+        return f"{self.title} takes {slowness:.1f} times as long as fp32" if is_slow else ""
 
 
 @record
@@ -103,14 +108,28 @@ class NumericsCheck:
     is_clear: bool
     allowed_seconds: float
 
+    def compute(self, device: torch.device) -> Compute:
+        """What is to be used, on the device that was checked."""
+        return Compute(device, self._own.precision, self._own.memory_format)
+
+    @property
+    def _own(self) -> Way:
+        assert self.chosen is not None, "asked of a check that found one"
+        return self.ways[self.chosen]
+
+    @property
+    def remarks(self) -> list[str]:
+        """What is wrong, or slow although the device computes it natively."""
+        single = min((way.seconds for way in self.ways if way.precision == "fp32" and way.seconds), default=math.inf)
+        return [remark for way in self.ways if (remark := way.remark(single))]
+
     @property
     def because(self) -> str:
         """One sentence: what is chosen, how much faster it is, and what is wrong with others."""
-        assert self.chosen is not None, "asked of a check that found one"
-        own = self.ways[self.chosen]
+        own = self._own
         words = f"{own.precision}, {own.memory_format.replace('_', ' ')}"
         wrong = [f"; not {way.title}, which computes wrong values ({way.fault})" for way in self.ways if way.fault]
-        doubt = "" if self.is_clear else "; the times vary too much to prefer another"
+        doubt = "" if self.is_clear else "; the times vary, another may be as fast"
         return f"{words}: {self._gain(own)}; checked on {self.shapes} shapes{''.join(wrong)}{doubt}"
 
     def _gain(self, own: Way) -> str:
@@ -147,14 +166,14 @@ class Trial:
         return (self.configuration.batch_size, self.channels, *self.configuration.patch_size)
 
 
-def choose_compute(
+def check_training(
     network: nn.Module,
     configuration: Configuration,
     channels: int,
     device: torch.device,
-    wanted: tuple[str, str],
+    wanted: tuple[str, str] = ("auto", "auto"),
     allowed_seconds: float = ALLOWED_SECONDS,
-) -> tuple[Compute, str]:
+) -> NumericsCheck:
     """How to train this network on this device, and why.
 
     Args:
@@ -171,32 +190,35 @@ def choose_compute(
     """
     trial = Trial(network, configuration, channels, device, "train")
     ways = [(kind, layout) for kind in _precisions(device, wanted[0]) for layout in _layouts(device, wanted[1])]
-    return _chosen(trial, ways, allowed_seconds)
+    return _refuse_wrong(check_numerics(trial, ways, allowed_seconds), trial)
 
 
-def choose_for_prediction(
+def check_prediction(
     network: nn.Module, configuration: Configuration, channels: int, device: torch.device, trained: str
-) -> tuple[Compute, str]:
-    """How to predict with this network on this device, and why; the memory format of its training does not matter.
+) -> NumericsCheck:
+    """How to predict with this network on this device, and why.
+
+    In single precision, or in that of the training where the device has it: fewer digits than a network was trained
+    with may change labels. The memory format of the training does not matter.
 
     Args:
         network: with any weights, which stay as they are.
         configuration: patch and topology.
         channels: of its input.
         device: to compute on.
-        trained: the precision that it was trained with; one that keeps fewer digits is not used.
+        trained: the precision that it was trained with.
 
     Raises:
         WrongNumerics: nothing computes right values on the device.
     """
     trial = Trial(network, configuration, channels, device, "predict")
-    precisions = [kind for kind in _precisions(device, "auto") if kind in ("fp32", trained)]
+    own = [trained] if trained in native_types(device) or (trained, device.type) == ("fp16", "cuda") else []
+    precisions = [*own, "fp32"] if device.type == "cuda" else ["fp32", *own]
     ways = [(kind, layout) for kind in precisions for layout in _layouts(device, "auto")]
-    return _chosen(trial, ways, ALLOWED_SECONDS)
+    return _refuse_wrong(check_numerics(trial, ways, ALLOWED_SECONDS), trial)
 
 
-def _chosen(trial: Trial, ways: Sequence[tuple[str, str]], allowed_seconds: float) -> tuple[Compute, str]:
-    found = check_numerics(trial, ways, allowed_seconds)
+def _refuse_wrong(found: NumericsCheck, trial: Trial) -> NumericsCheck:
     if found.chosen is None:
         faults = "; ".join(f"{way.title}: {way.fault}" for way in found.ways)
         raise WrongNumerics(
@@ -204,8 +226,7 @@ def _chosen(trial: Trial, ways: Sequence[tuple[str, str]], allowed_seconds: floa
             why=f"a fault of torch {torch.__version__} or of a library under it, on this machine",
             do="install another version of torch, or use another --device",
         )
-    own = found.ways[found.chosen]
-    return Compute(trial.device, own.precision, own.memory_format), found.because
+    return found
 
 
 def check_numerics(trial: Trial, ways: Sequence[tuple[str, str]], allowed_seconds: float) -> NumericsCheck:
@@ -225,33 +246,6 @@ def check_numerics(trial: Trial, ways: Sequence[tuple[str, str]], allowed_second
         except OSError as error:
             _log.debug("what the check of the numerics found cannot be kept: %s", error)
     return found
-
-
-def identity(device: torch.device) -> dict[str, str]:
-    """All that a check depends on beside the network: the device, the versions, and settings of the libraries."""
-    common = {
-        "autoseg": __version__,
-        "torch": str(torch.__version__),
-        "build": torch.__config__.show(),
-        **{name: os.environ[name] for name in _LIMITS if name in os.environ},
-    }
-    if device.type == "cuda":
-        driver = _DRIVER.read_text() if _DRIVER.is_file() else ""
-        cudnn = str(torch.backends.cudnn.version())  # type: ignore[no-untyped-call]
-        return {**common, "gpu": str(torch.cuda.get_device_properties(device)), "driver": driver, "cudnn": cudnn}
-    features = " ".join(sorted(cpu_features()))
-    return {**common, "processor": processor(), "features": features, "threads": str(torch.get_num_threads())}
-
-
-def cache_folder() -> Path | None:
-    """Where the user's programs keep what can be made again: AUTOSEG_CACHE, or the system's place; None without one."""
-    if own := os.environ.get("AUTOSEG_CACHE"):
-        return Path(own)
-    try:
-        usual = Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache")
-    except RuntimeError:  # nobody's home
-        return None
-    return Path(os.environ.get("LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME") or usual) / "autoseg"
 
 
 def _cache_file(trial: Trial, ways: Sequence[tuple[str, str]], machine: dict[str, str]) -> Path | None:

@@ -20,16 +20,15 @@ from autoseg.images.volume import Volume
 from autoseg.inference.ensemble import Ensemble, EnsembleMember
 from autoseg.inference.predictor import Predictor
 from autoseg.launch.devices import choose_device
-from autoseg.launch.precision import native_types
+from autoseg.launch.numerics import check_prediction
 from autoseg.models.record import Member, ModelFiles
 from autoseg.networks.weights import shape_fault
 from autoseg.planning.lateral import lateral_swap
 from autoseg.planning.plan import Plan
 from autoseg.preprocessing.prepare import preparation_of
+from autoseg.training.step import AUTOCAST_TYPES
 
 _log = logging.getLogger(__name__)
-
-_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def make_ensemble(
@@ -65,19 +64,25 @@ def make_ensemble(
 def _ensemble_member(
     member: Member, files: ModelFiles, device: torch.device, overlap: float, mirroring: bool, scratch: Path | None
 ) -> EnsembleMember:
+    networks = tuple(_load_network(member, fold, files) for fold in member.folds)
+    configuration = member.configuration
+    channels = member.plan.input_channels(configuration.name)
+    found = check_prediction(networks[0], configuration, channels, device, member.precision)
+    compute = found.compute(device)
+    _log.info("%s: %s", configuration.name, found.because)
     predictor = Predictor(
-        networks=tuple(_load_network(member, fold, files) for fold in member.folds),
-        configuration=member.configuration,
+        networks=networks,
+        configuration=configuration,
         heads=member.plan.labels.head_count,
-        mirror_axes=member.configuration.mirror_axes if mirroring else (),
-        swap=lateral_swap(member.plan, member.configuration),
+        mirror_axes=configuration.mirror_axes if mirroring else (),
+        swap=lateral_swap(member.plan, configuration),
         overlap=overlap,
         device=device,
-        dtype=_TYPES[_precision(member, device)],
-        channels_last=_is_channels_last(member, device),
+        dtype=AUTOCAST_TYPES.get(compute.precision, torch.float32),
+        channels_last=compute.memory_format == "channels_last",
         scratch=scratch,
     )
-    return EnsembleMember(predictor, preparation_of(member.plan, member.configuration), member.share)
+    return EnsembleMember(predictor, preparation_of(member.plan, configuration), member.share)
 
 
 class Model:
@@ -147,18 +152,3 @@ def _load_network(member: Member, fold: int, files: ModelFiles) -> torch.nn.Modu
         )
     network.load_state_dict(tensors)
     return network
-
-
-def _precision(member: Member, device: torch.device) -> str:
-    """The training's own precision where the device computes it natively, else the device's fastest."""
-    native = native_types(device)
-    if member.device == device.type and member.precision in ("fp32", *native):
-        return member.precision
-    return native[0] if native else "fp32"
-
-
-def _is_channels_last(member: Member, device: torch.device) -> bool:
-    """The training's own memory format on the same kind of device; elsewhere CPUs gain from it (measured)."""
-    if member.device == device.type:
-        return member.memory_format == "channels_last"
-    return device.type == "cpu"

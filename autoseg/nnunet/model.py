@@ -136,8 +136,8 @@ def _load(folder: NnunetFolder, folds: Sequence[int], scratch: _Scratch) -> _Loa
             raise PlanFault(f"its folds are of {name} and of {checkpoint.configuration}", where=str(folder.path))
         refuse_other_weights(file, shapes, checkpoint.trainer, str(path))
     _warn_of_trainer(checkpoints[0].trainer)
-    # on CPUs nnU-Net computes in single precision, so do we; on other devices in what they are fast at, as it does
-    member = Member(plan, chosen, precision="fp32", memory_format="channels_last", device="cpu")
+    # on GPUs nnU-Net trains and predicts in half precision, elsewhere in single precision; so do we
+    member = Member(plan, chosen, precision="fp16", memory_format="contiguous", device="cuda")
     return _Loaded(folder, member, files)
 
 

@@ -16,7 +16,7 @@ from autoseg.core.errors import MissingInput, UsageError
 from autoseg.core.files import sha256_of_file
 from autoseg.core.progress import Progress, silent
 from autoseg.core.records import save_sealed
-from autoseg.launch.numerics import ALLOWED_SECONDS, SHARE_OF_BUDGET, choose_compute
+from autoseg.launch.numerics import ALLOWED_SECONDS, SHARE_OF_BUDGET, check_training
 from autoseg.launch.precision import compiled
 from autoseg.launch.step_graph import step_graph
 from autoseg.preprocessing.first_stage import open_with_first_stage
@@ -204,7 +204,8 @@ def _choice(task: RunTask, network: nn.Module, recipe: Recipe, device: torch.dev
     wanted = (recipe.precision, recipe.memory_format)
     budget = task.options.budget_seconds
     allowed = ALLOWED_SECONDS if budget is None else min(ALLOWED_SECONDS, SHARE_OF_BUDGET * budget)
-    return choose_compute(network, task.configuration, task.input_channels, device, wanted, allowed)
+    found = check_training(network, task.configuration, task.input_channels, device, wanted, allowed)
+    return found.compute(device), found.because
 
 
 def _decide(task: RunTask, network: nn.Module, device: torch.device) -> RunRecord:

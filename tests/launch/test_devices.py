@@ -3,13 +3,14 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from pathlib import Path
 
 import pytest
 import torch
 
 from autoseg.core.errors import Interrupted, UsageError
 from autoseg.core.machine import physical_cores
-from autoseg.launch.devices import choose_device, choose_devices, use_cores
+from autoseg.launch.devices import cache_folder, choose_device, choose_devices, use_cores
 from autoseg.launch.interrupts import stoppable
 
 
@@ -102,3 +103,22 @@ def test_outside_the_main_thread_nothing_is_caught() -> None:
     thread.start()
     thread.join()
     assert checked == [True]
+
+
+@pytest.mark.parametrize(
+    ("environment", "platform", "expected"),
+    [
+        ({"AUTOSEG_CACHE": "/a"}, "linux", "/a"),
+        ({"XDG_CACHE_HOME": "/x"}, "linux", "/x/autoseg"),
+        ({"HOME": "/h"}, "linux", "/h/.cache/autoseg"),
+        ({"HOME": "/h"}, "darwin", "/h/Library/Caches/autoseg"),
+        ({"HOME": "/h", "LOCALAPPDATA": "/l"}, "win32", "/l/autoseg"),
+    ],
+)
+def test_the_cache_lies_where_the_system_has_caches(environment, platform, expected, monkeypatch) -> None:
+    for name in ("AUTOSEG_CACHE", "XDG_CACHE_HOME", "LOCALAPPDATA"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("sys.platform", platform)
+    assert cache_folder() == Path(expected)

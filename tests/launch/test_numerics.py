@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import permutations
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from autoseg.core.errors import UsageError, WrongNumerics
 from autoseg.launch import numerics, precision
-from autoseg.launch.numerics import Trial, check_numerics, choose_compute, choose_for_prediction
+from autoseg.launch.numerics import Trial, check_numerics, check_prediction, check_training
 from autoseg.training.step import Compute
+from tests.launch.planted import is_channels_last, is_half, plant
 from tests.launch.test_precision import CONFIGURATION
 from tests.training.tiny_training import SPEC
 
@@ -36,38 +33,31 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache" / "numerics"
 
 
+class Clock:
+    """Time that passes only where a test says so."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def read(self) -> tuple[float, ...]:
+        return self.seconds, self.seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(numerics, "wall_and_processor_clock", made.read)
+    return made
+
+
 def train(wanted: tuple[str, str] = ("auto", "auto")) -> tuple[Compute, str]:
-    return choose_compute(NETWORK, CONFIGURATION, 1, CPU, wanted)
+    found = check_training(NETWORK, CONFIGURATION, 1, CPU, wanted)
+    return found.compute(CPU), found.because
 
 
 def predict(trained: str = "bf16") -> tuple[Compute, str]:
-    return choose_for_prediction(NETWORK, CONFIGURATION, 1, CPU, trained)
-
-
-def is_half() -> bool:
-    return torch.is_autocast_enabled("cpu")
-
-
-def is_channels_last(weight: Tensor) -> bool:
-    return not weight.is_contiguous()
-
-
-def plant(monkeypatch: pytest.MonkeyPatch, fault: Callable[[Tensor, Tensor], Tensor]) -> list[int]:
-    """Lets `fault` (result, weight) happen to every 3D convolution; returns the count of convolutions."""
-    true, calls = functional.conv3d, [0]
-
-    def conv3d(image: Tensor, weight: Tensor, *rest: Any) -> Tensor:
-        calls[0] += 1
-        return fault(true(image, weight, *rest), weight)
-
-    monkeypatch.setattr(functional, "conv3d", conv3d)
-    return calls
-
-
-def burn(seconds: float) -> None:
-    end = time.process_time() + seconds
-    while time.process_time() < end:
-        pass
+    found = check_prediction(NETWORK, CONFIGURATION, 1, CPU, trained)
+    return found.compute(CPU), found.because
 
 
 def test_the_choice_is_measured_and_says_so() -> None:
@@ -92,12 +82,10 @@ def test_half_precision_with_a_loss_scale_needs_cuda() -> None:
 
 
 @pytest.mark.parametrize("choose", [train, predict])
-def test_a_wrong_format_is_not_used_however_fast(choose, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_format_is_not_used_however_fast(choose, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     def fault(result: Tensor, _weight: Tensor) -> Tensor:
-        if not is_half():
-            burn(0.002)
-            return result
-        return result * 1.2
+        clock.seconds += 1e-4 if is_half() else 1e-3
+        return result * 1.2 if is_half() else result
 
     plant(monkeypatch, fault)
     compute, because = choose()
@@ -107,9 +95,9 @@ def test_a_wrong_format_is_not_used_however_fast(choose, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("choose", [train, predict])
 @pytest.mark.parametrize("slow", ["fp32", "bf16"])
-def test_a_slow_format_is_not_used(choose, slow: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_format_is_not_used(choose, slow: str, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     def fault(result: Tensor, _weight: Tensor) -> Tensor:
-        burn(0.02 if is_half() == (slow == "bf16") else 0.0)
+        clock.seconds += 2e-3 if is_half() == (slow == "bf16") else 1e-3
         return result
 
     plant(monkeypatch, fault)
@@ -216,17 +204,17 @@ def test_what_is_in_doubt_is_measured_again_for_training_alone(verb, cache, monk
     assert (calls[0] > 0) == (verb == "train")
 
 
-def test_the_order_of_the_ways_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
-    costs = dict(zip(WAYS, (0.004, 0.003, 0.002, 0.001), strict=True))
+def test_the_order_of_the_ways_does_not_matter(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    costs = dict(zip(WAYS, (0.0014, 0.0013, 0.0012, 0.0011), strict=True))
 
     def fault(result: Tensor, weight: Tensor) -> Tensor:
         way = ("bf16" if is_half() else "fp32", "channels_last" if is_channels_last(weight) else "contiguous")
-        burn(costs[way])
+        clock.seconds += costs[way]
         return result
 
     plant(monkeypatch, fault)
     trial = Trial(NETWORK, CONFIGURATION, 1, CPU, "predict")
-    for ways in list(permutations(WAYS))[::7]:
+    for ways in list(permutations(WAYS))[::5]:
         found = check_numerics(trial, ways, 10.0)
         assert found.chosen is not None
         assert ways[found.chosen] == ("bf16", "contiguous")
@@ -234,28 +222,7 @@ def test_the_order_of_the_ways_does_not_matter(monkeypatch: pytest.MonkeyPatch) 
 
 def test_many_at_once_leave_a_whole_cache(cache: Path) -> None:
     with ThreadPoolExecutor(4) as pool:
-        found = list(
-            pool.map(lambda _: choose_compute(SPEC.build(1, 3), CONFIGURATION, 1, CPU, ("auto", "auto")), range(4))
-        )
+        found = list(pool.map(lambda _: check_training(SPEC.build(1, 3), CONFIGURATION, 1, CPU), range(4)))
     assert len(found) == 4
     (file,) = cache.iterdir()
     assert numerics.load(numerics.NumericsCheck, file).chosen is not None
-
-
-@pytest.mark.parametrize(
-    ("environment", "platform", "expected"),
-    [
-        ({"AUTOSEG_CACHE": "/a"}, "linux", "/a"),
-        ({"XDG_CACHE_HOME": "/x"}, "linux", "/x/autoseg"),
-        ({"HOME": "/h"}, "linux", "/h/.cache/autoseg"),
-        ({"HOME": "/h"}, "darwin", "/h/Library/Caches/autoseg"),
-        ({"HOME": "/h", "LOCALAPPDATA": "/l"}, "win32", "/l/autoseg"),
-    ],
-)
-def test_the_cache_lies_where_the_system_has_caches(environment, platform, expected, monkeypatch) -> None:
-    for name in ("AUTOSEG_CACHE", "XDG_CACHE_HOME", "LOCALAPPDATA"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr("sys.platform", platform)
-    assert numerics.cache_folder() == Path(expected)

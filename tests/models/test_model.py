@@ -101,16 +101,17 @@ def test_weights_of_another_network_are_refused(work):
         make_ensemble(files, "cpu")
 
 
-def test_precision_and_format_are_those_of_the_run_where_the_device_can(work):
+@pytest.mark.parametrize("trained", ["fp32", "bf16", "fp16"])
+def test_prediction_has_no_fewer_digits_than_training_and_its_own_memory_format(work, trained):
     recipe = Workspace(work).run("3d_fullres", 0).recipe
     record = load(RunRecord, recipe)
-    save(replace(record, memory_format="channels_last"), recipe)
-    own = loaded_predictor(work)
-    assert (own.dtype, own.channels_last) == (torch.float32, True)
-    save(replace(record, device="cuda", precision="fp16"), recipe)
-    elsewhere = loaded_predictor(work)
-    assert elsewhere.dtype in (torch.float32, torch.bfloat16)
-    assert elsewhere.channels_last
+    found = []
+    for layout, device in (("contiguous", "cuda"), ("channels_last", "cpu")):
+        save(replace(record, memory_format=layout, device=device, precision=trained), recipe)
+        own = loaded_predictor(work)
+        assert own.dtype in (torch.float32, *([torch.bfloat16] if trained == "bf16" else []))
+        found.append((own.dtype, own.channels_last))
+    assert found[0] == found[1]  # where it was trained does not matter
 
 
 def test_arrays_in_label_values_of_the_files_out(work):
