@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import platform
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import autoseg
 from autoseg.core import machine
+
+if TYPE_CHECKING:
+    from autoseg.planning.plan import Configuration
 
 DISTRIBUTION = "autosegkit"
 
@@ -28,6 +32,9 @@ OPTIONAL = {
 
 LITTLE_MEMORY_GIB = 8.0  # assumption: preprocessing and training the reference plans at two cores
 LITTLE_DISK_GIB = 10.0  # assumption: a store of a hundred cases
+
+
+NOT_USED = "nothing: it is not used; another version of torch may do better"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +80,7 @@ class Checkup:
         devices: best first.
         parts: distribution -> version, or None if it is missing.
         optional: the same for parts that AutoSeg works without.
+        numerics: "device, network" -> what a network like it is computed with there, and why.
         findings: what stands in the way, problems first.
     """
 
@@ -88,6 +96,7 @@ class Checkup:
     devices: tuple[Device, ...]
     parts: dict[str, str | None]
     optional: dict[str, str | None]
+    numerics: dict[str, str]
     findings: tuple[Finding, ...]
 
     @property
@@ -97,7 +106,7 @@ class Checkup:
 
 
 def examine(folder: Path) -> Checkup:
-    """Looks at this machine; changes nothing, and works without torch and psutil.
+    """Looks at this machine; works without torch and psutil, and changes nothing but the cache of checked numerics.
 
     Args:
         folder: where data would be; its free space is reported.
@@ -107,7 +116,8 @@ def examine(folder: Path) -> Checkup:
     memory, available = (machine.memory_bytes(), machine.available_memory_bytes()) if has_psutil else (None, None)
     disk_gib = machine.free_disk_bytes(folder) / machine.BYTES_PER_GIB
     threads, devices = _torch_state(_gib(memory)) if parts["torch"] else (None, ())
-    findings = [*_missing(parts), *_collisions(), *_shortages(_gib(memory), disk_gib, devices)]
+    numerics, faults = _numerics([device.name for device in devices]) if all(parts.values()) else ({}, [])
+    findings = [*faults, *_missing(parts), *_collisions(), *_shortages(_gib(memory), disk_gib, devices)]
     return Checkup(
         autoseg=autoseg.__version__,
         location=str(Path(autoseg.__file__).parent),
@@ -121,6 +131,7 @@ def examine(folder: Path) -> Checkup:
         devices=devices,
         parts=parts,
         optional={name: _version(name) for name in OPTIONAL},
+        numerics=numerics,
         findings=tuple(sorted(findings, key=lambda finding: finding.severity != "problem")),
     )
 
@@ -152,6 +163,52 @@ def _torch_state(memory_gib: float | None) -> tuple[int, tuple[Device, ...]]:
         devices.append(Device("mps", "Apple graphics processor", memory_gib, bfloat16=False))
     devices.append(Device("cpu", machine.processor(), memory_gib, "bf16" in native_types(torch.device("cpu"))))
     return torch.get_num_threads(), tuple(devices)
+
+
+def _numerics(devices: Sequence[str]) -> tuple[dict[str, str], list[Finding]]:
+    """How small networks of common shapes are computed on each device, and what is wrong or slow there."""
+    import torch
+
+    from autoseg.core.errors import WrongNumerics
+    from autoseg.launch.numerics import check_training
+
+    said, findings = {}, []
+    for device in devices:
+        for dimensions in (2, 3):
+            network = _standard_network(dimensions)
+            try:
+                found = check_training(network.network.build(1, 3), network, 1, torch.device(device))
+            except WrongNumerics as error:
+                findings.append(Finding("problem", error.what, str(error.do)))
+                continue
+            place = f"{device}, {dimensions}D"
+            said[place] = found.because
+            findings += [Finding("note", f"{place} networks: {remark}", NOT_USED) for remark in found.remarks]
+    return said, findings
+
+
+def _standard_network(dimensions: int) -> Configuration:
+    """A small U-Net of the shapes that most plans have."""
+    from autoseg.networks.kinds.unet import PlainUNet
+    from autoseg.planning.plan import Configuration
+
+    kernels, strides = ((3,) * dimensions,) * 4, ((1,) * dimensions, *((2,) * dimensions,) * 3)
+    edge = 32 if dimensions == 3 else 128
+    return Configuration(
+        name=f"{dimensions}D networks",
+        dimensions=dimensions,
+        spacing_mm=(1.0,) * dimensions,
+        patch_size=(edge,) * dimensions,
+        batch_size=2,
+        median_shape=(float(edge),) * dimensions,
+        normalization=("zscore",),
+        use_nonzero_mask=(False,),
+        network=PlainUNet(dimensions, (32, 64, 128, 256), kernels, strides, (2,) * 4, (2,) * 3),
+        batch_dice=False,
+        cascade_from=None,
+        estimated_feature_map_elements=1,
+        mirror_axes=(),
+    )
 
 
 def _missing(parts: dict[str, str | None]) -> list[Finding]:

@@ -14,7 +14,7 @@ from autoseg.cli.output import Output
 @click.argument("folder", type=click.Path(path_type=Path), default=Path())
 @output_options
 def doctor(folder: Path, output: Output) -> int:
-    """What this machine can do: python, torch, devices, memory, disk, parts, name collisions.
+    """What this machine can do: python, torch, devices and their numerics, memory, disk, parts, name collisions.
 
     FOLDER is where data would be; its free disk space is reported.  Exit code 0 if AutoSeg works here, else 2.
     """
@@ -41,6 +41,7 @@ def doctor(folder: Path, output: Output) -> int:
             for device in found.devices
         ],
     )
+    output.table(("networks", "numerics"), list(found.numerics.items()))
     output.say("parts     " + ", ".join(f"{name} {version or 'MISSING'}" for name, version in found.parts.items()))
     for name, version in found.optional.items():
         output.say(f"optional  {name} {version or 'not installed'}: {OPTIONAL[name]}")
