@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from autoseg.api.model import find_model
 from autoseg.api.train import train_runs
 from autoseg.core.records import load
 from autoseg.core.workspace import Workspace
@@ -30,6 +31,7 @@ from autoseg.inference.predictor import Predictor
 from autoseg.launch.devices import use_cores
 from autoseg.launch.numerics import choose_compute
 from autoseg.launch.precision import native_types
+from autoseg.models.bundle import write_bundle
 from autoseg.networks.weights import newest_weights
 from autoseg.planning.plan import Configuration, Plan
 from autoseg.runs.queue import TrainOptions
@@ -238,6 +240,15 @@ def _save_peer_model(sides: Sides, task: Task, state: Mapping[str, Any], configu
     (folder / "dataset.json").write_text((sides.raw(task.dataset) / "dataset.json").read_text())
 
 
+def import_model(sides: Sides, task: Task) -> None:
+    """Makes AutoSeg's model of nnU-Net's folder, with the precision that AutoSeg would have trained it in."""
+    files = find_model(sides.peer_model(task))
+    (member,) = files.record.members
+    trained = replace(member, precision=next(iter(native_types(CPU)), "fp32"))
+    sides.own_model(task).parent.mkdir(parents=True, exist_ok=True)
+    write_bundle(sides.own_model(task), replace(files, record=replace(files.record, members=(trained,))))
+
+
 def compare(one: Path, other: Path, references: Path) -> dict[str, float]:
     """Percent of voxels with equal labels in both folders, and the mean Dice of the second against the references."""
     equal = total = 0
@@ -262,6 +273,7 @@ ON_TASKS: dict[str, Callable[[Sides, Task], None]] = {
     "align": align_plan,
     "learn": learn,
     "weights": write_weights,
+    "import": import_model,
 }
 """Jobs that are about a task."""
 

@@ -83,8 +83,8 @@ class Sides:
         return self.scratch / "work" / f"{task.dataset}_{hashlib.sha256(task.pins.encode()).hexdigest()[:8]}"
 
     def own_model(self, task: Task) -> Path:
-        """Folder with AutoSeg's model, one file, made of nnU-Net's folder."""
-        return self.scratch / "models" / task.dataset
+        """AutoSeg's model, one file, made of nnU-Net's folder."""
+        return self.scratch / "models" / f"{task.dataset}.autoseg"
 
     def peer_preprocessed(self, dataset: str) -> Path:
         """nnU-Net's folder of plans and prepared cases."""
@@ -135,11 +135,6 @@ class Sides:
         how = ("--configuration", task.configuration, "--jobs", self.jobs, "-q")
         return self.own("preprocess", str(self.raw(task.dataset)), *self._work(task), *how)
 
-    def own_import(self, task: Task) -> Figures:
-        """Makes AutoSeg's model of nnU-Net's, so that both predict with equal weights."""
-        shutil.rmtree(self.own_model(task), ignore_errors=True)
-        return self.own("model", "import", str(self.peer_model(task)), "--to", str(self.own_model(task)), "-q")
-
     def predicted(self, task: Task, side: str) -> Path:
         """Where a side's label maps go."""
         return self.scratch / f"{side}_predicted" / task.dataset
@@ -164,8 +159,7 @@ class Sides:
 
     def own_predict(self, task: Task, *more: str, peak: bool = False) -> Figures:
         """Predicts as a user does, its report included."""
-        (model,) = self.own_model(task).iterdir()
-        paths = (str(model), "-i", str(self.images(task)), "-o", str(self.predicted(task, "own")))
+        paths = (str(self.own_model(task)), "-i", str(self.images(task)), "-o", str(self.predicted(task, "own")))
         return self.own("predict", *paths, "--device", "cpu", "-q", *more, peak=peak)
 
     def job(self, name: str, *arguments: str) -> Iterator[Any]:

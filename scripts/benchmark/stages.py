@@ -211,7 +211,7 @@ class Stages:
             self.sides.own_plan(task.training)
             list(self.sides.job("learn", asked))
         list(self.sides.job("weights", asked))
-        self.sides.own_import(task)
+        list(self.sides.job("import", asked))
 
 
 def _prepared(
