@@ -19,6 +19,7 @@ work wall times mean little: CPU seconds count there. Threads that wait sleep on
     plan         fingerprint and plan of the hippocampus dataset, from its files
     preprocess   filling the store: hippocampus, openkbp_ct, one large CT
     predict      20 hippocampus cases; one large CT; with equal weights, and how many labels are equal
+    konfai       the large CT without mirroring, and KonfAI with the same network as a third, where it is installed
     again        the start of `predict` when everything is done already
     pictures     100 small pictures
     memory       peak memory of a prediction of 60 classes, all processes together

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -249,6 +250,49 @@ def import_model(sides: Sides, task: Task) -> None:
     write_bundle(sides.own_model(task), replace(files, record=replace(files.record, members=(trained,))))
 
 
+def konfai_predict(sides: Sides, task: Task) -> None:
+    """Predicts with KonfAI as its Python interface offers it: nnU-Net's own network, half a patch of overlap.
+
+    Intensities are clipped and standardized as planned, images resampled with its cubic convolution, logits linearly.
+    """
+    from konfai.api import predict_model
+    from konfai.data.transform import Argmax, Clip, Resample, Standardize, TensorCast
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+    use_cores()
+    predictor = nnUNetPredictor(device=CPU, allow_tqdm=False)
+    predictor.initialize_from_trained_model_folder(str(sides.peer_model(task)), (0,))
+    planned = json.loads((sides.peer_model(task) / "plans.json").read_text())
+    ct = planned["foreground_intensity_properties_per_channel"]["0"]
+    transforms = [
+        Clip(ct["percentile_00_5"], ct["percentile_99_5"]),
+        Standardize(mean=[ct["mean"]], std=[ct["std"]], inverse=False),
+        Resample(spacing=predictor.configuration_manager.spacing[::-1], interpolation="cubic"),
+    ]
+    scratch, target = sides.scratch / "konfai", sides.predicted(task, "konfai")
+    for image in sides.images(task).iterdir():
+        case = scratch / "cases" / image.name.removesuffix("_0000.nii.gz")
+        case.mkdir(parents=True, exist_ok=True)
+        (case / "CT.nii.gz").unlink(missing_ok=True)
+        (case / "CT.nii.gz").symlink_to(image.resolve())
+    predict_model(
+        predictor.network,
+        f"{scratch / 'cases'}:nii.gz",
+        inputs="CT",
+        patch=predictor.configuration_manager.patch_size,
+        output=f"{scratch / 'out'}:nii.gz",
+        overlap="50%",  # type: ignore[arg-type] - what its files may say
+        transforms={"CT": [TensorCast("float32"), *transforms]},
+        final_transforms=[Argmax(), TensorCast("uint8")],
+        quiet=True,
+        overwrite=True,
+        predictions_dir=scratch / "runs",
+    )
+    target.mkdir(parents=True, exist_ok=True)
+    for case in (scratch / "out").iterdir():
+        shutil.copyfile(case / "PRED.nii.gz", target / f"{case.name}.nii.gz")
+
+
 def compare(one: Path, other: Path, references: Path) -> dict[str, float]:
     """Percent of voxels with equal labels in both folders, and the mean Dice of the second against the references."""
     equal = total = 0
@@ -274,6 +318,7 @@ ON_TASKS: dict[str, Callable[[Sides, Task], None]] = {
     "learn": learn,
     "weights": write_weights,
     "import": import_model,
+    "konfai": konfai_predict,
 }
 """Jobs that are about a task."""
 

@@ -93,7 +93,7 @@ class Results:
         }
 
 
-POSITIONS = ("step", "forward", "train", "plan", "preprocess", "predict", "again", "pictures", "memory")
+POSITIONS = ("step", "forward", "train", "plan", "preprocess", "predict", "konfai", "again", "pictures", "memory")
 """The stages in the order of the table."""
 
 
@@ -139,11 +139,11 @@ def _lines(row: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _pairs(rounds: Sequence[Round]) -> Iterator[tuple[str, str]]:
-    """Both programs, then every other side beside the program that it is not."""
+    """Both programs, then every other side: a way of AutoSeg beside nnU-Net, anything else beside AutoSeg."""
     yield PEER, OWN
     for name in dict.fromkeys(name for one in rounds for name in one):
         if name not in (PEER, OWN):
-            yield (name, OWN) if name.startswith(PEER) else (PEER, name)
+            yield (PEER, name) if name.startswith(OWN) else (name, OWN)
 
 
 def _cell(rounds: Sequence[Round], side: str) -> str:

@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -162,10 +162,17 @@ class Sides:
         paths = (str(self.own_model(task)), "-i", str(self.images(task)), "-o", str(self.predicted(task, "own")))
         return self.own("predict", *paths, "--device", "cpu", "-q", *more, peak=peak)
 
+    def konfai_predict(self, task: Task) -> Figures:
+        """Predicts with KonfAI, without mirroring, which its Python interface does not have."""
+        return run_command(self._job("konfai", json.dumps(asdict(task))), self.environment)[0]
+
     def job(self, name: str, *arguments: str) -> Iterator[Any]:
         """Runs a job of `jobs.py` in a process of its own; the JSON lines that it prints, as they come."""
-        command = [sys.executable, "-m", "scripts.benchmark.jobs", name, str(self.scratch), str(self.data), *arguments]
-        return (json.loads(line) for line in lines_of(command, self.environment) if line.startswith("{"))
+        lines = lines_of(self._job(name, *arguments), self.environment)
+        return (json.loads(line) for line in lines if line.startswith("{"))
+
+    def _job(self, name: str, *arguments: str) -> list[str]:
+        return [sys.executable, "-m", "scripts.benchmark.jobs", name, str(self.scratch), str(self.data), *arguments]
 
     def forget_predictions(self, task: Task, side: str) -> None:
         """Removes what a side has predicted."""

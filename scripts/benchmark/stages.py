@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -17,6 +18,7 @@ SMALLEST_DICE = 0.5
 """Predictions of a network that has learned less say nothing about equal labels (assumption)."""
 
 STORES = "nnU-Net stores compressed .b2nd, AutoSeg .npy"
+KONFAI = "KonfAI"
 PEER_ACTIVE = f"{PEER}, threads spinning"
 _LARGE_NETWORK_GIB = 14.0  # of a step of 128^3, batch 2, with both sides' weights and feature maps; measured
 
@@ -66,6 +68,7 @@ class Stages:
             self._plan(),
             *(self._preprocess(task, title) for task, title in self._stores()),
             *self._predictions(),
+            *self._konfai(),
             self._again(),
             self._memory(),
             self._training(),
@@ -132,6 +135,20 @@ class Stages:
             one[PEER_ACTIVE] = partial(self._peer_predict, task, active=True)
         return Comparison(stage, name, how, partial(_prepared, ready, one), partial(self._compare, task))
 
+    def _konfai(self) -> Iterator[Comparison]:
+        """All three on the large volume without mirroring; nothing where KonfAI is not installed."""
+        if importlib.util.find_spec("konfai") is None:
+            return
+        one = {
+            PEER: partial(self._peer_predict, VOLUME, "--disable_tta"),
+            OWN: partial(self._own_predict, VOLUME, "--no-mirroring"),
+            KONFAI: partial(self.sides.konfai_predict, VOLUME),
+        }
+        measure = partial(_prepared, partial(self._ready_volume, VOLUME), one)
+        how = "no mirroring; nnU-Net and KonfAI fp32, KonfAI's own resampling"
+        facts = partial(self._compare, VOLUME, "konfai")
+        yield Comparison("konfai", f"predict one CT of {_by(self.sizes.volume)}, unmirrored", how, measure, facts)
+
     def _peer_predict(self, task: Task, *more: str, peak: bool = False, active: bool = False) -> Figures:
         self.sides.forget_predictions(task, "peer")
         return self.sides.peer_predict(task, *more, peak=peak, active=active)
@@ -140,8 +157,8 @@ class Stages:
         self.sides.forget_predictions(task, "own")
         return self.sides.own_predict(task, *more, peak=peak)
 
-    def _compare(self, task: Task) -> Mapping[str, float]:
-        peer, own = (self.sides.predicted(task, side) for side in ("peer", "own"))
+    def _compare(self, task: Task, other: str = "peer") -> Mapping[str, float]:
+        peer, own = (self.sides.predicted(task, side) for side in (other, "own"))
         if not peer.exists() or not own.exists():
             return {}  # resumed after the last round
         references = self.sides.raw(task.dataset) / ("labelsTs" if self.sizes.drawing(task.dataset) else "labelsTr")

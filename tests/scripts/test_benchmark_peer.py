@@ -66,6 +66,10 @@ class FakeSides(sides.Sides):
             return iter([{rounds.PEER: figures, rounds.OWN: figures}] * (int(arguments[2]) - int(arguments[1])))
         return iter([{"wall": 1.0, "cpu": 1.0, "load": 0.0}])
 
+    def konfai_predict(self, task):
+        self.predicted(task, "konfai").mkdir(parents=True, exist_ok=True)
+        return {"wall": 6.0, "cpu": 3.0, "load": 0.5}
+
     def _predicted(self, options):
         assert list(self._after("-i", options).iterdir())
         self._after("-o", options).mkdir(parents=True, exist_ok=True)
@@ -105,6 +109,7 @@ def results(tmp_path):
 
 def test_every_stage_finds_what_it_needs_when_it_runs_alone(script, data, tmp_path, tiny, results, monkeypatch):
     monkeypatch.setattr(phantoms, "_SMALL_SHAPE", (4, 16, 16))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)  # KonfAI is installed
     for stage in rounds.POSITIONS:
         own = FakeSides(tmp_path / stage, data)
         (found, *_) = comparisons = stages.Stages(own, tiny).comparisons([stage])
@@ -116,6 +121,7 @@ def test_every_stage_finds_what_it_needs_when_it_runs_alone(script, data, tmp_pa
     assert text.splitlines()[0].startswith("a machine; ")
     assert "| fingerprint and plan, hippocampus | 4 CPU s, 8 s | 1 CPU s, 4 s | 4.00 (4.00 to 4.00) | 2.00 " in text
     assert "| 6.00 GiB, 4 CPU s | 1.50 GiB, 1 CPU s | memory 4.00 (4.00 to 4.00) | 2.00 " in text
+    assert "KonfAI against AutoSeg | 3 CPU s, 6 s | 1 CPU s, 4 s | 3.00 " in text
     assert "voxels with equal labels, % | | 99.97 |" in text
 
 
