@@ -58,6 +58,7 @@ from autoseg.training.recipe import Recipe  # noqa: E402
 from autoseg.training.sampling import Sampling  # noqa: E402
 from autoseg.training.splits import Fold  # noqa: E402
 from autoseg.training.step import Compute, TrainingState, start_state, train_step  # noqa: E402
+from scripts.benchmark.machine import machine_line  # noqa: E402
 
 LIMIT_SECONDS = 5.5 * 60.0
 H100_FLOPS, H100_BYTES = 989e12, 3.35e12  # dense bf16, a second; NVIDIA's data sheet, H100 SXM
@@ -593,15 +594,15 @@ def main() -> int:
         print("error: torch sees no CUDA GPU here; --device cpu --small checks the CPU", file=sys.stderr)
         return 2
     device = torch.device(asked.device)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    machine = f"{machine_line('torch', 'numpy', 'scipy')}; {time.strftime('%Y-%m-%d')}; {asked.device}"
     rows: list[Row] = []
     for row in run_all(Bench(device, asked.small, asked.out), begin + LIMIT_SECONDS):
         rows.append(row)
         print(f"{row.name}: {row.found}", file=sys.stderr, flush=True)
         seconds = time.monotonic() - begin
-        title = f"{name}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}, {seconds:.0f} s"
+        title = f"{machine}, {seconds:.0f} s"
         if asked.out:
-            document = {"device": name, "torch": torch.__version__, "seconds": seconds, "rows": list(map(asdict, rows))}
+            document = {"machine": machine, "seconds": seconds, "rows": list(map(asdict, rows))}
             asked.out.mkdir(parents=True, exist_ok=True)
             (asked.out / "rows.json").write_text(json.dumps(document, indent=1) + "\n")
             (asked.out / "table.md").write_text(f"```\n{table(rows, title)}\n```\n")

@@ -21,7 +21,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +38,7 @@ from autoseg.planning.plan import Configuration  # noqa: E402
 from autoseg.training.losses import deep_supervision_targets, make_objective  # noqa: E402
 from autoseg.training.recipe import Recipe  # noqa: E402
 from autoseg.training.step import Compute, start_state, train_step  # noqa: E402
+from scripts.benchmark.machine import machine_line  # noqa: E402
 
 STEPS = 10  # of a turn, queued one after the other
 DATASET = "Dataset901_random"
@@ -299,8 +299,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="folder for peer.json and peer.md, written again after every task")
     asked = parser.parse_args()
     device = torch.device(asked.device)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-    title = f"{name}, torch {torch.__version__}, nnunetv2 {metadata.version('nnunetv2')}, {time.strftime('%Y-%m-%d')}"
+    title = f"{machine_line('nnunetv2', 'torch')}; {time.strftime('%Y-%m-%d')}; {asked.device}"
     found: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="gpu-peer-") as folder:
         for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from importlib import metadata
 
 import torch
 
-from autoseg.core.machine import BYTES_PER_GIB, available_cores, memory_bytes, processor
+from autoseg.core.machine import BYTES_PER_GIB, available_cores, processor
 from autoseg.launch.precision import cpu_features
 
 CAPABILITIES = ("amx_bf16", "avx512_bf16", "avx512_f", "avx2")
@@ -19,9 +20,11 @@ def machine_line(*packages: str) -> str:
     features = cpu_features()
     capability = next((name for name in CAPABILITIES if name in features), "no AVX2").upper().replace("_", "-")
     gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
-    memory = f"{memory_bytes() / BYTES_PER_GIB:.0f} GiB"
+    memory = f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / BYTES_PER_GIB:.0f} GiB"
     parts = [f"{processor()} with {capability}", f"{available_cores()} cores", memory, ", ".join(gpus) or "no GPU"]
     versions = [f"Python {platform.python_version()}", *(f"{name} {_version(name)}" for name in packages)]
+    if gpus:
+        versions.append(f"cuDNN {torch.backends.cudnn.version()}")
     return f"{', '.join(parts)}; {', '.join(versions)}"
 
 
