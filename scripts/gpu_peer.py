@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -145,10 +146,10 @@ def peer_plans(configuration: Configuration) -> dict[str, Any]:
 
 
 class Sides:
-    """Both trainings of one task, with equal weights, and one batch of random numbers."""
+    """Both trainings of one task, with equal weights, and one batch of random numbers; calls take `steps` steps."""
 
-    def __init__(self, task: Task, device: torch.device, scratch: Path) -> None:
-        self.task, self.device = task, device
+    def __init__(self, task: Task, device: torch.device, scratch: Path, steps: int = STEPS) -> None:
+        self.task, self.device, self.steps = task, device, steps
         self.configuration = task.configuration()
         self.recipe = Recipe(epochs=1000, steps_per_epoch=250)
         torch.manual_seed(0)
@@ -178,21 +179,22 @@ class Sides:
         return trainer
 
     def peer_step(self) -> Callable[[], None]:
-        """One call, ten steps of nnU-Net."""
+        """One call, some steps of nnU-Net."""
         with torch.no_grad():
             outputs = getattr(self.trainer.network, "_orig_mod", self.trainer.network)(self.image[:1])
         targets = deep_supervision_targets(self.labels, [output.shape[2:] for output in outputs])
         batch = {"data": self.image, "target": [target[:, None].float() for target in targets]}
-        return _as_set(True, lambda: self.trainer.train_step(batch))
+        return _as_set(True, self.steps, lambda: self.trainer.train_step(batch))
 
     def own_step(self, compute: Compute) -> Callable[[], None]:
-        """One call, ten steps of AutoSeg."""
+        """One call, as many steps of AutoSeg."""
         network = self.configuration.network.build(1, LABELS.head_count)
         network.load_state_dict(self.network.state_dict())
         state = start_state(network, self.recipe, compute, self.configuration.dimensions)
         state.graph = step_graph(state)
         image = compute.place_image(self.image)
-        return _as_set(False, lambda: train_step(state, image, self.labels, self.objective, self.recipe, compute))
+        step = partial(train_step, state, image, self.labels, self.objective, self.recipe, compute)
+        return _as_set(False, self.steps, step)
 
     def peer_prediction(self, image: Tensor) -> Callable[[], Tensor]:
         """One call, the logits of the image (c, z, y, x), all mirrorings on."""
@@ -219,12 +221,12 @@ class Sides:
         return lambda: torch.from_numpy(predictor.logits(image.numpy()))
 
 
-def _as_set(is_benchmarking: bool, step: Callable[[], object]) -> Callable[[], None]:
-    """One call, ten steps, with cudnn.benchmark as a side has it."""
+def _as_set(is_benchmarking: bool, count: int, step: Callable[[], object]) -> Callable[[], None]:
+    """One call, `count` steps, with cudnn.benchmark as a side has it."""
 
     def steps() -> None:
         torch.backends.cudnn.benchmark = is_benchmarking
-        for _ in range(STEPS):
+        for _ in range(count):
             step()
 
     return steps

@@ -77,7 +77,7 @@ def network_sides(network: str) -> NetworkSides:
     for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         os.environ[variable] = folder
     use_cores()
-    return NetworkSides(NETWORKS[network], CPU, Path(folder))
+    return NetworkSides(NETWORKS[network], CPU, Path(folder), steps=1)
 
 
 def chosen_compute(sides: NetworkSides) -> Compute:
