@@ -45,6 +45,11 @@ class Transform:
         """Changes the sample; its tensors may be modified or replaced."""
         raise NotImplementedError
 
+    def apply_to_all(self, samples: Sequence[Sample], drawn: Sequence[Any], spec: AugmentationSpec) -> None:
+        """Changes the samples of a batch for which it has drawn; overridden where several at once are faster."""
+        for sample, parameters in zip(samples, drawn, strict=True):
+            self.apply(sample, parameters, spec)
+
 
 @dataclass(frozen=True, slots=True)
 class Pipeline:
@@ -75,25 +80,24 @@ class Pipeline:
         """
         drawn = [self.draw(generator, spec, image.shape[1]) for _ in image]
         maps = [None] * len(image) if first_stage is None else list(first_stage)
-        patches = zip(image, labels, maps, drawn, strict=True)
-        return finish([self._augmented(Sample(*patch), parameters, spec) for *patch, parameters in patches], spec)
+        samples = [Sample(*patch) for patch in zip(image, labels, maps, strict=True)]
+        return finish(self._augmented(samples, drawn, spec), spec)
 
     def draw(self, generator: torch.Generator, spec: AugmentationSpec, channels: int) -> list[Any]:
         """What each transform drew for one sample."""
         return [transform.draw(generator, spec, channels) for transform in self.transforms]
 
-    def _augmented(self, sample: Sample, drawn: Sequence[Any], spec: AugmentationSpec) -> Sample:
-        # The patch is cut as late as a transform allows that reads beyond it, and before any that works in place: what
+    def _augmented(self, samples: list[Sample], drawn: Sequence[Sequence[Any]], spec: AugmentationSpec) -> list[Sample]:
+        # A patch is cut as late as a transform allows that reads beyond it, and before any that works in place: what
         # was given is not modified.
-        is_cut = False
-        for transform, parameters in zip(self.transforms, drawn, strict=True):
-            if parameters is None:
-                continue
-            if not is_cut and not transform.reads_margin:
-                sample = cut(sample, spec.patch_size)
-            transform.apply(sample, parameters, spec)
-            is_cut = True
-        return sample if is_cut else cut(sample, spec.patch_size)
+        uncut = set(range(len(samples)))
+        for transform, parameters in zip(self.transforms, zip(*drawn, strict=True), strict=True):
+            chosen = [index for index, own in enumerate(parameters) if own is not None]
+            for index in uncut.intersection(() if transform.reads_margin else chosen):
+                samples[index] = cut(samples[index], spec.patch_size)
+            uncut.difference_update(chosen)
+            transform.apply_to_all([samples[i] for i in chosen], [parameters[i] for i in chosen], spec)
+        return [cut(own, spec.patch_size) if index in uncut else own for index, own in enumerate(samples)]
 
 
 def cut(sample: Sample, patch_size: tuple[int, ...]) -> Sample:

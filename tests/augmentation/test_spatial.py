@@ -11,13 +11,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from autoseg.augmentation.pipeline import center_crop
+from autoseg.augmentation.pipeline import Sample, center_crop
 from autoseg.augmentation.spec import AugmentationSpec
-from autoseg.augmentation.transforms.spatial import OUTSIDE, Spatial, resample_image, resample_labels, rotation
+from autoseg.augmentation.transforms.spatial import OUTSIDE, Spatial, resample_images, resample_labels, rotation
 
 
 def apply_matrix(image: Tensor, labels: Tensor, matrix: Tensor, patch_size: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    return resample_image(image, matrix, patch_size), resample_labels(labels, matrix, patch_size)
+    return resample_images(image[None], matrix[None], patch_size)[0], read_labels(labels, matrix, patch_size)
+
+
+def read_labels(labels: Tensor, matrix: Tensor, patch_size: tuple[int, ...]) -> Tensor:
+    return resample_labels(labels[None], matrix[None], patch_size)[0]
 
 
 def matrix_of(angles: list[float], scale: float = 1.0) -> Tensor:
@@ -63,7 +67,7 @@ def test_labels_equal_the_argmax_over_interpolated_masks(
     shape, patch_size = ((7, 9, 8), (5, 7, 6)) if is_3d else ((11, 9), (8, 7))
     labels = torch.randint(-1, 5, shape, generator=generator, dtype=torch.int8)
     matrix = matrix_of(angles if is_3d else angles[:1], scale)
-    mine = resample_labels(labels, matrix, patch_size)
+    mine = read_labels(labels, matrix, patch_size)
     reference, is_clear = argmax_of_masks(labels, matrix, patch_size)
     assert mine.dtype == torch.int8
     assert (mine.long() == reference)[is_clear].all()
@@ -81,6 +85,31 @@ def test_a_linear_image_is_read_at_the_defined_positions(angles: list[float], sc
     torch.testing.assert_close(result[:, inside], positions[:, inside], atol=1e-3, rtol=0)
 
 
+@pytest.mark.parametrize("kind", ["2d", "3d", "slices"])
+def test_samples_resampled_together_are_those_resampled_alone(kind: str) -> None:
+    patch, initial = {"2d": ((9, 8), (13, 12)), "3d": ((6, 8, 7), (9, 12, 11)), "slices": ((3, 9, 9), (3, 13, 13))}[
+        kind
+    ]
+    spec = AugmentationSpec(patch, initial, 0.6, kind == "slices", (), ())
+    generator = torch.Generator().manual_seed(3)
+    always = Spatial(rotation_probability=1.0)
+    drawn = [always.draw(generator, spec, 2) for _ in range(5)]
+
+    def samples() -> list[Sample]:
+        given = torch.Generator().manual_seed(4)
+        maps = torch.randint(-1, 4, (2, 5, *initial), generator=given, dtype=torch.int16)
+        return [Sample(*own) for own in zip(torch.randn(5, 2, *initial, generator=given), *maps, strict=True)]
+
+    alone, together = samples(), samples()
+    for sample, matrix in zip(alone, drawn, strict=True):
+        always.apply(sample, matrix, spec)
+    always.apply_to_all(together, drawn, spec)  # type: ignore[arg-type]
+    for one, other in zip(alone, together, strict=True):
+        torch.testing.assert_close(one.image, other.image)
+        assert torch.equal(one.labels, other.labels)
+        assert torch.equal(one.first_stage, other.first_stage)  # type: ignore[arg-type]
+
+
 def test_outside_the_image_is_zero_and_the_label_minus_one() -> None:
     image, labels = torch.ones(1, 8, 8), torch.ones(8, 8, dtype=torch.int16)
     result, read = apply_matrix(image, labels, matrix_of([0.0], 2.0), (8, 8))
@@ -92,7 +121,7 @@ def test_outside_the_image_is_zero_and_the_label_minus_one() -> None:
 
 def test_equally_near_labels_give_the_lower_one() -> None:
     labels = torch.tensor([[3, 1, 3, 1]] * 4, dtype=torch.int8)
-    shifted = resample_labels(labels, torch.eye(2, dtype=torch.float64), (4, 3))  # read half way between two columns
+    shifted = read_labels(labels, torch.eye(2, dtype=torch.float64), (4, 3))  # read half way between two columns
     assert shifted.unique().tolist() == [1]
 
 
@@ -113,7 +142,7 @@ def test_a_quarter_turn_turns_the_slices_of_a_stack_alike() -> None:
 def test_a_factor_above_one_makes_objects_smaller() -> None:
     labels = torch.zeros(40, 40, dtype=torch.int8)
     labels[10:30, 10:30] = 1
-    counts = [int(resample_labels(labels, matrix_of([0.3], s), (24, 24)).sum()) for s in (0.8, 1.0, 1.3)]
+    counts = [int(read_labels(labels, matrix_of([0.3], s), (24, 24)).sum()) for s in (0.8, 1.0, 1.3)]
     assert counts[0] > counts[1] > counts[2]
 
 

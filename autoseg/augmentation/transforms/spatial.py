@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
+from itertools import groupby
 from typing import ClassVar
 
 import torch
@@ -17,6 +19,10 @@ from autoseg.core.records import record
 
 OUTSIDE = -1
 """Label of voxels read outside the given patch."""
+
+MOST_VOXELS = {True: 1 << 16, False: 1 << 24}
+"""Voxels resampled at once on a CPU, whose caches hold them, and on a GPU, which takes as long for a small patch as for
+a hundred (assumption)."""
 
 _MARGIN = 2
 """Voxels of padding around labels: two neighbors of a position that is outside."""
@@ -52,10 +58,33 @@ class Spatial(Transform):
 
     def apply(self, sample: Sample, drawn: Tensor, spec: AugmentationSpec) -> None:
         """Resamples image and labels and cuts them to the patch."""
-        sample.image = resample_image(sample.image.float(), drawn, spec.patch_size)
-        sample.labels = resample_labels(sample.labels, drawn, spec.patch_size)
-        if sample.first_stage is not None:
-            sample.first_stage = resample_labels(sample.first_stage, drawn, spec.patch_size)
+        self.apply_to_all([sample], [drawn], spec)
+
+    def apply_to_all(self, samples: Sequence[Sample], drawn: Sequence[Tensor], spec: AugmentationSpec) -> None:
+        """The same for several samples, as many at once as are faster together."""
+        by_shape = groupby(zip(samples, drawn, strict=True), key=lambda pair: pair[0].labels.shape)
+        for shape, pairs in by_shape:
+            rest = list(pairs)
+            count = max(1, MOST_VOXELS[samples[0].image.device.type == "cpu"] // math.prod(shape))
+            for begin in range(0, len(rest), count):
+                together, matrices = zip(*rest[begin : begin + count], strict=True)
+                _resample(together, torch.stack(matrices), spec.patch_size)
+
+
+def _resample(samples: Sequence[Sample], matrices: Tensor, patch_size: tuple[int, ...]) -> None:
+    """Samples of equal shape, each with its matrix."""
+    images = resample_images(_stacked([own.image for own in samples]).float(), matrices, patch_size)
+    labels = resample_labels(_stacked([own.labels for own in samples]), matrices, patch_size)
+    for sample, *own in zip(samples, images, labels, strict=True):
+        sample.image, sample.labels = own
+    maps = [own.first_stage for own in samples if own.first_stage is not None]
+    if maps:
+        for sample, first_stage in zip(samples, resample_labels(_stacked(maps), matrices, patch_size), strict=True):
+            sample.first_stage = first_stage
+
+
+def _stacked(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.stack(list(tensors)) if len(tensors) > 1 else tensors[0][None]
 
 
 def rotation(angles: list[float]) -> Tensor:
@@ -73,64 +102,70 @@ def _turn(dimensions: int, first: int, second: int, angle: float) -> Tensor:
     return matrix
 
 
-def resample_image(image: Tensor, matrix: Tensor, patch_size: tuple[int, ...]) -> Tensor:
-    """An image (c, *shape) read linearly at the transformed voxels of the patch: (c, *patch_size).
+def resample_images(images: Tensor, matrices: Tensor, patch_size: tuple[int, ...]) -> Tensor:
+    """Images (n, c, *shape) read linearly at the transformed voxels of the patch: (n, c, *patch_size).
 
     Args:
-        image: floating point.
-        matrix: d x d; if d is 2 and the image has three axes, slices along the first are transformed alike.
+        images: floating point.
+        matrices: (n, d, d); if d is 2 and images have three axes, slices along the first are transformed alike.
         patch_size: of the result.
     """
-    dimensions = len(matrix)
-    plane, plane_size = image.shape[-dimensions:], patch_size[-dimensions:]
+    count, dimensions = matrices.shape[:2]
+    plane, plane_size = images.shape[-dimensions:], patch_size[-dimensions:]
     # grid_sample measures positions in half extents of the input, and names the last axis first
-    relative = matrix * torch.tensor(plane_size) / torch.tensor(plane)[:, None]
-    theta = torch.cat((relative.flip(0, 1), torch.zeros(dimensions, 1)), 1).float()
-    grid = F.affine_grid(theta[None], [1, 1, *plane_size], align_corners=False).to(image.device)
-    resampled = F.grid_sample(image.reshape(1, -1, *plane), grid, align_corners=False)
-    return resampled.reshape(image.shape[0], *patch_size)
+    relative = matrices * torch.tensor(plane_size) / torch.tensor(plane)[:, None]
+    theta = torch.cat((relative.flip(1, 2), torch.zeros(count, dimensions, 1)), 2).float().to(images.device)
+    grid = F.affine_grid(theta, [count, 1, *plane_size], align_corners=False)
+    resampled = F.grid_sample(images.reshape(count, -1, *plane), grid, align_corners=False)
+    return resampled.reshape(count, images.shape[1], *patch_size)
 
 
-def resample_labels(labels: Tensor, matrix: Tensor, patch_size: tuple[int, ...]) -> Tensor:
-    """Labels (*shape) read at the transformed voxels of the patch: (*patch_size); `matrix` as for the image.
+def resample_labels(labels: Tensor, matrices: Tensor, patch_size: tuple[int, ...]) -> Tensor:
+    """Labels (n, *shape) read at the transformed voxels of the patch: (n, *patch_size); `matrices` as for images.
 
     Only voxels whose neighbors differ are interpolated, and only among the labels of these neighbors, so that the cost
     does not grow with the number of labels; the result equals the arg-max over masks of all labels.
     """
-    dimensions = len(matrix)
+    count, dimensions = matrices.shape[:2]
     plane, plane_size = labels.shape[-dimensions:], patch_size[-dimensions:]
-    padded = F.pad(labels.reshape(-1, *plane), (_MARGIN, _MARGIN) * dimensions, value=OUTSIDE)
-    index, fractions = _positions(matrix, plane, plane_size, labels.device)
+    # slices that are transformed alike come first, so that one list of positions, of all samples, serves them all
+    by_slice = labels.reshape(count, -1, *plane).transpose(0, 1)
+    padded = F.pad(by_slice, (_MARGIN, _MARGIN) * dimensions, value=OUTSIDE)
+    index, fractions = _positions(matrices, plane, plane_size, labels.device)
     flat = padded.flatten(1)
     # index points at the lower neighbor along every axis; the others lie one stride further along some axes
-    steps = itertools.product(*((0, stride) for stride in padded.stride()[1:]))
+    steps = itertools.product(*((0, stride) for stride in padded.stride()[2:]))
     corners = torch.stack([flat[:, sum(step) :].index_select(1, index) for step in steps])
     result = corners[0].clone()
     mixed = (corners != corners[0]).any(0)
     slices, voxels = mixed.nonzero(as_tuple=True)
     if len(voxels):
         result[slices, voxels] = _winner(corners[:, slices, voxels], [fraction[voxels] for fraction in fractions])
-    return result.reshape(patch_size)
+    return result.reshape(-1, count, *plane_size).transpose(0, 1).reshape(count, *patch_size)
 
 
 def _positions(
-    matrix: Tensor, shape: tuple[int, ...], patch_size: tuple[int, ...], device: torch.device
+    matrices: Tensor, shape: tuple[int, ...], patch_size: tuple[int, ...], device: torch.device
 ) -> tuple[Tensor, list[Tensor]]:
-    """For every voxel of the patch, the flat index of the neighbor below it in the padded volume, and its fractions.
+    """For every voxel of n patches, the flat index of the neighbor below it in n padded volumes, and its fractions.
 
     Positions outside are moved into the margin, where both neighbors along that axis are outside too.
     """
-    index = torch.zeros(1, dtype=torch.int32, device=device)
+    rest = (1,) * len(shape)
+    index = torch.arange(len(matrices), dtype=torch.int32, device=device).view(-1, *rest)
+    factors = matrices.float().to(device).view(*matrices.shape, *rest)
     fractions = []
-    for row, size in zip(matrix.tolist(), shape, strict=True):
+    for row, size in enumerate(shape):
         position = torch.tensor((size - 1) / 2, dtype=torch.float32, device=device)
-        for axis, (factor, extent) in enumerate(zip(row, patch_size, strict=True)):
+        for axis, extent in enumerate(patch_size):
             steps = torch.arange(extent, dtype=torch.float32, device=device) - (extent - 1) / 2
-            position = position + (factor * steps).view([-1 if i == axis else 1 for i in range(len(shape))])
+            position = position + factors[:, row, axis] * steps.view(
+                [-1 if i == axis else 1 for i in range(len(shape))]
+            )
         below = position.floor()
         fractions.append((position - below).flatten())
-        index = index * (size + 2 * _MARGIN) + below.clamp_(-_MARGIN, size).to(torch.int32).flatten().add_(_MARGIN)
-    return index, fractions
+        index = index * (size + 2 * _MARGIN) + below.clamp_(-_MARGIN, size).to(torch.int32).add_(_MARGIN)
+    return index.flatten(), fractions
 
 
 def _winner(corners: Tensor, fractions: list[Tensor]) -> Tensor:
