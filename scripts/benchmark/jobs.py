@@ -30,7 +30,7 @@ from autoseg.evaluation.confusion import confusion, overlaps_of
 from autoseg.images.readers import read_labels
 from autoseg.inference.predictor import Predictor
 from autoseg.launch.devices import use_cores
-from autoseg.launch.numerics import choose_compute
+from autoseg.launch.numerics import check_prediction, check_training
 from autoseg.launch.precision import native_types
 from autoseg.models.bundle import write_bundle
 from autoseg.networks.weights import newest_weights
@@ -41,10 +41,10 @@ from autoseg.training.step import AUTOCAST_TYPES, Compute
 from scripts.benchmark.figures import timed, tree_seconds
 from scripts.benchmark.rounds import OWN, PEER, turns
 from scripts.benchmark.sides import Sides, Task
+from scripts.gpu_peer import LABELS, peer_plans
 from scripts.gpu_peer import TASKS as GPU_TASKS
 from scripts.gpu_peer import Sides as NetworkSides
 from scripts.gpu_peer import Task as NetworkTask
-from scripts.gpu_peer import peer_plans
 
 CPU = torch.device("cpu")
 OWN_FP32 = f"{OWN} in fp32"
@@ -80,15 +80,22 @@ def network_sides(network: str) -> NetworkSides:
     return NetworkSides(NETWORKS[network], CPU, Path(folder), steps=1)
 
 
-def chosen_compute(sides: NetworkSides) -> Compute:
-    """The number format and memory layout that AutoSeg's probe chooses for a training of this network."""
-    return choose_compute(sides.network, sides.configuration, 1, CPU, ("auto", "auto"))[0]
+def chosen_compute(sides: NetworkSides, *, predicting: bool) -> Compute:
+    """The number format and memory layout that AutoSeg's check of the machine chooses for this network."""
+    if predicting:
+        return check_prediction(sides.network, sides.configuration, 1, CPU, own_precision()).compute(CPU)
+    return check_training(sides.network, sides.configuration, 1, CPU).compute(CPU)
+
+
+def own_precision() -> str:
+    """What AutoSeg trains in where it pays: the half precision of the CPU, if it has one."""
+    return next(iter(native_types(CPU)), "fp32")
 
 
 def step(network: str, first: str, end: str) -> Iterator[Mapping[str, Any]]:
     """Rounds of training steps without data loading: one step of each side; the first of each does not count."""
     sides = network_sides(network)
-    compute = chosen_compute(sides)
+    compute = chosen_compute(sides, predicting=False)
     calls = {PEER: sides.peer_step(), OWN: sides.own_step(compute)}
     if compute.precision != "fp32":
         calls[OWN_FP32] = sides.own_step(replace(compute, precision="fp32"))
@@ -99,21 +106,28 @@ def forward(network: str, first: str, end: str) -> Iterator[Mapping[str, Any]]:
     """Rounds of predicting one patch, all mirrorings: the logits of both sides' predictors."""
     sides = network_sides(network)
     image = torch.randn((1, *sides.task.image), generator=torch.Generator().manual_seed(1))
-    precision = next(iter(native_types(CPU)), "fp32")
-
-    def own(kind: str) -> Callable[[], object]:
-        built = sides.configuration.network.build(1, 3)
-        built.load_state_dict(sides.network.state_dict())
-        axes = sides.configuration.mirror_axes
-        predictor = Predictor(
-            (built,), sides.configuration, 3, axes, dtype=AUTOCAST_TYPES.get(kind, torch.float32), channels_last=True
-        )
-        return lambda: predictor.logits(image.numpy())
-
-    calls: dict[str, Callable[[], object]] = {PEER: sides.peer_prediction(image), OWN: own(precision)}
-    if precision != "fp32":
-        calls[OWN_FP32] = own("fp32")
+    compute = chosen_compute(sides, predicting=True)
+    calls: dict[str, Callable[[], object]] = {
+        PEER: sides.peer_prediction(image),
+        OWN: _own_logits(sides, image, compute),
+    }
+    if compute.precision != "fp32":
+        calls[OWN_FP32] = _own_logits(sides, image, replace(compute, precision="fp32"))
     yield from _in_turns(calls, int(first), int(end))
+
+
+def _own_logits(sides: NetworkSides, image: torch.Tensor, compute: Compute) -> Callable[[], object]:
+    network = sides.configuration.network.build(1, LABELS.head_count)
+    network.load_state_dict(sides.network.state_dict())
+    predictor = Predictor(
+        (network,),
+        sides.configuration,
+        LABELS.head_count,
+        sides.configuration.mirror_axes,
+        dtype=AUTOCAST_TYPES.get(compute.precision, torch.float32),
+        channels_last=compute.memory_format == "channels_last",
+    )
+    return lambda: predictor.logits(image.numpy())
 
 
 def peer_training(sides: Sides, task: Task) -> None:
@@ -245,7 +259,7 @@ def import_model(sides: Sides, task: Task) -> None:
     """Makes AutoSeg's model of nnU-Net's folder, with the precision that AutoSeg would have trained it in."""
     files = find_model(sides.peer_model(task))
     (member,) = files.record.members
-    trained = replace(member, precision=next(iter(native_types(CPU)), "fp32"))
+    trained = replace(member, precision=own_precision())
     sides.own_model(task).parent.mkdir(parents=True, exist_ok=True)
     write_bundle(sides.own_model(task), replace(files, record=replace(files.record, members=(trained,))))
 

@@ -4,13 +4,18 @@ import importlib.util
 import json
 import os
 import sys
+import types
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
+from autoseg.core.geometry import Geometry
 from autoseg.images.readers import read_labels
-from scripts.benchmark import phantoms, rounds, sides, stages
+from autoseg.images.writers import write_labels
+from scripts import gpu_peer
+from scripts.benchmark import jobs, phantoms, rounds, sides, stages
 from scripts.benchmark.figures import CommandFailed, run_command, tree_seconds
 from scripts.benchmark.machine import machine_line
 
@@ -227,3 +232,27 @@ def test_the_machine_line_names_what_a_cpu_figure_depends_on():
     assert "torch 2" in line
     assert "no-such-package not installed" in line
     assert "cores" in line
+
+
+def test_what_is_compared_is_what_autoseg_would_compute(tmp_path):
+    task = gpu_peer.SMALL[0]
+    network = task.configuration().network.build(1, 3)
+    own = types.SimpleNamespace(network=network, configuration=task.configuration(), task=task)
+    for predicting in (False, True):
+        compute = jobs.chosen_compute(own, predicting=predicting)
+        assert compute.precision in ("fp32", jobs.own_precision())
+    logits = jobs._own_logits(own, torch.zeros(1, *task.image), compute)()
+    assert logits.shape == (3, *task.image)
+
+
+def test_agreement_and_dice_are_those_of_the_label_maps(tmp_path):
+    values = np.zeros((2, 4, 4), np.uint8)
+    values[:, :2] = 1
+    changed = values.copy()
+    changed[0, 0, 0] = 0
+    for name, labels in (("one", values), ("other", changed), ("references", values)):
+        write_labels(tmp_path / name / "a.nii.gz", labels, Geometry((2, 4, 4)))
+    (tmp_path / "other" / "predictions.json").write_text("{}")
+    found = jobs.compare(*(tmp_path / name for name in ("one", "other", "references")))
+    assert found["voxels with equal labels, %"] == pytest.approx(100 * 31 / 32)
+    assert found["mean Dice of AutoSeg"] == pytest.approx(2 * 15 / (15 + 16))
