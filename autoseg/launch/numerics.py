@@ -35,8 +35,8 @@ VERSION = 1
 ALLOWED_SECONDS = 10.0
 """Time that the race may take (assumption: nobody minds it, once per machine and network)."""
 
-SHARE_OF_BUDGET = 0.01
-"""Of a time budget, what the race may take at most."""
+SHARE_FOR_MEASURING = 0.01
+"""Of a time budget, what measuring all configurations may take."""
 
 DOUBTED_SECONDS = 3600.0
 """After which a training measures again what was in doubt (assumption: other programs end within an hour or so)."""
@@ -182,7 +182,7 @@ def check_training(
         channels: of the image.
         device: to compute on.
         wanted: the recipe's (precision, memory_format); what is not "auto" is taken as it is, if it is right.
-        allowed_seconds: after which nothing more is timed.
+        allowed_seconds: after which nothing more is timed; never more than `ALLOWED_SECONDS`.
 
     Raises:
         UsageError: the precision asked for does not exist on the device.
@@ -190,7 +190,7 @@ def check_training(
     """
     trial = Trial(network, configuration, channels, device, "train")
     ways = [(kind, layout) for kind in _precisions(device, wanted[0]) for layout in _layouts(device, wanted[1])]
-    return _refuse_wrong(check_numerics(trial, ways, allowed_seconds), trial)
+    return _refuse_wrong(check_numerics(trial, ways, min(ALLOWED_SECONDS, allowed_seconds)), trial)
 
 
 def check_prediction(

@@ -14,7 +14,8 @@ from torch import nn
 from autoseg.core.machine import BYTES_PER_GIB, free_disk_bytes
 from autoseg.core.workspace import Workspace
 from autoseg.launch.devices import choose_device, choose_devices, use_cores
-from autoseg.launch.precision import growing_batches, native_types, step_seconds
+from autoseg.launch.numerics import SHARE_FOR_MEASURING, check_training
+from autoseg.launch.precision import growing_batches, step_seconds
 from autoseg.planning.plan import Configuration, Plan
 from autoseg.preprocessing.store import RECORD, store_folder
 from autoseg.runs.budget import RunGroup, budget_deadline, choose_runs, run_deadline, spent_seconds
@@ -31,9 +32,6 @@ from autoseg.training.step import Compute
 
 PROBE_SECONDS = 0.4
 """A patch whose step takes this long is large enough to extrapolate from, in proportion to the voxels (assumption)."""
-
-SHARE_FOR_MEASURING = 0.01
-"""Of a budget, what measuring the steps of all configurations may take."""
 
 FEWEST_EPOCHS = 4
 """Epochs of its recipe after which a run is useful."""
@@ -224,7 +222,9 @@ class RunNeeds:
     def _measured_seconds(self, name: str) -> float:
         if name not in self._measured:
             own = self._queue.plan.configurations[name]
-            per_voxel = _seconds_per_voxel(self._queue.plan, own, self._device, self._allowed_seconds)
+            per_voxel = _seconds_per_voxel(
+                self._queue.plan, own, self._device, self._queue.recipe, self._allowed_seconds
+            )
             batch = stage_configurations(own, self._queue.recipe)[-1].batch_size
             self._measured[name] = per_voxel * math.prod(own.patch_size) * batch
         return self._measured[name]
@@ -272,7 +272,7 @@ def seconds_per_epoch(plan: Plan, name: str, device_name: str, recipe: Recipe | 
     """
     configuration = plan.configurations[name]
     recipe = recipe or load_recipe("cpu" if plan.preset == "cpu" else "default")
-    per_voxel = _seconds_per_voxel(plan, configuration, choose_device(device_name)[0])
+    per_voxel = _seconds_per_voxel(plan, configuration, choose_device(device_name)[0], recipe)
     stages = stage_configurations(configuration, recipe)
     voxels = math.prod(configuration.patch_size) * stages[-1].batch_size
     step = per_voxel * voxels * mean_cost(0.0, relative_costs(stages))
@@ -281,14 +281,20 @@ def seconds_per_epoch(plan: Plan, name: str, device_name: str, recipe: Recipe | 
 
 
 def _seconds_per_voxel(
-    plan: Plan, configuration: Configuration, device: torch.device, allowed_seconds: float = math.inf
+    plan: Plan,
+    configuration: Configuration,
+    device: torch.device,
+    recipe: Recipe,
+    allowed_seconds: float = math.inf,
 ) -> float:
     begin = time.monotonic()
     use_cores()
-    compute = Compute(device, (*native_types(device), "fp32")[0], "channels_last")
-    network = plan.build_network(configuration.name)
+    network, channels = plan.build_network(configuration.name), plan.input_channels(configuration.name)
+    wanted = (recipe.precision, recipe.memory_format)
+    found = check_training(network, configuration, channels, device, wanted, allowed_seconds)
+    compute = found.compute(device)
     per_voxel = math.nan
-    for shape in growing_batches(configuration, plan.input_channels(configuration.name)):
+    for shape in growing_batches(configuration, channels):
         try:
             seconds = _settled_seconds(network, shape, compute)
         except torch.OutOfMemoryError:  # what fitted tells enough; training will say what to do

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from autoseg.core.errors import MissingInput, UsageError
 from autoseg.core.files import sha256_of_file
 from autoseg.core.progress import Progress, silent
 from autoseg.core.records import save_sealed
-from autoseg.launch.numerics import ALLOWED_SECONDS, SHARE_OF_BUDGET, check_training
+from autoseg.launch.numerics import SHARE_FOR_MEASURING, check_training
 from autoseg.launch.precision import compiled
 from autoseg.launch.step_graph import step_graph
 from autoseg.preprocessing.first_stage import open_with_first_stage
@@ -203,7 +204,7 @@ def _fresh_network(task: RunTask) -> nn.Module:
 def _choice(task: RunTask, network: nn.Module, recipe: Recipe, device: torch.device) -> tuple[Compute, str]:
     wanted = (recipe.precision, recipe.memory_format)
     budget = task.options.budget_seconds
-    allowed = ALLOWED_SECONDS if budget is None else min(ALLOWED_SECONDS, SHARE_OF_BUDGET * budget)
+    allowed = math.inf if budget is None else SHARE_FOR_MEASURING * budget / len(task.plan.configurations)
     found = check_training(network, task.configuration, task.input_channels, device, wanted, allowed)
     return found.compute(device), found.because
 

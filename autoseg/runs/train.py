@@ -17,6 +17,7 @@ from autoseg.core.files import remove_leftovers
 from autoseg.core.progress import Progress, silent
 from autoseg.core.workspace import Workspace
 from autoseg.launch.devices import choose_devices, use_cores
+from autoseg.launch.numerics import SHARE_FOR_MEASURING
 from autoseg.planning.plan import load_plan
 from autoseg.preprocessing.fill import fill_store
 from autoseg.preprocessing.store import store_recipe
@@ -24,7 +25,7 @@ from autoseg.runs.budget import BudgetChoice, budget_deadline, choose_runs, hear
 from autoseg.runs.cascade import fill_first_stage
 from autoseg.runs.execute import result_of_done
 from autoseg.runs.executors.executor import Executor, check_executor, make_executor
-from autoseg.runs.forecast import SHARE_FOR_MEASURING, RunNeeds
+from autoseg.runs.forecast import RunNeeds
 from autoseg.runs.progress import ProgressReporter, QueueProgress
 from autoseg.runs.queue import Queue, RunTask, TrainOptions, make_queue
 from autoseg.runs.run import Run, RunResult
