@@ -226,7 +226,9 @@ class _CaseWork:
         predictor = member.predictor
         if self._max_bytes is not None:
             added = image.nbytes - prepared.image.nbytes  # the limit was made without the channels of a first stage
-            predictor = replace(predictor, max_slab_bytes=max(0, self._max_bytes - added))
+            allowed = max(0, self._max_bytes - added)
+            own = predictor.max_slab_bytes
+            predictor = replace(predictor, max_slab_bytes=allowed if own is None else min(own, allowed))
         return predictor, image, prepared.placement
 
 

@@ -29,10 +29,21 @@ _CPU_VOXELS = 1 << 16
 """Voxels of the tiles that a CPU computes together. Measured with a 2D network of 32 channels in bf16: a tile of
 64 x 64 pixels takes 18 ms alone and 9 ms among 16, one of 128 x 128 27 and 20 ms, one of 256 x 256 gains nothing."""
 
+_CPU_VOXELS_FP32 = 3 << 16
+"""Likewise in fp32, where PyTorch leaves oneDNN for the deep layers of a single tile. Measured with the planned
+hippocampus network: a case of one tile of 40 x 56 x 40 voxels, eight mirrorings, takes 3.7 s, and 3.4 s in pairs (more
+at once, and bf16 in pairs, take longer: caches overflow)."""
+
 _GPU_VOXELS = 1 << 21
 """Assumption: a patch of 128 x 128 x 128 keeps a GPU busy by itself."""
 
 _MOST_TILES = 16
+
+_UNIFORM_BYTES = 1 << 26
+"""Logits of a uniform tile that are kept in memory for the next one; larger ones are computed again."""
+
+_SPARSE = 16
+"""Every so many voxels along each axis are compared before all of a tile are."""
 
 _BYTES_PER_FLOAT = 4
 
@@ -54,7 +65,7 @@ class Predictor:
         device: where the networks run.
         dtype: precision of autocast; float32 switches it off.
         channels_last: whether channels are the fastest axis in memory.
-        tile_batch: tiles computed together; None lets the patch size decide.
+        tile_batch: tiles, or mirrored copies of them, computed together; None lets the patch size decide.
         slab_device: where tiles are added up; None for `device`.
         max_slab_bytes: a larger slab is kept in a file in `scratch`; None for no limit.
         scratch: folder for temporary files; None for the system's.
@@ -107,9 +118,16 @@ class Predictor:
 
     @cached_property
     def tiles_at_once(self) -> int:
-        """Tiles computed together: small ones share the overhead of a call, large ones gain nothing."""
-        voxels = _CPU_VOXELS if self._device_type == "cpu" else _GPU_VOXELS
+        """Tiles, or mirrored copies, computed together: small ones share the overhead of a call, large gain nothing."""
+        voxels = _GPU_VOXELS
+        if self._device_type == "cpu":
+            voxels = _CPU_VOXELS_FP32 if self.dtype == torch.float32 else _CPU_VOXELS
         return self.tile_batch or max(1, min(_MOST_TILES, voxels // math.prod(self.patch_size)))
+
+    @cached_property
+    def _batch_size(self) -> int:
+        """Tiles of a batch: mirrored copies are computed together first, so that the slab stays small."""
+        return max(1, self.tiles_at_once // len(self._mirrorings))
 
     def tiling(self, shape: Shape) -> Tiling:
         """How an image of `shape` (z, y, x) is cut."""
@@ -126,7 +144,7 @@ class Predictor:
 
     def working_bytes(self, shape: Shape) -> int:
         """Estimate of what predicting an image of `shape` (z, y, x) takes beyond the image and the weights."""
-        return self.network_bytes + self.tiling(shape).slab_bytes(self.heads, self.tiles_at_once)
+        return self.network_bytes + self.tiling(shape).slab_bytes(self.heads, self._batch_size)
 
     def rows(self, image: NDArray[np.float32], progress: Progress = silent) -> Iterator[LogitRows]:
         """Logits of the image, a few rows at a time along `tiling(shape).rolling_axis`, in order.
@@ -141,15 +159,15 @@ class Predictor:
             NonFiniteLogits: a network returned an infinite or undefined value.
         """
         tiling = self.tiling(image.shape[1:])
-        batches = tiling.batches(self.tiles_at_once)
+        batches = tiling.batches(self._batch_size)
         device = torch.device(self.slab_device or self.device)
-        shape = tiling.slab_shape(self.heads, self.tiles_at_once)
+        shape = tiling.slab_shape(self.heads, self._batch_size)
         slab = RollingSlab(tiling, allocate(shape, device, self.max_slab_bytes, self.scratch))
         padded = np.pad(image, ((0, 0), *tiling.padding)) if any(map(any, tiling.padding)) else image
         axis, end = tiling.rolling_axis, tiling.padded_shape[tiling.rolling_axis]
-        done = 0
+        done, uniform = 0, UniformTiles(self.dtype)
         for batch, following in zip(batches, [*batches[1:], None], strict=True):
-            for window, logits in zip(batch, self._tile_logits(self._tiles(padded, batch)), strict=True):
+            for window, logits in zip(batch, self._batch_logits(padded, batch, uniform), strict=True):
                 slab.add(logits, window)
             done += len(batch)
             progress(done, len(tiling.windows))
@@ -168,34 +186,57 @@ class Predictor:
         return volume
 
     def with_less_memory(self) -> Predictor | None:
-        """This predictor with a smaller need of device memory, or None if it runs on the CPU with single tiles."""
+        """This predictor with a smaller need of memory, or None if there is none.
+
+        That is fewer tiles at once, tiles added up in main memory, the CPU instead of the device, and in the end a
+        file for what is added up.
+        """
         if self.tiles_at_once > 1:
             smaller = replace(self, tile_batch=self.tiles_at_once // 2)
             _log.warning("not enough memory on %s: going on with %d tiles at a time", self.device, smaller.tile_batch)
             return smaller
         if self._device_type == "cpu":
-            return None
+            if self.max_slab_bytes == 0:
+                return None
+            _log.warning("not enough memory: adding tiles up in a file")
+            return replace(self, max_slab_bytes=0)
         if torch.device(self.slab_device or self.device).type != "cpu":
             _log.warning("not enough memory on %s: adding tiles up in main memory", self.device)
             return replace(self, slab_device="cpu")
         _log.warning("not enough memory on %s: going on with the CPU", self.device)
         return replace(self, device="cpu", dtype=torch.float32)
 
-    def _tiles(self, padded: NDArray[np.float32], batch: list[Window]) -> Tensor:
-        """The tiles (b, c, *patch) at the windows of a batch, on the device."""
-        cuts = [tuple(slice(o, o + p) for o, p in zip(window, self.patch_size, strict=True)) for window in batch]
-        tiles = torch.from_numpy(np.stack([padded[:, z, y, x] for z, y, x in cuts])).to(self.device)
-        return tiles.squeeze(2) if self.configuration.dimensions == 2 else tiles
+    def _batch_logits(self, padded: NDArray[np.float32], batch: list[Window], uniform: UniformTiles) -> list[Tensor]:
+        """Logits (heads, *patch) of the tile at each window of a batch."""
+        tiles = [self._cut(padded, window) for window in batch]
+        known = [uniform.logits(tile) for tile in tiles]
+        missing = [tile for tile, logits in zip(tiles, known, strict=True) if logits is None]
+        computed = iter(self._tile_logits(np.stack(missing)) if missing else ())
+        every = [next(computed) if logits is None else logits for logits in known]
+        for tile, logits in zip(tiles, every, strict=True):
+            uniform.keep(tile, logits)
+        return every
 
-    def _tile_logits(self, tiles: Tensor) -> Tensor:
-        """Mean logits (b, heads, z, y, x) of tiles (b, c, *patch), over mirrorings and networks."""
+    def _cut(self, padded: NDArray[np.float32], window: Window) -> NDArray[np.float32]:
+        """The tile (c, *patch) at a window."""
+        z, y, x = (slice(o, o + p) for o, p in zip(window, self.patch_size, strict=True))
+        return padded[:, z, y, x]
+
+    def _tile_logits(self, stacked: NDArray[np.float32]) -> Tensor:
+        """Mean logits (b, heads, z, y, x) of tiles (b, c, z, y, x), over mirrorings and networks."""
+        tiles = torch.from_numpy(stacked).to(self.device)
+        tiles = tiles.squeeze(2) if self.configuration.dimensions == 2 else tiles
         total: Tensor | None = None
         with torch.inference_mode(), torch.autocast(self._device_type, self.dtype, enabled=self.dtype != torch.float32):
-            for axes in self._mirrorings:
-                mirrored = self._mirrored(tiles, axes).contiguous(memory_format=self._memory_format)
+            together = max(1, self.tiles_at_once // len(tiles))
+            for first in range(0, len(self._mirrorings), together):
+                group = self._mirrorings[first : first + together]
+                mirrored = torch.cat([self._mirrored(tiles, axes) for axes in group])
+                mirrored = mirrored.contiguous(memory_format=self._memory_format)
                 for network in self.networks:
-                    logits = self._mirrored_back(network(mirrored), axes)
-                    total = logits.float() if total is None else total.add_(logits)
+                    for axes, part in zip(group, network(mirrored).split(len(tiles)), strict=True):
+                        logits = self._mirrored_back(part, axes)
+                        total = logits.float() if total is None else total.add_(logits)
             assert total is not None, "a predictor has at least one network"
             summands = len(self._mirrorings) * len(self.networks)
             total = total.div_(summands) if summands > 1 else total
@@ -215,6 +256,36 @@ class Predictor:
 
     def _swap_along(self, axes: tuple[int, ...]) -> LateralSwap | None:
         return self.swap if self.swap is not None and self.swap.axis + 2 in axes else None
+
+
+class UniformTiles:
+    """Logits of the last tile of one value per channel, such as the air around a body: those of the next one like it.
+
+    Args:
+        dtype: precision of the networks; values that are equal in it are equal to their first convolution.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
+        self._last: tuple[bytes, Tensor] | None = None
+
+    def logits(self, tile: NDArray[np.float32]) -> Tensor | None:
+        """The logits (heads, *patch) of a tile (c, *patch) if they are known."""
+        return self._last[1] if self._last is not None and self._values(tile) == self._last[0] else None
+
+    def keep(self, tile: NDArray[np.float32], logits: Tensor) -> None:
+        """Keeps the logits of a tile if it is uniform and they are not large."""
+        values = self._values(tile) if logits.nbytes <= _UNIFORM_BYTES else None
+        if values is not None and (self._last is None or values != self._last[0]):
+            self._last = values, logits.clone()  # without the others of its batch
+
+    def _values(self, tile: NDArray[np.float32]) -> bytes | None:
+        """The value of each channel; None if one has several."""
+        for part in (tile[:, ::_SPARSE, ::_SPARSE, ::_SPARSE], tile):
+            low, high = (torch.from_numpy(edge(part, axis=(1, 2, 3))).to(self._dtype) for edge in (np.min, np.max))
+            if not torch.equal(low, high):
+                return None
+        return low.float().numpy().tobytes()
 
 
 def _check_finite(values: Tensor) -> None:

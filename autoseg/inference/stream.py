@@ -19,7 +19,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from autoseg.core.errors import AutoSegError, Interrupted, NotEnoughResources
+from autoseg.core.errors import AutoSegError, Interrupted, NotEnoughResources, is_machine_fault
 from autoseg.core.files import atomic_file
 from autoseg.core.geometry import Geometry
 from autoseg.core.machine import BYTES_PER_GIB, available_memory_bytes, resident_memory_bytes
@@ -173,7 +173,9 @@ class PredictionStream:
                         max_bytes=self._free_bytes(prepared),
                         progress=self._tile_progress,
                     )
-                except (torch.OutOfMemoryError, MemoryError) as error:
+                except (RuntimeError, MemoryError) as error:  # torch has a class of its own for devices only
+                    if not is_machine_fault(error):
+                        raise
                     self._go_on_with_less(prepared, error)
 
     def _write(self, case: Case, computing: Future[Prediction]) -> CaseOutcome:

@@ -24,7 +24,7 @@ from autoseg.data.model import Case, Dataset
 from autoseg.images.readers import read_labels
 from autoseg.images.volume import Volume, plane_geometry
 from autoseg.images.writers import write_image, write_labels
-from autoseg.inference import stream
+from autoseg.inference import predictor, stream
 from autoseg.inference.manifest import LOCK_NAME, PredictionManifest
 from autoseg.inference.outputs import output_name
 from autoseg.networks.unet import UNet
@@ -220,22 +220,53 @@ def test_an_image_is_never_replaced_by_its_label_map(autoseg, work, tmp_path):
     assert image.read_bytes() == before
 
 
-def test_lack_of_memory_is_met_with_smaller_batches(autoseg, tmp_path, monkeypatch):
+MAIN_MEMORY = RuntimeError("[enforce fail at alloc_cpu.cpp:132] DefaultCPUAllocator: can't allocate memory")
+"""As torch says it; it has a class of its own for the memory of devices only."""
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("no more"), MAIN_MEMORY, MemoryError()], ids=repr)
+def test_lack_of_memory_is_met_with_smaller_batches_then_with_a_file(autoseg, tmp_path, monkeypatch, error):
+    """Memory ends in the middle of a case, with any batch, and then wherever tiles are added up in it."""
     work = trained_work_folder(tmp_path, folds=(0,))
-    images, compute = write_cases(tmp_path / "in", 1), UNet.forward
+    images, compute, allocate, batches = write_cases(tmp_path / "in", 2), UNet.forward, predictor.allocate, []
 
     def scarce(self, tiles):
-        if len(tiles) > 2:
-            raise torch.OutOfMemoryError("no more")
+        batches.append(len(tiles))
+        if len(batches) > 2 and len(tiles) > 2:
+            raise error
         return compute(self, tiles)
 
-    assert autoseg("predict", work, "-i", images, "-o", tmp_path / "plenty", "--device", "cpu").code == 0
+    def scarcer(shape, device, most_bytes, scratch):
+        if batches and batches[-1] <= 2 and most_bytes != 0:
+            raise error
+        return allocate(shape, device, most_bytes, scratch)
+
+    words = ("predict", work, "-i", images, "--device", "cpu", "--no-report", "-o")
+    assert autoseg(*words, tmp_path / "plenty").code == 0
     monkeypatch.setattr(UNet, "forward", scarce)
-    ran = autoseg("predict", work, "-i", images, "-o", tmp_path / "scarce", "--device", "cpu")
-    assert ran.code == 0
-    assert "tiles at a time" in ran.stderr
-    labels = [read_labels(tmp_path / name / "case0.nii.gz").array for name in ("plenty", "scarce")]
-    assert np.array_equal(*labels)
+    monkeypatch.setattr(predictor, "allocate", scarcer)
+    ran = autoseg(*words, tmp_path / "scarce")
+    assert ran.code == 0, ran.stderr
+    assert max(batches[:3]) > 2 >= max(batches[-3:])
+    assert "1 tiles at a time" in ran.stderr
+    assert "in a file" in ran.stderr
+    for name in ("case0.nii.gz", "case1.nii.gz"):
+        assert np.array_equal(*(read_labels(tmp_path / folder / name).array for folder in ("plenty", "scarce")))
+    assert sorted(path.suffix for path in (tmp_path / "scarce").iterdir()) == [".gz", ".gz", ".json"]
+
+
+def test_faults_of_the_program_are_not_taken_for_a_lack_of_memory(autoseg, work, tmp_path, monkeypatch):
+    tried = []
+
+    def wrong(self, tiles):
+        tried.append(len(tiles))
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr(UNet, "forward", wrong)
+    images = write_cases(tmp_path / "in", 1)
+    ran = autoseg("predict", work, "-i", images, "-o", tmp_path / "out", "--device", "cpu", "--json")
+    assert (ran.code, len(tried)) == (4, 1)
+    assert "shapes do not match" in ran.document["cases"]["case0"]["error"]
 
 
 def test_without_any_memory_the_case_fails_with_what_to_do(autoseg, work, tmp_path, monkeypatch):

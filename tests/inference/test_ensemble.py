@@ -190,7 +190,9 @@ def test_less_memory_is_asked_of_every_predictor_until_there_is_no_way():
     assert [one.predictor.tiles_at_once for one in smaller.every] == [1, 2]
     smallest = smaller.with_less_memory()
     assert [one.predictor.tiles_at_once for one in smallest.every] == [1, 1]
-    assert smallest.with_less_memory() is None
+    on_disk = smallest.with_less_memory()
+    assert [one.predictor.max_slab_bytes for one in on_disk.every] == [0, 0]
+    assert on_disk.with_less_memory() is None
 
 
 def test_progress_counts_the_tiles_of_everything():

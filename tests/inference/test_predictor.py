@@ -175,19 +175,54 @@ def test_progress_counts_tiles():
     assert calls == [(2, 4), (4, 4)]
 
 
-def test_less_memory_means_fewer_tiles_then_main_memory_then_the_cpu():
+def test_less_memory_means_fewer_tiles_then_main_memory_then_the_cpu_then_a_file():
     predictor = Predictor((), configuration((4, 4, 4)), 2, device="meta", tile_batch=4)
     steps = []
     while predictor is not None:
-        steps.append((predictor.tiles_at_once, str(predictor.device), predictor.slab_device))
+        steps.append((predictor.tiles_at_once, str(predictor.device), predictor.slab_device, predictor.max_slab_bytes))
         predictor = predictor.with_less_memory()
-    expected = [(4, "meta", None), (2, "meta", None), (1, "meta", None), (1, "meta", "cpu"), (1, "cpu", "cpu")]
-    assert steps == expected
+    fewer = [(count, "meta", None, None) for count in (4, 2, 1)]
+    assert steps == [*fewer, (1, "meta", "cpu", None), (1, "cpu", "cpu", None), (1, "cpu", "cpu", 0)]
+
+
+@pytest.mark.parametrize("dimensions", [2, 3])
+@pytest.mark.parametrize("tile_batch", [1, 3, 8, 20])
+def test_mirrored_copies_computed_together_change_nothing(dimensions, tile_batch):
+    networks = (random_unet(dimensions, seed=1), random_unet(dimensions, seed=2))
+    image = np.random.default_rng(2).normal(size=(1, 9, 12, 10)).astype(np.float32)
+    axes = tuple(range(dimensions))
+    predictor = Predictor(networks, configuration((8,) * dimensions), 3, mirror_axes=axes, tile_batch=tile_batch)
+    assert np.allclose(whole(predictor, image), naive(predictor, image)[0], atol=1e-5)
+
+
+def test_uniform_tiles_are_computed_once_and_change_nothing():
+    network, tiles = random_unet(3, channels=2), []
+    network.register_forward_pre_hook(lambda _module, inputs: tiles.append(len(inputs[0])))
+    image = np.random.default_rng(2).normal(size=(2, 40, 8, 8)).astype(np.float32)
+    image[:, 12:] = np.float32([-1.5, 0.25])[:, None, None, None]
+    image[1, 30:] = 0.5  # of one channel
+    predictor = Predictor((network,), configuration((8, 8, 8)), 3, tile_batch=1)
+    logits = whole(predictor, image)
+    # tiles begin at 0, 4, ..., 32: at 12, 16 and 20 both channels have the values of the first of them, at 32 others
+    assert sum(tiles) == 9 - 2
+    assert np.allclose(logits, naive(predictor, image)[0], atol=1e-6)
+
+
+def test_a_tile_is_uniform_if_its_values_are_one_in_the_precision_of_the_network():
+    network, tiles = random_unet(3), []
+    network.register_forward_pre_hook(lambda _module, inputs: tiles.append(len(inputs[0])))
+    image = np.full((1, 16, 8, 8), 1 + 1e-6, np.float32)
+    image[0, 4, 5, 6] = 1
+    for dtype, expected in ((torch.float32, 3), (torch.bfloat16, 1)):
+        tiles.clear()
+        whole(Predictor((network,), configuration((8, 8, 8)), 3, dtype=dtype, tile_batch=1), image)
+        assert sum(tiles) == expected
 
 
 def test_small_tiles_are_computed_together_and_large_ones_alone():
-    counts = [Predictor((), configuration(patch), 2).tiles_at_once for patch in ((16, 16), (128, 128), (40, 56, 40))]
-    assert counts == [16, 4, 1]
+    patches, types = ((16, 16), (128, 128), (40, 56, 40), (96, 96, 96)), (torch.float32, torch.bfloat16)
+    made = [[Predictor((), configuration(patch), 2, dtype=dtype) for patch in patches] for dtype in types]
+    assert [[one.tiles_at_once for one in row] for row in made] == [[16, 12, 2, 1], [16, 4, 1, 1]]
 
 
 @pytest.mark.parametrize("dimensions", [2, 3])
