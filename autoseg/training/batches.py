@@ -119,6 +119,7 @@ class BatchSource:
             batch_size=self.configuration.batch_size,
             oversample_foreground=self.recipe.oversample_foreground,
             seed=(*self.seed, stream),
+            allocate=_pinned if self.device.type == "cuda" else np.empty,
         )
 
     def _placed(self, batch: Batch, augment: Augment, spec: AugmentationSpec, generator: torch.Generator) -> Placed:
@@ -139,8 +140,14 @@ class BatchSource:
         return _entered(_of_thread.stream)
 
     def _on_device(self, array: NDArray[Any]) -> Tensor:
-        tensor = torch.from_numpy(array)
-        return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
+        return torch.from_numpy(array).to(self.device, non_blocking=True)
+
+
+def _pinned(shape: tuple[int, ...], kind: np.dtype[Any]) -> NDArray[Any]:
+    """Memory that a GPU copies from by itself; PyTorch keeps it for the next batch."""
+    types = {np.dtype(np.float32): torch.float32, np.dtype(np.int16): torch.int16}
+    array: NDArray[Any] = torch.empty(shape, dtype=types[kind], pin_memory=True).numpy()
+    return array
 
 
 @contextmanager

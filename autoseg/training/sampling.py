@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +40,7 @@ class Sampling:
         batch_size: patches per batch.
         oversample_foreground: share of the batch, its last part, that is centered on foreground.
         seed: numbers that identify the stream: (seed, fold, stream).
+        allocate: gives the memory that patches are cut into.
     """
 
     cases: tuple[str, ...]
@@ -49,6 +50,7 @@ class Sampling:
     batch_size: int
     oversample_foreground: float
     seed: tuple[int, ...]
+    allocate: Callable[[tuple[int, ...], np.dtype[Any]], NDArray[Any]] = np.empty
 
     def __call__(self, index: int) -> Batch:
         """Batch number `index`: cases drawn uniformly with replacement, the last patches centered on foreground.
@@ -57,18 +59,27 @@ class Sampling:
             TrainingStopped: a case cannot be read; it is named.
         """
         generator = np.random.default_rng(np.random.SeedSequence([*self.seed, index]))
-        chosen = [self.cases[i] for i in generator.integers(len(self.cases), size=self.batch_size)]
+        chosen = tuple(self.cases[i] for i in generator.integers(len(self.cases), size=self.batch_size))
         forced_from = first_forced(self.batch_size, self.oversample_foreground)
-        patches = []
+        batch: Batch | None = None
         for position, identifier in enumerate(chosen):
             try:
                 case = self.open_case(identifier)
-                patches.append(draw_patch(case, self, position >= forced_from, generator))
+                batch = batch or self.empty_batch(chosen, case)
+                corner = draw_corner(case, self, position >= forced_from, generator)
+                batch.put(position, case, corner)
             except (OSError, ValueError, KeyError, IndexError, AutoSegError) as error:
                 raise _unreadable(identifier, error) from error
-        known = [patch.first_stage for patch in patches if patch.first_stage is not None]
-        image, labels = np.stack([patch.image for patch in patches]), np.stack([patch.labels for patch in patches])
-        return Batch(tuple(chosen), image, labels, np.stack(known) if known else None)
+        assert batch is not None, "a batch has patches"
+        return batch
+
+    def empty_batch(self, cases: tuple[str, ...], case: StoredCase) -> Batch:
+        """Memory for one patch of each of the cases, with the channels of one of them; it holds anything."""
+        shape = (len(cases), *self.initial_patch)
+        image = self.allocate((shape[0], len(case.image), *shape[1:]), np.dtype(np.float32))
+        labels = self.allocate(shape, np.dtype(np.int16))
+        first_stage = None if case.first_stage is None else self.allocate(shape, np.dtype(np.int16))
+        return Batch(cases, image, labels, first_stage)
 
 
 def _unreadable(identifier: str, error: Exception) -> AutoSegError:
@@ -101,13 +112,14 @@ class Batch:
     labels: NDArray[np.int16]
     first_stage: NDArray[np.int16] | None = None
 
-
-class Patch(NamedTuple):
-    """One patch of a batch: image (c, *patch), labels (*patch), and of a cascade's first stage (*patch)."""
-
-    image: NDArray[np.float32]
-    labels: NDArray[np.int16]
-    first_stage: NDArray[np.int16] | None
+    def put(self, position: int, case: StoredCase, corner: tuple[int, ...]) -> None:
+        """Cuts a patch out of a case, where a corner (z, y, x) says; of a 2D batch a slice."""
+        flat = (1,) * (5 - self.image.ndim)
+        size = (*flat, *self.labels.shape[1:])
+        cut(case.image, corner, PADDED_IMAGE, self.image[position].reshape(-1, *size))
+        for own, maps in ((case.labels, self.labels), (case.first_stage, self.first_stage)):
+            if own is not None and maps is not None:
+                cut(own[None], corner, PADDED_LABEL, maps[position].reshape(1, *size))
 
 
 def first_forced(batch_size: int, oversample_foreground: float) -> int:
@@ -115,28 +127,17 @@ def first_forced(batch_size: int, oversample_foreground: float) -> int:
     return round(batch_size * (1.0 - oversample_foreground))
 
 
-def draw_patch(case: StoredCase, sampling: Sampling, is_forced: bool, generator: np.random.Generator) -> Patch:
-    """One patch of `initial_patch` voxels; in 2D a slice of the case."""
+def draw_corner(
+    case: StoredCase, sampling: Sampling, is_forced: bool, generator: np.random.Generator
+) -> tuple[int, ...]:
+    """Where a patch of `initial_patch` voxels begins, (z, y, x); in 2D in a slice of the case."""
     flat = (1,) * (3 - len(sampling.patch))
     size, final = (*flat, *sampling.initial_patch), (*flat, *sampling.patch)
-    shape = case.image.shape[1:]
-    low, high = corner_range(shape, size, final)
+    low, high = corner_range(case.image.shape[1:], size, final)
     center = draw_center(case.locations, is_forced, generator)
     if center is None:
-        corner = tuple(int(i) for i in generator.integers(low, np.array(high) + 1))
-    else:
-        corner = tuple(max(least, c - s // 2) for least, c, s in zip(low, center, size, strict=True))
-    image = cut(case.image, corner, size, PADDED_IMAGE, np.dtype(np.float32))
-    labels = _cut_map(case.labels, corner, size)
-    first_stage = None if case.first_stage is None else _cut_map(case.first_stage, corner, size)
-    if flat:
-        return Patch(image[:, 0], labels[0], None if first_stage is None else first_stage[0])
-    return Patch(image, labels, first_stage)
-
-
-def _cut_map(labels: NDArray[Any], corner: Sequence[int], size: Sequence[int]) -> NDArray[np.int16]:
-    patch: NDArray[np.int16] = cut(labels[None], corner, size, PADDED_LABEL, np.dtype(np.int16))[0]
-    return patch
+        return tuple(int(i) for i in generator.integers(low, np.array(high) + 1))
+    return tuple(max(least, c - s // 2) for least, c, s in zip(low, center, size, strict=True))
 
 
 def corner_range(
@@ -171,17 +172,15 @@ def draw_center(
     return tuple(int(i) for i in voxels[int(generator.integers(len(voxels)))])
 
 
-def cut(
-    array: NDArray[Any], corner: Sequence[int], size: Sequence[int], fill: float, kind: np.dtype[Any]
-) -> NDArray[Any]:
-    """The box of `size` voxels at `corner` of an array (c, z, y, x), filled where it reaches beyond the array."""
-    shape = array.shape[1:]
+def cut(array: NDArray[Any], corner: Sequence[int], fill: float, patch: NDArray[Any]) -> None:
+    """Copies the box at `corner` of an array (c, z, y, x) into a patch (c, *size), filled where it reaches beyond."""
+    shape, size = array.shape[1:], patch.shape[1:]
     begin = [min(max(c, 0), n) for c, n in zip(corner, shape, strict=True)]
     end = [min(max(c + s, 0), n) for c, s, n in zip(corner, size, shape, strict=True)]
     source = array[(slice(None), *(slice(b, e) for b, e in zip(begin, end, strict=True)))]
-    if source.shape[1:] == tuple(size):
-        return np.ascontiguousarray(source, dtype=kind)
-    patch = np.full((array.shape[0], *size), fill, dtype=kind)
+    if source.shape[1:] == size:
+        patch[...] = source
+        return
+    patch[...] = fill
     place = tuple(slice(b - c, e - c) for b, e, c in zip(begin, end, corner, strict=True))
     patch[(slice(None), *place)] = source
-    return patch

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,8 +11,16 @@ from hypothesis import strategies as st
 
 from autoseg.core.errors import TrainingStopped
 from autoseg.preprocessing.locations import ANNOTATED
-from autoseg.training.sampling import corner_range, cut, draw_center, draw_patch, first_forced
+from autoseg.training.sampling import Sampling, corner_range, cut, draw_center, draw_corner, first_forced
 from tests.training.tiny_training import CASES, TinyCase, make_case, sampling
+
+
+def draw_patch(case: TinyCase, drawn: Sampling, is_forced: bool, generator: np.random.Generator) -> Any:
+    """Image and labels of one patch."""
+    batch = drawn.empty_batch(("x",), case)
+    batch.put(0, case, draw_corner(case, drawn, is_forced, generator))
+    return batch.image[0], batch.labels[0]
+
 
 SIZES = st.tuples(*[st.integers(1, 12)] * 3)
 
@@ -41,7 +50,9 @@ def test_a_cut_equals_a_window_of_the_padded_array(
     array = np.arange(np.prod(shape)).reshape(1, *shape)
     padded = np.pad(array, ((0, 0), *[(30, 30)] * 3), constant_values=-1)
     window = tuple(slice(c + 30, c + 30 + s) for c, s in zip(corner, size, strict=True))
-    assert (cut(array, corner, size, -1, np.dtype(np.int64)) == padded[(slice(None), *window)]).all()
+    patch = np.empty((1, *size), np.int64)
+    cut(array, corner, -1, patch)
+    assert (patch == padded[(slice(None), *window)]).all()
 
 
 @settings(max_examples=50, deadline=None)
@@ -51,7 +62,7 @@ def test_forced_patches_hold_their_foreground_in_the_middle(seed: int, small: bo
     labels = np.zeros(shape, np.int8)
     labels[4, 3, 17] = 2
     case = TinyCase("x", labels[None].astype(np.float32), labels, {1: np.empty((0, 3), int), 2: np.argwhere(labels)})
-    image, patch, _ = draw_patch(
+    image, patch = draw_patch(
         case, sampling(initial_patch=(6, 7, 8), patch=(5, 6, 8)), True, np.random.default_rng(seed)
     )
     assert image.shape == (1, 6, 7, 8)
@@ -61,7 +72,7 @@ def test_forced_patches_hold_their_foreground_in_the_middle(seed: int, small: bo
 
 def test_beyond_the_case_the_image_is_zero_and_the_labels_are_outside() -> None:
     case = TinyCase("x", np.ones((1, 2, 2, 2), np.float32), np.ones((2, 2, 2), np.int8), {})
-    image, labels, _ = draw_patch(case, sampling(), True, np.random.default_rng(0))  # no foreground: a random patch
+    image, labels = draw_patch(case, sampling(), True, np.random.default_rng(0))  # no foreground: a random patch
     assert image.sum() == 8
     assert (labels == -1).sum() == 8**3 - 8
 
@@ -73,7 +84,7 @@ def test_a_2d_patch_is_a_slice_of_the_case() -> None:
     assert batch.labels.shape == (4, 6, 7)
     one = make_case(9)
     one.locations = {1: np.array([[7, 5, 5]])}
-    _, labels, _ = draw_patch(one, flat, True, np.random.default_rng(0))
+    _, labels = draw_patch(one, flat, True, np.random.default_rng(0))
     assert (labels == one.labels[7, 2:8, 2:9]).all()
 
 
