@@ -177,7 +177,7 @@ def _numerics(devices: Sequence[str]) -> tuple[dict[str, str], list[Finding]]:
         for dimensions in (2, 3):
             network = _standard_network(dimensions)
             try:
-                found = check_training(network.network.build(1, 3), network, 1, torch.device(device))
+                found = check_training(network.network.build(1, 3), (network,), 1, torch.device(device))
             except WrongNumerics as error:
                 findings.append(Finding("problem", error.what, str(error.do)))
                 continue

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -152,6 +153,7 @@ class Trial:
         channels: of its input.
         device: to compute on.
         verb: a key of `PASSES`.
+        smallest: patch that training begins with, if patches grow: the values of its convolutions are compared as well.
     """
 
     network: nn.Module
@@ -159,16 +161,29 @@ class Trial:
     channels: int
     device: torch.device
     verb: str
+    smallest: tuple[int, ...] = ()
 
     @property
     def shape(self) -> tuple[int, ...]:
         """A planned batch (b, c, *patch)."""
         return (self.configuration.batch_size, self.channels, *self.configuration.patch_size)
 
+    @property
+    def key(self) -> list[Any]:
+        """What tells it from others, beside the device."""
+        weights = [list(parameter.shape) for parameter in self.network.parameters()]
+        known = [self.configuration.network, self.verb, list(self.shape), weights]
+        return [*known, list(self.smallest)] if self.smallest else known
+
+    def layers(self, patch: Sequence[int]) -> list[Layer]:
+        """The different convolutions of a batch of patches."""
+        small = next(growing_batches(self.configuration, self.channels))
+        return layers_of(self.network, small, (*self.shape[:2], *patch))
+
 
 def check_training(
     network: nn.Module,
-    configuration: Configuration,
+    stages: Sequence[Configuration],
     channels: int,
     device: torch.device,
     wanted: tuple[str, str] = ("auto", "auto"),
@@ -178,7 +193,7 @@ def check_training(
 
     Args:
         network: with any weights, which stay as they are.
-        configuration: patch and topology.
+        stages: what is trained, smallest patch first; the last, with the planned patch, is timed.
         channels: of the image.
         device: to compute on.
         wanted: the recipe's (precision, memory_format); what is not "auto" is taken as it is, if it is right.
@@ -188,7 +203,8 @@ def check_training(
         UsageError: the precision asked for does not exist on the device.
         WrongNumerics: nothing that the recipe allows computes right values.
     """
-    trial = Trial(network, configuration, channels, device, "train")
+    smallest = stages[0].patch_size if stages[0].patch_size != stages[-1].patch_size else ()
+    trial = Trial(network, stages[-1], channels, device, "train", smallest)
     ways = [(kind, layout) for kind in _precisions(device, wanted[0]) for layout in _layouts(device, wanted[1])]
     return _refuse_wrong(check_numerics(trial, ways, min(ALLOWED_SECONDS, allowed_seconds)), trial)
 
@@ -252,9 +268,7 @@ def _cache_file(trial: Trial, ways: Sequence[tuple[str, str]], machine: dict[str
     folder = cache_folder()
     if folder is None:
         return None
-    weights = [list(parameter.shape) for parameter in trial.network.parameters()]
-    key = content_hash(machine, trial.configuration.network, trial.verb, list(trial.shape), weights, list(ways))
-    return UserCache(folder).numerics(key)
+    return UserCache(folder).numerics(content_hash(machine, *trial.key, list(ways)))
 
 
 def _known(file: Path | None, machine: dict[str, str]) -> NumericsCheck | None:
@@ -283,8 +297,10 @@ def _check(
 ) -> NumericsCheck:
     """Compares values, then times what is right."""
     begin = time.monotonic()
-    layers = layers_of(trial.network, next(growing_batches(trial.configuration, trial.channels)), trial.shape)
+    layers = trial.layers(trial.configuration.patch_size)
     checked = representatives(layers)
+    if trial.smallest:
+        checked += representatives(trial.layers(trial.smallest))
     faults = _faults(trial, [Compute(trial.device, *way) for way in ways], checked)
     shape = _timed_shape(trial, sum(layer.operations for layer in layers), allowed_seconds)
     right = [way for way, fault in zip(ways, faults, strict=True) if not fault]

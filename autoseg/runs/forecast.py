@@ -291,7 +291,8 @@ def _seconds_per_voxel(
     use_cores()
     network, channels = plan.build_network(configuration.name), plan.input_channels(configuration.name)
     wanted = (recipe.precision, recipe.memory_format)
-    found = check_training(network, configuration, channels, device, wanted, allowed_seconds)
+    stages = stage_configurations(configuration, recipe)
+    found = check_training(network, stages, channels, device, wanted, allowed_seconds)
     compute = found.compute(device)
     per_voxel = math.nan
     for shape in growing_batches(configuration, channels):

@@ -205,7 +205,7 @@ def _choice(task: RunTask, network: nn.Module, recipe: Recipe, device: torch.dev
     wanted = (recipe.precision, recipe.memory_format)
     budget = task.options.budget_seconds
     allowed = math.inf if budget is None else SHARE_FOR_MEASURING * budget / len(task.plan.configurations)
-    found = check_training(network, task.configuration, task.input_channels, device, wanted, allowed)
+    found = check_training(network, task.stages, task.input_channels, device, wanted, allowed)
     return found.compute(device), found.because
 
 

@@ -16,8 +16,10 @@ from autoseg.core.records import from_data, record
 from autoseg.core.registry import choose
 from autoseg.planning.plan import Configuration
 
-FEWEST_BOTTLENECK_VOXELS = 2
-"""That an axis of a small patch keeps at the coarsest stage (assumption: the normalization needs more than one)."""
+FEWEST_BOTTLENECK_VOXELS = 3
+"""That an axis of a small patch keeps at the coarsest stage. With two along the first axis, gradients of the weights in
+bfloat16 come from memory that nobody wrote (oneDNN of torch 2.13 with AVX512-BF16: those of a conv3d of 128 to 128
+channels, kernel 3, of 2 x 3 x 2 voxels were not-a-number in 6 of 6 trials)."""
 
 STEP_OVERHEAD = 0.07
 """Part of a step's cost that does not follow its voxels / cost of a step with the planned patch.

@@ -84,7 +84,7 @@ def chosen_compute(sides: NetworkSides, *, predicting: bool) -> Compute:
     """The number format and memory layout that AutoSeg's check of the machine chooses for this network."""
     if predicting:
         return check_prediction(sides.network, sides.configuration, 1, CPU, own_precision()).compute(CPU)
-    return check_training(sides.network, sides.configuration, 1, CPU).compute(CPU)
+    return check_training(sides.network, (sides.configuration,), 1, CPU).compute(CPU)
 
 
 def own_precision() -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
 
@@ -51,7 +52,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def train(wanted: tuple[str, str] = ("auto", "auto")) -> tuple[Compute, str]:
-    found = check_training(NETWORK, CONFIGURATION, 1, CPU, wanted)
+    found = check_training(NETWORK, (CONFIGURATION,), 1, CPU, wanted)
     return found.compute(CPU), found.because
 
 
@@ -91,6 +92,17 @@ def test_a_wrong_format_is_not_used_however_fast(choose, clock: Clock, monkeypat
     compute, because = choose()
     assert compute.precision == "fp32"
     assert "not bf16 channels last, which computes wrong values" in because
+
+
+def test_what_is_wrong_for_the_smallest_patch_alone_is_not_used_where_patches_grow(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plant(monkeypatch, lambda result, _weight: result * 1.2 if is_half() and result.shape[2] == 2 else result)
+    beginning = replace(CONFIGURATION, patch_size=(4, 8, 8))  # two voxels after the only stride
+    assert "computes wrong values" not in check_training(NETWORK, (CONFIGURATION,), 1, CPU).because
+    found = check_training(NETWORK, (beginning, CONFIGURATION), 1, CPU)
+    assert found.compute(CPU).precision == "fp32"
+    assert "not bf16 channels last, which computes wrong values" in found.because
 
 
 @pytest.mark.parametrize("choose", [train, predict])
@@ -222,7 +234,7 @@ def test_the_order_of_the_ways_does_not_matter(clock: Clock, monkeypatch: pytest
 
 def test_many_at_once_leave_a_whole_cache(cache: Path) -> None:
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda _: check_training(SPEC.build(1, 3), CONFIGURATION, 1, CPU), range(4)))
+        found = list(pool.map(lambda _: check_training(SPEC.build(1, 3), (CONFIGURATION,), 1, CPU), range(4)))
     assert len(found) == 4
     (file,) = cache.iterdir()
     assert numerics.load(numerics.NumericsCheck, file).chosen is not None
