@@ -1,17 +1,30 @@
-"""Number formats that a device computes natively, and what a pass with a network takes."""
+"""Number formats that a device computes natively, what a pass with a network takes, and whether to compile it."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from autoseg.launch.race import race, wall_and_processor_clock, wall_clock
 from autoseg.planning.plan import Configuration
 from autoseg.training.step import Compute
+
+LARGEST_COMPILED_GAIN = 0.5
+"""Share of a step's time that compiling is hoped to save at most (assumption; 0.2 was measured on CPUs)."""
+
+FEWEST_COMPILING_SECONDS = 20.0
+"""That compiling a planned network takes at least (assumption)."""
+
+LARGEST_COMPILED_DIFFERENCE = 0.1
+"""Of logits, as a share of the largest, between a compiled network and the usual one in half precision (assumption)."""
+
+RACE_SECONDS = 10.0
 
 _TIMED_STEPS = 2
 
@@ -37,6 +50,42 @@ def cpu_features() -> set[str]:
     return set(next((line for line in lines if line.startswith("flags")), "").split())
 
 
+def compile_if_faster(
+    network: nn.Module, shape: Sequence[int], compute: Compute, steps: int
+) -> tuple[Callable[..., Any] | None, str]:
+    """The compiled network if it computes the same and saves more time than compiling takes, and why; else None.
+
+    Args:
+        network: on the device; its weights stay as they are.
+        shape: of a batch (b, c, *patch).
+        compute: precision and memory format.
+        steps: that it will be used for.
+    """
+    clock = wall_and_processor_clock if compute.device.type == "cpu" else wall_clock
+    usual = step_seconds(network, shape, compute)
+    if steps * usual * LARGEST_COMPILED_GAIN < FEWEST_COMPILING_SECONDS:
+        return None, f"not compiled: {steps} steps of {usual:.3g} s are too few to win back what compiling takes"
+    begin = clock()[0]
+    forward, because = compiled(network, shape, compute)
+    seconds = clock()[0] - begin
+    if forward is None:
+        return None, because
+    image = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+    error = _difference(network, forward, image, compute)
+    if not error <= LARGEST_COMPILED_DIFFERENCE:
+        return None, f"not compiled: the compiled network's logits differ by {error:.0%} of the largest"
+    ways = [partial(_training_pass, network, own, image, compute) for own in (network, forward)]
+    found = race(ways, 0, RACE_SECONDS, clock)
+    saved = steps * (found.seconds[0] - found.seconds[1])
+    gain = f"{found.seconds[0] / found.seconds[1]:.2f} times as fast"
+    if found.winner == 0 or saved <= seconds:
+        return (
+            None,
+            f"not compiled: {gain} once compiled, which took {seconds:.0f} s; {steps} steps do not win that back",
+        )
+    return forward, f"compiled: {gain}; compiling took {seconds:.0f} s, and {steps} steps save {saved:.0f} s"
+
+
 def compiled(network: nn.Module, shape: Sequence[int], compute: Compute) -> tuple[Callable[..., Any] | None, str]:
     """The compiled network if `torch.compile` works here, and a sentence; None and the reason if not."""
     try:
@@ -46,7 +95,15 @@ def compiled(network: nn.Module, shape: Sequence[int], compute: Compute) -> tupl
         torch.compiler.reset()
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         return None, f"torch.compile does not work here, going on without: {reason}"
-    return forward, "network compiled with torch.compile"
+    return forward, "network compiled with torch.compile, as when the run was begun"
+
+
+def _difference(network: nn.Module, forward: Callable[..., Any], image: torch.Tensor, compute: Compute) -> float:
+    """Largest difference of the logits as a share of the largest."""
+    with torch.no_grad(), compute.autocast():
+        placed = compute.place_image(image)
+        usual, other = (own(placed, deep_supervision=True)[0].float() for own in (network, forward))
+    return float((other - usual).abs().max() / usual.abs().max())
 
 
 def step_seconds(network: nn.Module, shape: Sequence[int], compute: Compute) -> float:

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from autoseg.core.files import sha256_of_file
 from autoseg.core.progress import Progress, silent
 from autoseg.core.records import save_sealed
 from autoseg.launch.numerics import SHARE_FOR_MEASURING, check_training
-from autoseg.launch.precision import compiled
+from autoseg.launch.precision import compile_if_faster, compiled
 from autoseg.launch.step_graph import step_graph
 from autoseg.preprocessing.first_stage import open_with_first_stage
 from autoseg.preprocessing.store import StoredCase
@@ -105,6 +106,7 @@ def set_up(
         if is_new:
             average = forecast.step_seconds * mean_cost(0.0, relative_costs(task.stages))
             record = _with_fitting_epochs(record, left, average)
+    record, forward = (_compile_if_faster if is_new else _compile_again)(record, task, network, compute)
     if is_new:
         save_sealed(task.plan, task.run.folder.plan)
         save_sealed(record, task.run.folder.recipe)
@@ -112,12 +114,35 @@ def set_up(
         _log.info("%s: %s", task.run.title, sentence)
     state = start_state(network, record.recipe, compute, task.configuration.dimensions)
     state.started_with = sha256_of_file(task.run.folder.recipe)
-    if record.recipe.compile:
-        forward, because = compiled(network, _batch_shape(task), compute)
-        _log.info("%s: %s", task.run.title, because)
-        state.forward = forward or network
+    state.forward = forward
     state.graph = step_graph(state)
     return ActiveRun(task, record, state, compute, opened, forecast, check_stop, progress)
+
+
+def _compile_if_faster(
+    record: RunRecord, task: RunTask, network: nn.Module, compute: Compute
+) -> tuple[RunRecord, Callable[..., Any]]:
+    """What runs the network, and the record with what was decided about compiling it, which a resumed run follows."""
+    if not record.recipe.compile:
+        return record, network
+    if len(task.stages) > 1:
+        forward, because = None, "not compiled: each size of the patch would have to be compiled for itself"
+    else:
+        steps = record.recipe.epochs * record.recipe.steps_per_epoch
+        forward, because = compile_if_faster(network, _batch_shape(task), compute, steps)
+    recipe = replace(record.recipe, compile=forward is not None)
+    return replace(record, recipe=recipe, decisions=(*record.decisions, because)), forward or network
+
+
+def _compile_again(
+    record: RunRecord, task: RunTask, network: nn.Module, compute: Compute
+) -> tuple[RunRecord, Callable[..., Any]]:
+    """What runs the network of a run that was begun before."""
+    if not record.recipe.compile:
+        return record, network
+    forward, because = compiled(network, _batch_shape(task), compute)
+    _log.info("%s: %s", task.run.title, because)
+    return record, forward or network
 
 
 def _batch_shape(task: RunTask) -> tuple[int, ...]:

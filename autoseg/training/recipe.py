@@ -106,7 +106,7 @@ class Recipe:
         oversample_foreground: share of a batch, its last part, that is centered on foreground.
         precision: "auto" (measured at the start), "fp32", "bf16" or "fp16" (CUDA only).
         memory_format: "auto" (measured at the start), "contiguous" or "channels_last".
-        compile: whether to try `torch.compile`; without it where that fails.
+        compile: whether to use `torch.compile` where measuring shows that it saves more time than it takes.
         callbacks: keys of `callbacks.kinds.CALLBACKS`, in order; history and checkpoints are always written.
     """
 

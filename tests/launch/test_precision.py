@@ -8,7 +8,14 @@ import pytest
 import torch
 
 from autoseg.launch import precision
-from autoseg.launch.precision import compiled, cpu_features, growing_batches, native_types, step_seconds
+from autoseg.launch.precision import (
+    compile_if_faster,
+    compiled,
+    cpu_features,
+    growing_batches,
+    native_types,
+    step_seconds,
+)
 from autoseg.planning.plan import Configuration
 from autoseg.training.step import Compute
 from tests.training.tiny_training import SPEC
@@ -92,3 +99,39 @@ def test_a_batch_that_does_not_fit_takes_twice_as_long_as_its_half() -> None:
 
     assert step_seconds(Small(), (5, 1, 4, 4), Compute(torch.device("cpu"))) > 0
     assert sizes[:3] == [5, 3, 2]
+
+
+@pytest.mark.parametrize(
+    ("compiling", "step", "error", "steps", "expected"),
+    [
+        (40.0, 0.8, 0.0, 1000, "compiled: 1.25 times as fast"),
+        (40.0, 0.8, 0.0, 150, "150 steps do not win that back"),
+        (40.0, 1.1, 0.0, 1000, "0.91 times as fast"),
+        (40.0, 0.5, 0.5, 1000, "the compiled network's logits differ"),
+        (40.0, 0.5, 0.0, 10, "too few"),
+    ],
+)
+def test_compiling_has_to_pay(compiling, step, error, steps, expected, monkeypatch) -> None:
+    network = SPEC.build(1, 3)
+    now = [0.0]
+
+    def compile_(usual):
+        now[0] += compiling
+
+        def forward(image, deep_supervision):
+            now[0] += step - 1.0  # which the network's own hook adds
+            return [(1 + error) * logits for logits in usual(image, deep_supervision)]
+
+        return forward
+
+    def tick(*_: object) -> None:
+        now[0] += 1.0
+
+    network.register_forward_hook(tick)
+    monkeypatch.setattr(torch, "compile", compile_)
+    monkeypatch.setattr(precision, "wall_and_processor_clock", lambda: (now[0], now[0]))
+    monkeypatch.setattr(precision, "step_seconds", lambda *_: 1.0)
+    monkeypatch.setattr(precision, "RACE_SECONDS", 1000.0)
+    forward, because = compile_if_faster(network, (1, 1, 8, 8, 8), Compute(CPU), steps)
+    assert expected in because
+    assert (forward is not None) == because.startswith("compiled:")

@@ -424,9 +424,13 @@ def test_a_compiler_that_fails_does_not_stop_the_run(workspace, options, tmp_pat
         raise RuntimeError("no compiler here")
 
     monkeypatch.setattr(torch, "compile", fail)
+    monkeypatch.setattr("autoseg.launch.precision.FEWEST_COMPILING_SECONDS", 0.0)
     (tmp_path / "compiled.yaml").write_text(RECIPE + "compile: true\n")
     chosen = replace(options, recipe=str(tmp_path / "compiled.yaml"), epochs=1)
     assert only_run(train_queue(workspace, chosen, never)).state == "done"
+    record = load(RunRecord, workspace.run("3d_fullres", 0).recipe)
+    assert not record.recipe.compile
+    assert "no compiler here" in record.decisions[-1]
 
 
 def test_a_run_begun_on_another_device_goes_on_here(workspace, options, caplog, monkeypatch):
