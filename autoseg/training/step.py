@@ -157,10 +157,10 @@ class TrainingState(TrainingProgress):
 
     @property
     def due_stage(self) -> int:
-        """Stage of the next step: it changes between epochs only, and never back."""
+        """Stage of the next step: that of the middle of its epoch, as it changes between epochs only; never back."""
         if self.step > self.epoch_begin:
             return self.stage
-        return max(self.stage, stage_at(self.segment.at(self.step), self.stages))
+        return max(self.stage, stage_at(self.segment.at(self.step + self.steps_per_epoch // 2), self.stages))
 
     @property
     def final_network(self) -> nn.Module:

@@ -62,6 +62,17 @@ def test_a_moved_end_ends_in_the_middle_of_an_epoch() -> None:
     assert (state.step, state.epoch, len(results), state.epochs) == (6, 2, 2, 2)
 
 
+def test_every_stage_of_a_growing_patch_gets_its_share_of_the_epochs() -> None:
+    recipe = replace(RECIPE, epochs=10, patch_growth=(0.4, 0.6, 0.8))
+    state, epochs = fresh_state(recipe), [0] * 4
+    while not state.is_finished:
+        state.stage = state.due_stage
+        before = state.epoch
+        train(state, recipe)
+        epochs[state.stage] = state.epoch - before
+    assert epochs == [2, 3, 2, 3]
+
+
 @pytest.mark.parametrize("where", ["image", "weight", "gradient"])
 def test_a_step_that_is_not_finite_changes_nothing(where: str) -> None:
     state = train(fresh_state(), replace(RECIPE, epochs=1))
