@@ -134,12 +134,14 @@ class RunGroup:
     Attributes:
         configuration: name.
         needed: seconds that each run still needs to be useful, in the order of the folds.
+        work: of training them, in any unit; says which configuration is the cheaper one, however loaded the machine is.
         first_stage: configuration whose runs come before these; None without one.
         is_begun: whether a run of the configuration is done or has begun.
     """
 
     configuration: str
     needed: Mapping[Run, float]
+    work: float
     first_stage: str | None = None
     is_begun: bool = False
 
@@ -204,7 +206,7 @@ def _in_order(groups: Sequence[RunGroup]) -> list[RunGroup]:
     waiting = {own.configuration: own for own in groups}
     while waiting:
         ready = (own for own in waiting.values() if own.first_stage not in waiting)
-        following = min(ready, key=lambda own: (not own.is_begun, sum(own.needed.values())))
+        following = min(ready, key=lambda own: (not own.is_begun, own.work))
         ordered.append(waiting.pop(following.configuration))
     return ordered
 

@@ -19,7 +19,7 @@ from autoseg.launch.precision import growing_batches, step_seconds
 from autoseg.planning.plan import Configuration, Plan
 from autoseg.preprocessing.store import RECORD, store_folder
 from autoseg.runs.budget import RunGroup, budget_deadline, choose_runs, run_deadline, spent_seconds
-from autoseg.runs.progress import epoch_seconds, recent_step_seconds
+from autoseg.runs.progress import epoch_seconds, recent_step_seconds, step_work
 from autoseg.runs.queue import Queue, TrainOptions
 from autoseg.runs.run import Run
 from autoseg.runs.setup import ENDING_SECONDS
@@ -32,6 +32,10 @@ from autoseg.training.step import Compute
 
 PROBE_SECONDS = 0.4
 """A patch whose step takes this long is large enough to extrapolate from, in proportion to the voxels (assumption)."""
+
+LEAST_WORK = 2e6
+"""Elements of feature maps of the smallest step that is measured, 40 ms on a core of 2026: in smaller ones, what every
+layer costs however small it is would be taken for the cost of voxels."""
 
 FEWEST_EPOCHS = 4
 """Epochs of its recipe after which a run is useful."""
@@ -197,6 +201,14 @@ class RunNeeds:
         training = steps * self.step_seconds(name)
         return STARTING_SECONDS + training / (1 - LARGEST_VALIDATION_SHARE) + ENDING_SECONDS
 
+    def most_steps(self, name: str, seconds: float) -> float:
+        """Of a run that has so many seconds: what it would take in them by the measurement; no limit once runs say.
+
+        Where runs are left out, a measurement that was far too slow must not give their time to the first run.
+        """
+        useful = FEWEST_EPOCHS * self._queue.recipe.steps_per_epoch
+        return math.inf if self._slowness else useful * max(1.0, seconds / self.fewest_seconds(name))
+
     def groups(self, open_runs: Collection[Run], tried: Collection[Run] = ()) -> list[RunGroup]:
         """The open runs by configuration, with the seconds that each still needs.
 
@@ -207,14 +219,13 @@ class RunNeeds:
         names = dict.fromkeys(run.configuration for run in open_runs)
         begun = {run.configuration for run in self._queue.runs if run in tried or self._queue.stages[run] != "new"}
         return [
-            RunGroup(
-                configuration=name,
-                needed={run: self._still_needed(run) for run in open_runs if run.configuration == name},
-                first_stage=self._queue.plan.configurations[name].cascade_from,
-                is_begun=name in begun,
-            )
-            for name in names
+            self._group(name, [run for run in open_runs if run.configuration == name], name in begun) for name in names
         ]
+
+    def _group(self, name: str, runs: Sequence[Run], is_begun: bool) -> RunGroup:
+        own = self._queue.plan.configurations[name]
+        needed = {run: self._still_needed(run) for run in runs}
+        return RunGroup(name, needed, len(runs) * step_work(own), own.cascade_from, is_begun)
 
     def _still_needed(self, run: Run) -> float:
         return max(ENDING_SECONDS, self.fewest_seconds(run.configuration) - spent_seconds(run))
@@ -295,7 +306,9 @@ def _seconds_per_voxel(
     found = check_training(network, stages, channels, device, wanted, allowed_seconds)
     compute = found.compute(device)
     per_voxel = math.nan
-    for shape in growing_batches(configuration, channels):
+    shapes = list(growing_batches(configuration, channels))
+    work = [step_work(configuration) * math.prod(shape) / math.prod(shapes[-1]) for shape in shapes]
+    for shape in [own for own, amount in zip(shapes, work, strict=True) if amount >= LEAST_WORK] or shapes[-1:]:
         try:
             seconds = _settled_seconds(network, shape, compute)
         except torch.OutOfMemoryError:  # what fitted tells enough; training will say what to do

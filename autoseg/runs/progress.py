@@ -13,13 +13,11 @@ from statistics import median
 from autoseg.planning.plan import Configuration
 from autoseg.runs.queue import Queue
 from autoseg.runs.run import Run, RunResult, RunStatus
+from autoseg.training.callbacks.epoch_logger import RECENT_EPOCHS
 from autoseg.training.callbacks.history import last_history, recent_history
 
 REPORT_SECONDS = 1.0
 """Between two looks at where every run stands."""
-
-RECENT_EPOCHS = 5
-"""Epochs that say how fast a run is: their median, so that a pause of the machine does not count (assumption)."""
 
 _log = logging.getLogger(__name__)
 
@@ -149,8 +147,8 @@ def epoch_seconds(queue: Queue) -> dict[str, float]:
         return {}
     own = {run.configuration: queue.configuration_of(run) for run in queue.runs}
     reference, seconds = next(iter(known.items()))
-    scale = seconds / _cost(own[reference])
-    return {name: known.get(name, scale * _cost(configuration)) for name, configuration in own.items()}
+    scale = seconds / step_work(own[reference])
+    return {name: known.get(name, scale * step_work(configuration)) for name, configuration in own.items()}
 
 
 def recent_step_seconds(run: Run) -> float | None:
@@ -167,6 +165,6 @@ def clock_time(seconds: float) -> str:
     return f"{moment:%H:%M}" if is_soon else f"{moment:%Y-%m-%d %H:%M}"
 
 
-def _cost(configuration: Configuration) -> float:
-    """What a step costs, in elements of feature maps."""
+def step_work(configuration: Configuration) -> float:
+    """Of a training step, in elements of feature maps."""
     return float(configuration.estimated_feature_map_elements * configuration.batch_size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -132,6 +133,7 @@ class RunTask:
         deadline: `time.monotonic()` at which it must be over, or None.
         contents: case -> hash of its files; empty where it is not known.
         step_seconds: that a step of the training is expected to take; known where there is a deadline.
+        most_steps: of the training, however much time is left of the deadline.
     """
 
     run: Run
@@ -146,6 +148,7 @@ class RunTask:
     deadline: float | None
     contents: Mapping[str, str] = field(default_factory=dict)
     step_seconds: float | None = None
+    most_steps: float = math.inf
 
     @property
     def configuration(self) -> Configuration:

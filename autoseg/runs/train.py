@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -317,7 +318,7 @@ class _Trainer:
     def _task(self, run: Run, slots: int) -> RunTask:
         fold = self.queue.folds[run.fold]
         train, val = (tuple(name for name in side if name not in self.failures) for side in (fold.train, fold.val))
-        return RunTask(
+        task = RunTask(
             run=run,
             plan=self.queue.plan,
             dataset=self.queue.dataset,
@@ -329,8 +330,12 @@ class _Trainer:
             begin=self.idle_since,
             deadline=self._deadline_of(run, slots),
             contents=self.queue.contents,
-            step_seconds=None if self.reporter.deadline is None else self.needs.step_seconds(run.configuration),
         )
+        if task.seconds_left is None:
+            return task
+        name = run.configuration
+        most = self.needs.most_steps(name, task.seconds_left) if self.choice.left_out else math.inf
+        return replace(task, step_seconds=self.needs.step_seconds(name), most_steps=most)
 
     def _deadline_of(self, run: Run, slots: int) -> float | None:
         """When a run must be over, so that those at work and those chosen have their shares of what is left."""

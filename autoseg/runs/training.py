@@ -130,7 +130,8 @@ def _time_budget(active: ActiveRun) -> list[Callback]:
         return []
     reserve = active.forecast.reserve if active.forecast else no_reserve
     costs = relative_costs(active.task.stages)
-    return [TimeBudget(deadline - ENDING_SECONDS, active.record.asked.steps_per_epoch, reserve, costs=costs)]
+    end, longest_epoch = deadline - ENDING_SECONDS, active.record.asked.steps_per_epoch
+    return [TimeBudget(end, longest_epoch, reserve, costs=costs, most_steps=active.task.most_steps)]
 
 
 def batch_source(active: ActiveRun, stage: Configuration) -> BatchSource:

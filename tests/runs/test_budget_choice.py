@@ -20,7 +20,7 @@ many = settings(max_examples=100, deadline=None)
 
 def group(name: str, needed: float, folds: int, **facts) -> RunGroup:
     runs = (Run(name, fold, RunFolder(Path(f"/nowhere/{name}/fold_{fold}"))) for fold in range(folds))
-    return RunGroup(name, dict.fromkeys(runs, needed), **facts)
+    return RunGroup(name, dict.fromkeys(runs, needed), needed * folds, **facts)
 
 
 def groups_of(kinds: Sequence[tuple[float, int]]) -> list[RunGroup]:
@@ -79,6 +79,12 @@ def test_the_cheaper_configuration_is_completed_and_the_rest_is_named():
     )
     assert choose_runs(groups, 240.0, 1, must_train=True).sentence(240.0) == ""
     assert [run.fold for run in choose_runs(groups, 45.0, 1, must_train=True).runs] == [0, 1]
+
+
+def test_the_cheaper_one_is_the_one_with_less_work_whatever_a_measurement_says():
+    spoiled = [group("2d", 90.0, 3), group("3d_fullres", 60.0, 3)]
+    choice = choose_runs([replace(spoiled[0], work=1.0), replace(spoiled[1], work=2.0)], 300.0, 1, must_train=True)
+    assert {run.configuration for run in choice.runs} == {"2d"}
 
 
 def test_without_any_time_one_run_is_trained_and_none_once_one_is_done():

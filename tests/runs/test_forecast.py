@@ -7,8 +7,12 @@ import math
 import pytest
 import torch
 
+from autoseg.core.workspace import Workspace
 from autoseg.runs import forecast
-from autoseg.runs.forecast import seconds_per_epoch
+from autoseg.runs.forecast import FEWEST_EPOCHS, RunNeeds, seconds_per_epoch
+from autoseg.runs.queue import Queue
+from autoseg.runs.run import Run
+from autoseg.training.callbacks.history import append_history
 from autoseg.training.recipe import load_recipe
 from tests.planning.builders import fingerprint_of, plan_of
 
@@ -43,7 +47,7 @@ def test_a_batch_that_does_not_fit_is_extrapolated_to(monkeypatch):
     plan = planned()
 
     def step_seconds(network, shape, compute):
-        if shape[0] > 1:
+        if shape[0] > 4:
             raise torch.OutOfMemoryError("out of memory")
         return 1e-10 * math.prod(shape)
 
@@ -51,3 +55,20 @@ def test_a_batch_that_does_not_fit_is_extrapolated_to(monkeypatch):
     own = plan.configurations["2d"]
     fewest = 1e-10 * own.batch_size * math.prod(own.patch_size) * load_recipe("default").steps_per_epoch
     assert fewest < seconds_per_epoch(plan, "2d", "cpu") < 1.2 * fewest
+
+
+def test_a_measurement_that_was_too_slow_costs_the_first_run_no_more_than_it_was_thought_to_take(monkeypatch, tmp_path):
+    plan = planned()
+    monkeypatch.setattr(forecast, "step_seconds", lambda *_: 4.0)
+    runs = tuple(Run("2d", fold, Workspace(tmp_path).run("2d", fold)) for fold in range(2))
+    queue = Queue(plan, None, None, load_recipe("cpu"), (), runs, dict.fromkeys(runs, "new"))
+    needs = RunNeeds(queue, torch.device("cpu"), 0.1)
+    useful, needed = FEWEST_EPOCHS * 50, needs.fewest_seconds("2d")
+    assert needs.most_steps("2d", needed / 2) == useful
+    assert needs.most_steps("2d", 3 * needed) == 3 * useful
+    for step in (10, 20):
+        append_history(runs[0].folder.history, {"epoch": step // 10, "step": step, "seconds": 10.0})
+    needs.note(runs[0])
+    assert needs.step_seconds("2d") == pytest.approx(1.0)
+    assert needs.fewest_seconds("2d") < needed / 3
+    assert needs.most_steps("2d", 3 * needed) == math.inf

@@ -200,3 +200,18 @@ def test_a_pause_of_the_machine_is_not_taken_for_its_speed(slow, pause, guess) -
         state.epoch_begin = state.step
         budget.after_epoch(RESULT, state)
     assert 95.0 <= clock.now - 100.0 <= 100.2
+
+
+def test_a_training_ends_at_its_most_steps_with_the_whole_schedule_behind_it() -> None:
+    clock = FakeTime()
+    state = state_of(10, 5)
+    budget = TimeBudget(clock.now + 1000.0, 50, clock=clock, most_steps=60)
+    while not state.is_finished:
+        while state.step < state.end_of_epoch:
+            clock.now += 0.1
+            state.step += 1
+            budget.after_step(state)
+        state.epoch_begin = state.step
+        budget.after_epoch(RESULT, state)
+    assert state.step == 60
+    assert state.segment.at(60) == pytest.approx(1.0)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from datetime import datetime, timedelta
+from statistics import median
 
 from autoseg.training.callbacks.base import RunContext
 from autoseg.training.loop import Callback, EpochResult
@@ -13,6 +15,9 @@ from autoseg.training.validation import class_dice
 
 STARVING = 0.1
 """Share of an epoch spent waiting for batches from which on it is said what helps (assumption)."""
+
+RECENT_EPOCHS = 5
+"""Epochs that say how fast a training is: their median, so that a pause of the machine does not count (assumption)."""
 
 _log = logging.getLogger(__name__)
 
@@ -28,6 +33,7 @@ class EpochLogger(Callback):
     def __init__(self, run: RunContext) -> None:
         self._run = run
         self._has_warned = False
+        self._paces: deque[float] = deque(maxlen=RECENT_EPOCHS)  # seconds per step with the planned patch
 
     def after_epoch(self, result: EpochResult, state: TrainingState) -> None:
         """Logs the epoch."""
@@ -38,7 +44,7 @@ class EpochLogger(Callback):
             classes = ", ".join(f"{name} {'-' if value is None else f'{value:.3f}'}" for name, value in dice.items())
             parts.append(f"Dice {result.scores.mean_dice:.3f} ({classes}), smoothed {state.ema_dice:.3f}")
         parts.append(_pace(result))
-        left = timedelta(seconds=result.seconds * self._epochs_left(state))
+        left = timedelta(seconds=self._seconds_left(result, state))
         end = datetime.now() + left
         parts.append(f"ends {end:%H:%M}" if left < timedelta(hours=12) else f"ends {end:%Y-%m-%d %H:%M}")
         _log.info("%s", " | ".join(parts))
@@ -60,8 +66,9 @@ class EpochLogger(Callback):
             "the threads that" if readers is None else f"the {readers} threads that",
         )
 
-    def _epochs_left(self, state: TrainingState) -> float:
-        """In epochs like the one just done; those of larger patches count for more."""
+    def _seconds_left(self, result: EpochResult, state: TrainingState) -> float:
+        """At the median pace of the newest epochs; steps with larger patches take longer."""
         costs = self._run.costs
-        weight = mean_cost(state.segment.at(state.step), costs) / costs[state.stage]
-        return weight * max(0, state.segment.end - state.step) / state.steps_per_epoch
+        self._paces.append(result.seconds / state.steps_per_epoch / costs[state.stage])
+        average = mean_cost(state.segment.at(state.step), costs)
+        return median(self._paces) * average * max(0, state.segment.end - state.step)

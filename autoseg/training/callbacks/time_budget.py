@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -82,6 +83,7 @@ class TimeBudget(Callback):
         reserve: Callable[[float], float] = no_reserve,
         clock: Callable[[], float] = time.monotonic,
         costs: Sequence[float] = (1.0,),
+        most_steps: float = math.inf,
     ) -> None:
         """Starts the clock.
 
@@ -91,9 +93,10 @@ class TimeBudget(Callback):
             reserve: seconds to keep for what comes after the training, as a function of the seconds per step.
             clock: gives the time in seconds.
             costs: of a step in each stage of a growing patch / cost in the last one.
+            most_steps: of the whole training, however much time is left.
         """
         self._deadline, self._longest_epoch, self._reserve, self._clock = deadline, longest_epoch, reserve, clock
-        self._costs = costs
+        self._costs, self._most_steps = costs, most_steps
         self._begin = self._mark = self._planned_at = clock()
         self._taken = 0  # steps since the clock started
         self._step_seconds = self._steps = 0.0  # of the measured steps, in full ones; older ones with less weight
@@ -132,7 +135,7 @@ class TimeBudget(Callback):
         left = (self._deadline - now - self._reserve(own)) * (1 - SAFETY) - self._between_seconds
         own *= mean_cost(state.segment.at(state.step), self._costs)
         per_step = own + (self._between_seconds or VALIDATION_COST * own) / state.steps_per_epoch
-        end = state.step + max(0, int(left / per_step))
+        end = state.step + max(0, int(min(left / per_step, self._most_steps - state.step)))
         self._step_seconds, self._steps = 0.5 * self._step_seconds, 0.5 * self._steps
         before = state.segment.end
         if end < before or end > before * (1 + _LEAST_GAIN):
