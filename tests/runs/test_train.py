@@ -37,6 +37,7 @@ from autoseg.runs.queue import TrainOptions, make_queue
 from autoseg.runs.run import FoldScores, RunRecord, RunStatus
 from autoseg.runs.train import TrainListeners, TrainReport, train_queue
 from autoseg.training.callbacks.history import read_history
+from autoseg.training.losses import make_objective
 from tests.preprocessing.tiny_dataset import write_tiny_dataset
 from tests.runs.trained import never
 
@@ -209,6 +210,30 @@ def test_a_lack_of_resources_stops_cleanly(workspace, options, error):
     report = train_queue(workspace, options, never, TrainListeners(on_steps=fail))
     assert isinstance(report.stop, NotEnoughResources)
     assert report.exit_code == 5
+
+
+def test_memory_that_runs_out_halves_the_batch_and_the_run_goes_on_so_when_resumed(workspace, options, monkeypatch):
+    def with_memory_for_one(*arguments):
+        objective = make_objective(*arguments)
+
+        def guarded(outputs, labels):
+            if torch.is_grad_enabled() and len(labels) > 1:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return objective(outputs, labels)
+
+        return guarded
+
+    monkeypatch.setattr("autoseg.runs.training.make_objective", with_memory_for_one)
+    progress, check = stop_at(1)
+    train_queue(workspace, options, check, TrainListeners(on_steps=progress))
+    folder = workspace.run("3d_fullres", 0)
+    state = json.loads(next(folder.checkpoint.glob("*/state.json")).read_text())
+    assert (state["step"], state["parts"]) == (1, 2)
+    monkeypatch.undo()  # there is memory again, but the run goes on as it was
+    assert only_run(train_queue(workspace, options, never)).state == "done"
+    state = json.loads(max(folder.checkpoint.glob("*/state.json")).read_text())
+    assert (state["step"], state["parts"]) == (6, 2)
+    assert "in 2 parts from here on" in read_history(folder.history)[0]["events"][0]
 
 
 def test_a_single_case_is_trained_on_without_validation(tmp_path, options):
