@@ -16,10 +16,10 @@ from autoseg.core.records import from_data, record
 from autoseg.core.registry import choose
 from autoseg.planning.plan import Configuration
 
-FEWEST_BOTTLENECK_VOXELS = 3
-"""That an axis of a small patch keeps at the coarsest stage. With two along the first axis, gradients of the weights in
-bfloat16 come from memory that nobody wrote (oneDNN of torch 2.13 with AVX512-BF16: those of a conv3d of 128 to 128
-channels, kernel 3, of 2 x 3 x 2 voxels were not-a-number in 6 of 6 trials)."""
+FEWEST_BOTTLENECK_VOXELS = {2: (2, 2), 3: (3, 2, 2)}
+"""That the axes of a small patch keep at the coarsest stage, by the number of axes. With two along the first of three,
+gradients of the weights in bfloat16 come from memory that nobody wrote (oneDNN of torch 2.13 with AVX512-BF16: those of
+a conv3d of 128 to 128 channels, kernel 3, of 2 x 3 x 2 voxels were not-a-number in 6 of 6 trials)."""
 
 STEP_OVERHEAD = 0.07
 """Part of a step's cost that does not follow its voxels / cost of a step with the planned patch.
@@ -163,11 +163,9 @@ def stage_configurations(configuration: Configuration, recipe: Recipe) -> tuple[
 
 
 def _stage_patch(configuration: Configuration, share: float) -> tuple[int, ...]:
-    edges = zip(configuration.patch_size, configuration.network.total_stride, strict=True)
-    return tuple(
-        max(round(share * edge / stride) * stride, min(edge, FEWEST_BOTTLENECK_VOXELS * stride))
-        for edge, stride in edges
-    )
+    fewest = FEWEST_BOTTLENECK_VOXELS[configuration.dimensions]
+    axes = zip(configuration.patch_size, configuration.network.total_stride, fewest, strict=True)
+    return tuple(max(round(share * edge / stride) * stride, min(edge, least * stride)) for edge, stride, least in axes)
 
 
 def relative_costs(stages: Sequence[Configuration]) -> tuple[float, ...]:
