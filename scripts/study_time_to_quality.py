@@ -77,11 +77,13 @@ class Contender:
         preset: that the network is planned with.
         recipe: that it is trained with.
         changes: of the recipe's settings.
+        first_stage: channels of the network's finest stage, which takes half of the time / those that are planned.
     """
 
     preset: str
     recipe: str
     changes: Mapping[str, Any] = field(default_factory=dict)
+    first_stage: float = 1.0
 
     def load(self, **more: Any) -> Recipe:
         """The recipe, changed."""
@@ -95,9 +97,10 @@ CONTENDERS = {
     "fast-adamw": Contender("cpu", "fast", {"optimizer": "adamw", "momentum": 0.9}),
     "fast-ungrown": Contender("cpu", "fast", {"patch_growth": ()}),
     "fast-batch": Contender("cpu", "fast", {"batch_scale": 2.0, "lr": 0.0028}),
+    "fast-thin": Contender("cpu", "fast", first_stage=0.5),
 }
 """By name. "nnU-Net" is its plan and its training, with the schedule stretched over the budget, computed by AutoSeg in
-the precision that is fastest here, as all contenders are. The last three change one thing in `fast`."""
+the precision that is fastest here, as all contenders are. The last four change one thing in `fast`."""
 
 MAIN = (REFERENCE, BASELINE, "fast")
 
@@ -149,9 +152,11 @@ class Contest:
         """Cases set aside: images and labels."""
         return self.root / "unseen"
 
-    def workspace(self, preset: str) -> Workspace:
-        """With the plan of a preset."""
-        return Workspace(self.root / "plans" / preset, self.train)
+    def workspace(self, contender: str) -> Workspace:
+        """With the plan of a contender; those with the same plan share it."""
+        own = CONTENDERS[contender]
+        thin = "" if own.first_stage == 1.0 else f"-{own.first_stage:g}"
+        return Workspace(self.root / "plans" / f"{own.preset}{thin}", self.train)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -191,16 +196,26 @@ def prepare(contest: Contest, source: Path, contenders: Sequence[str]) -> None:
     """Sets cases aside, plans and preprocesses for every preset, measures the cost of steps; once."""
     if not (contest.train / "dataset.json").exists():
         set_aside(contest, source)
-    for preset in dict.fromkeys(CONTENDERS[name].preset for name in (BASELINE, *contenders)):
-        workspace = contest.workspace(preset)
+    for name in (BASELINE, *contenders):
+        workspace = contest.workspace(name)
         if not workspace.plan.exists():
-            plan_dataset(contest.train, workspace, PlanOptions(preset))
+            plan_contender(contest, name)
         preprocess(contest.train, work=workspace.root, configurations=(contest.studied.configuration,))
     path = contest.root / "costs.json"
     known = json.loads(path.read_text()) if path.exists() else {}
     missing = [name for name in contenders if name not in known.get("seconds", {})]
     if missing:
         write_atomic(path, json.dumps(measured_costs(contest, missing, known), indent=1) + "\n")
+
+
+def plan_contender(contest: Contest, name: str) -> None:
+    """Plans with the contender's preset; then once more, if its finest stage shall have other channels."""
+    own, workspace = CONTENDERS[name], contest.workspace(name)
+    plan = plan_dataset(contest.train, workspace, PlanOptions(own.preset)).plan
+    if own.first_stage != 1.0:
+        first, *others = plan.configurations[contest.studied.configuration].network.features_per_stage
+        pins = {contest.studied.configuration: {"features_per_stage": [round(own.first_stage * first), *others]}}
+        plan_dataset(contest.train, workspace, PlanOptions(own.preset, pins=pins))
 
 
 def set_aside(contest: Contest, source: Path) -> None:
@@ -257,14 +272,13 @@ def in_turns(steps: Mapping[Any, Callable[[], object]]) -> dict[Any, float]:
 
 def stages_of(contest: Contest, contender: str) -> tuple[Any, ...]:
     """Configurations of a contender's stages."""
-    own = CONTENDERS[contender]
-    plan = load_plan(contest.workspace(own.preset))
-    return stage_configurations(plan.configurations[contest.studied.configuration], own.load())
+    plan = load_plan(contest.workspace(contender))
+    return stage_configurations(plan.configurations[contest.studied.configuration], CONTENDERS[contender].load())
 
 
 def steps_of(contest: Contest, contender: str, precision: str) -> dict[tuple[str, int], Callable[[], object]]:
     """(contender, stage) -> a function that makes a batch and takes a training step, as a run does."""
-    workspace, recipe = contest.workspace(CONTENDERS[contender].preset), CONTENDERS[contender].load()
+    workspace, recipe = contest.workspace(contender), CONTENDERS[contender].load()
     queue = make_queue(workspace, options(contest))
     plan, fold = queue.plan, queue.folds[0]
     name = contest.studied.configuration
@@ -299,7 +313,7 @@ def options(contest: Contest, **more: Any) -> TrainOptions:
 def do_run(contest: Contest, contender: str, minutes: float, seed: int) -> dict[str, Any]:
     """Trains, predicts the cases set aside, scores them; one that was interrupted goes on from its checkpoint."""
     folder = contest.root / "runs" / f"{contender}-{minutes:g}m-{seed}"
-    workspace = work_folder(folder, contest.workspace(CONTENDERS[contender].preset))
+    workspace = work_folder(folder, contest.workspace(contender))
     costs = json.loads((contest.root / "costs.json").read_text())
     recipe = fitting_recipe(contender, minutes, costs)
     write_atomic(folder / "recipe.yaml", json.dumps(to_data(recipe)))  # JSON is YAML

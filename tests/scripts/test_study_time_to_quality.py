@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from autoseg.core.records import read_json
 from tests.preprocessing.tiny_dataset import write_tiny_dataset
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -26,7 +27,7 @@ def script(repository):
 def test_a_study_is_done_once_and_written_for_people(script, tmp_path, monkeypatch, capsys):
     write_tiny_dataset(tmp_path / "data" / "tiny", cases=6)
     monkeypatch.setattr(script, "STUDIED", {"tiny": script.Studied("3d_fullres", 2)})
-    contenders = {name: script.Contender("cpu", name, SHORT) for name in ("cpu", "fast")}
+    contenders = {"cpu": script.Contender("cpu", "cpu", SHORT), "fast": script.Contender("cpu", "fast", SHORT, 0.5)}
     monkeypatch.setattr(script, "CONTENDERS", contenders)
     monkeypatch.setattr(script, "fastest_precision", lambda _contest: "fp32")
     monkeypatch.setattr(script, "ROUNDS", 1)
@@ -41,6 +42,9 @@ def test_a_study_is_done_once_and_written_for_people(script, tmp_path, monkeypat
     trained = {path.name.removesuffix(".nii.gz") for path in (tmp_path / "out/tiny/train/labelsTr").iterdir()}
     assert (len(unseen), len(trained), unseen & trained) == (2, 4, set())
     assert all(set(own["dice"]) == unseen for own in results)
+    plans = tmp_path / "out" / "tiny" / "plans"
+    widths = [read_json(plans / name / "plan.json")["configurations"]["3d_fullres"] for name in ("cpu", "cpu-0.5")]
+    assert [own["network"]["features_per_stage"] for own in widths] == [[16, 32], [8, 32]]
     assert "mean Dice" in capsys.readouterr().out
     assert script.main(command) == 0
     assert capsys.readouterr().out == ""  # nothing is done twice
