@@ -24,7 +24,7 @@ from autoseg.core.errors import (
 )
 from autoseg.core.files import lease, remove_leftovers, sha256_of_file
 from autoseg.core.limits import OVERLAP, RAM_GIB
-from autoseg.core.machine import BYTES_PER_GIB, available_memory_bytes
+from autoseg.core.machine import BYTES_PER_GIB, available_memory_bytes, keep_freed_memory
 from autoseg.core.progress import Progress, silent
 from autoseg.core.records import load
 from autoseg.core.workers import Helper
@@ -207,6 +207,7 @@ def _stream(
     from autoseg.models.model import make_ensemble
 
     use_cores()
+    keep_freed_memory()
     manifest = outputs.manifest
     ensemble = make_ensemble(files, device, manifest.overlap, manifest.mirroring, outputs.folder)
     return PredictionStream(files.record.plan, ensemble, outputs, helper, probabilities, max_ram_gib)

@@ -29,10 +29,10 @@ _CPU_VOXELS = 1 << 16
 """Voxels of the tiles that a CPU computes together. Measured with a 2D network of 32 channels in bf16: a tile of
 64 x 64 pixels takes 18 ms alone and 9 ms among 16, one of 128 x 128 27 and 20 ms, one of 256 x 256 gains nothing."""
 
-_CPU_VOXELS_FP32 = 3 << 16
-"""Likewise in fp32, where PyTorch leaves oneDNN for the deep layers of a single tile. Measured with the planned
-hippocampus network: a case of one tile of 40 x 56 x 40 voxels, eight mirrorings, takes 3.7 s, and 3.4 s in pairs (more
-at once, and bf16 in pairs, take longer: caches overflow)."""
+_LARGEST_PAIR = 1 << 19
+"""Voxels of a tile up to which a CPU computes two together in fp32: in layers of few channels or few voxels of a single
+one PyTorch leaves oneDNN. Measured with the planned hippocampus network: a case of one tile of 40 x 56 x 40 voxels,
+eight mirrorings, takes 3.7 s, and 3.4 s in pairs; more at once, and bf16 in pairs, take longer (caches overflow)."""
 
 _GPU_VOXELS = 1 << 21
 """Assumption: a patch of 128 x 128 x 128 keeps a GPU busy by itself."""
@@ -119,10 +119,9 @@ class Predictor:
     @cached_property
     def tiles_at_once(self) -> int:
         """Tiles, or mirrored copies, computed together: small ones share the overhead of a call, large gain nothing."""
-        voxels = _GPU_VOXELS
-        if self._device_type == "cpu":
-            voxels = _CPU_VOXELS_FP32 if self.dtype == torch.float32 else _CPU_VOXELS
-        return self.tile_batch or max(1, min(_MOST_TILES, voxels // math.prod(self.patch_size)))
+        voxels, is_cpu = math.prod(self.patch_size), self._device_type == "cpu"
+        fewest = 2 if is_cpu and self.dtype == torch.float32 and voxels <= _LARGEST_PAIR else 1
+        return self.tile_batch or max(fewest, min(_MOST_TILES, (_CPU_VOXELS if is_cpu else _GPU_VOXELS) // voxels))
 
     @cached_property
     def _batch_size(self) -> int:

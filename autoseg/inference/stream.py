@@ -22,7 +22,7 @@ import torch
 from autoseg.core.errors import AutoSegError, Interrupted, NotEnoughResources, is_machine_fault
 from autoseg.core.files import atomic_file
 from autoseg.core.geometry import Geometry
-from autoseg.core.machine import BYTES_PER_GIB, available_memory_bytes, resident_memory_bytes
+from autoseg.core.machine import BYTES_PER_GIB, available_memory_bytes, resident_memory_bytes, return_freed_memory
 from autoseg.core.progress import Progress, silent
 from autoseg.core.workers import Helper
 from autoseg.data.labels import to_file_values
@@ -212,6 +212,7 @@ class PredictionStream:
         """Memory left for what is added up, beside what the program has now, the image and a batch of tiles."""
         computing = max(member.predictor.network_bytes for member in self._ensemble.every)
         images = sum(one.image.nbytes for one in prepared.values())
+        return_freed_memory()
         return max(0, self._max_ram_bytes - resident_memory_bytes() - computing - images)
 
     def _tile_progress(self, done: int, total: int) -> None:

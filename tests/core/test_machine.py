@@ -1,8 +1,11 @@
 """What the machine says of itself, checked against a second source."""
 
 import os
+import platform
 import resource
 import shutil
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -80,3 +83,26 @@ def test_the_process_was_started_a_while_ago():
     first = machine.seconds_since_start()
     time.sleep(0.05)
     assert 0 < first < first + 0.04 < machine.seconds_since_start() < 1e6
+
+
+@pytest.mark.skipif(sys.platform != "linux" or platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
+def test_freed_memory_is_kept_until_it_is_returned():
+    code = """
+import resource
+import numpy as np
+from autoseg.core.machine import keep_freed_memory, resident_memory_bytes, return_freed_memory
+keep_freed_memory()
+for _ in range(2):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(5):
+        [np.ones(1 << 20) for _ in range(8)]  # 64 MiB
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+kept = resident_memory_bytes()
+return_freed_memory()
+print((kept - resident_memory_bytes()) >> 20)
+"""
+    faults, mebibytes = subprocess.run(
+        (sys.executable, "-c", code), capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert int(faults) < 1000  # of 80,000
+    assert int(mebibytes) > 50

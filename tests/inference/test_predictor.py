@@ -222,7 +222,7 @@ def test_a_tile_is_uniform_if_its_values_are_one_in_the_precision_of_the_network
 def test_small_tiles_are_computed_together_and_large_ones_alone():
     patches, types = ((16, 16), (128, 128), (40, 56, 40), (96, 96, 96)), (torch.float32, torch.bfloat16)
     made = [[Predictor((), configuration(patch), 2, dtype=dtype) for patch in patches] for dtype in types]
-    assert [[one.tiles_at_once for one in row] for row in made] == [[16, 12, 2, 1], [16, 4, 1, 1]]
+    assert [[one.tiles_at_once for one in row] for row in made] == [[16, 4, 2, 1], [16, 4, 1, 1]]
 
 
 @pytest.mark.parametrize("dimensions", [2, 3])

@@ -53,6 +53,19 @@ def test_instance_norm_is_exact_where_the_mean_is_far_from_zero() -> None:
     assert normalized.mean((2, 3)).abs().max() < 2e-3  # float32 rounds a mean of 1000 to 6e-5, and sums add to it
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [*SHAPES, (2, 3, 8, 16, 8), (1, 40, 4, 6), (1, 8, 7, 7, 7)])
+def test_instance_norm_of_a_prediction_is_as_exact(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    features = (3 + 2 * channels_last(shape).detach()).to(dtype)
+    weight, bias = torch.linspace(0.5, 2, shape[1]), torch.linspace(-1, 1, shape[1])
+    with torch.inference_mode():
+        normalized = instance_norm(features, weight, bias, 1e-5)
+    exact = nn.functional.instance_norm(features.double(), weight=weight.double(), bias=bias.double(), eps=1e-5)
+    assert normalized.dtype == dtype
+    assert is_channels_last_on_cpu(normalized)
+    assert (normalized - exact).abs().max() <= 4 * torch.finfo(dtype).eps * exact.abs().max() + 1e-7
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("has_bias", [True, False])
 def test_upsampling_equals_the_transposed_convolution(shape: tuple[int, ...], has_bias: bool) -> None:
