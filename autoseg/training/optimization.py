@@ -174,16 +174,25 @@ class Muon(torch.optim.AdamW):
         if not state:
             state["momentum"] = torch.zeros_like(weight)
             state["step"] = torch.zeros(())  # which AdamW expects of every parameter when a state is restored
-        kept = state["momentum"].lerp_(gradient, 1 - momentum)
+        rate, share = group["lr"], 1 - momentum
+        if skips_on_device(self):  # where nothing may change, the gradient is not finite
+            is_skipped = self.found_inf > 0  # type: ignore[attr-defined]
+            gradient = gradient.masked_fill(is_skipped, 0.0)
+            rate, share = (torch.where(is_skipped, 0.0, value) for value in (rate, share))
+        kept = state["momentum"].lerp_(gradient, share)
         matrix = gradient.lerp(kept, momentum).flatten(1)  # Nesterov's correction
         update = orthogonalized(matrix) * (RMS * math.sqrt(max(matrix.shape)))
-        weight.mul_(1 - group["lr"] * group["weight_decay"])
-        weight.sub_(update.view_as(weight), alpha=group["lr"])
+        weight.mul_(1 - rate * group["weight_decay"])
+        if isinstance(rate, Tensor):
+            weight.addcmul_(update.view_as(weight), rate, value=-1)
+        else:
+            weight.sub_(update.view_as(weight), alpha=rate)
 
 
 def muon(parameters: Iterable[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
     """Muon with the learning rate and weight decay of AdamW; `momentum` is that of both."""
-    return Muon(parameters, lr=recipe.lr, betas=(recipe.momentum, 0.999), weight_decay=recipe.weight_decay)
+    parameters = list(parameters)
+    return Muon(parameters, betas=(recipe.momentum, 0.999), **_options(parameters, recipe))
 
 
 OPTIMIZERS: dict[str, Callable[[Iterable[nn.Parameter], Recipe], torch.optim.Optimizer]] = {
