@@ -36,7 +36,7 @@ def measured(plan: Plan, configuration: Configuration, batch: int, rounds: int) 
     rows = []
     for verb, one_pass in (("train", training_pass), ("predict", prediction_pass)):
         found = (
-            check_training(network, configuration, channels, CPU)
+            check_training(network, (configuration,), channels, CPU)
             if verb == "train"
             else check_prediction(network, configuration, channels, CPU, precisions[-1])
         )

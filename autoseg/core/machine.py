@@ -13,6 +13,9 @@ from pathlib import Path
 
 BYTES_PER_GIB = 1 << 30
 
+BUSY_LOAD = 1.0
+"""Processes that may wait for a core before a machine counts as busy (assumption)."""
+
 _CORES_TABLE = Path("/sys/devices/system/cpu")
 _PROCESSOR_TABLE = Path("/proc/cpuinfo")
 _TIME_QUOTA = Path("/sys/fs/cgroup/cpu.max")
@@ -38,6 +41,11 @@ def physical_cores() -> int:
     Not `psutil.cpu_count(logical=False)`: that counts the machine's, however few of them this process may use.
     """
     return max(1, min(len({_siblings(number) for number in _usable_cores()}), _quota()))
+
+
+def is_busy() -> bool:
+    """Whether more programs want to run, in the last minute, than there are cores beside this process; Windows: no."""
+    return hasattr(os, "getloadavg") and os.getloadavg()[0] > available_cores() + BUSY_LOAD
 
 
 def memory_bytes() -> int:

@@ -76,7 +76,7 @@ def compile_if_faster(
         return None, f"not compiled: the compiled network's logits differ by {error:.0%} of the largest"
     ways = [partial(_training_pass, network, own, image, compute) for own in (network, forward)]
     found = race(ways, 0, RACE_SECONDS, clock)
-    saved = steps * (found.seconds[0] - found.seconds[1])
+    saved = steps * usual * (1 - found.seconds[1] / found.seconds[0])
     gain = f"{found.seconds[0] / found.seconds[1]:.2f} times as fast"
     if found.winner == 0 or saved <= seconds:
         return (

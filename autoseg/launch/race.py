@@ -2,7 +2,8 @@
 
 The ways take turns, forward and backward, so that a moment of load hits none of them alone. Load only adds time: the
 best round of each is what counts. What is preferred anyway stays, unless another way was faster twice, or by far; so
-noise that cannot be told from a difference never decides.
+noise that cannot be told from a difference never decides. On a CPU processor time decides, to which other programs add
+little, and wall time has a veto: a way that leaves threads idle takes longer by it alone.
 """
 
 from __future__ import annotations
@@ -20,14 +21,15 @@ ROUNDS = 3
 
 MOST_ROUNDS = 9
 
-PLAIN = 0.5
-"""Of the time: what takes less than this share of it is believed after one round."""
+PLAIN = 0.75
+"""Of the time: what takes less than this share of it is believed after one round (assumption: other programs, which
+share the caches, do not change processor time by more)."""
 
 HOPELESS = 3.0
 """Times the best: what takes longer by every clock is not run again."""
 
 Clock = Callable[[], tuple[float, ...]]
-"""Seconds by one or more clocks; a difference counts only if all of them show it."""
+"""Seconds by one or more clocks: the last one decides, the others have a veto."""
 
 Rounds = Sequence[Sequence[tuple[float, ...]]]
 """For each way, the seconds of each of its rounds by each clock."""
@@ -39,8 +41,8 @@ class Outcome:
 
     Attributes:
         winner: index of the chosen way.
-        seconds: of the best round of each way by the first clock, for those that took part.
-        is_clear: whether nothing was faster by any clock, so that more rounds are not expected to change it.
+        seconds: of the best round of each way by the clock that decides.
+        is_clear: whether nothing was faster by the clock that decides: more rounds are not expected to change it.
     """
 
     winner: int
@@ -92,25 +94,23 @@ def _timed(way: Callable[[], object], clock: Clock) -> tuple[float, ...]:
 def judge(rounds: Rounds, preferred: int) -> Outcome:
     """The fastest of what is clearly faster than the preferred way, or that one; the first of equally fast ones."""
     best = [_nth_best(own, 0) for own in rounds]
-    share = [max(a / b for a, b in zip(own, best[preferred], strict=True)) for own in best]
-    sure = [index for index, own in enumerate(rounds) if share[index] < PLAIN or _is_sure(own, best[preferred])]
+    share = [own[-1] / best[preferred][-1] for own in best]
+    sure = [index for index, own in enumerate(rounds) if _is_faster(own, best[preferred])]
     winner = _first_of_fastest(share, sure) if sure else preferred
-    return Outcome(winner, tuple(own[0] for own in best), not any(_may_beat(own, best[winner]) for own in best))
+    is_clear = min(share) >= share[winner] * (1 - SMALLEST_GAIN)
+    return Outcome(winner, tuple(own[-1] for own in best), is_clear)
+
+
+def _is_faster(rounds: Sequence[tuple[float, ...]], preferred: tuple[float, ...]) -> bool:
+    """Whether the clock that decides shows it in two rounds, or in one by far, and no other says the contrary."""
+    first, second = _nth_best(rounds, 0), _nth_best(rounds, 1)
+    is_sure = second[-1] < preferred[-1] * (1 - SMALLEST_GAIN) or first[-1] < preferred[-1] * PLAIN
+    return is_sure and all(own < other for own, other in zip(first, preferred, strict=True))
 
 
 def _first_of_fastest(share: Sequence[float], among: Sequence[int]) -> int:
     limit = min(share[index] for index in among) / (1 - SMALLEST_GAIN)
     return next(index for index in among if share[index] <= limit)
-
-
-def _is_sure(rounds: Sequence[tuple[float, ...]], preferred: tuple[float, ...]) -> bool:
-    """Whether two rounds were faster than the best of the preferred way, by every clock."""
-    return all(a < b * (1 - SMALLEST_GAIN) for a, b in zip(_nth_best(rounds, 1), preferred, strict=True))
-
-
-def _may_beat(best: tuple[float, ...], winner: tuple[float, ...]) -> bool:
-    """Whether a way was faster by some clock."""
-    return any(a < b * (1 - SMALLEST_GAIN) for a, b in zip(best, winner, strict=True))
 
 
 def _is_hopeless(rounds: Rounds, index: int) -> bool:

@@ -31,6 +31,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache, and a CPU that says it computes bfloat16."""
     monkeypatch.setenv("AUTOSEG_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(precision, "cpu_features", lambda: {"avx512_bf16"})
+    monkeypatch.setattr(numerics, "is_busy", lambda: False)
     return tmp_path / "cache" / "numerics"
 
 
@@ -214,6 +215,12 @@ def test_what_is_in_doubt_is_measured_again_for_training_alone(verb, cache, monk
     os.utime(file, (0, 0))  # long ago
     check_numerics(trial, WAYS, 10.0)
     assert (calls[0] > 0) == (verb == "train")
+
+
+def test_what_was_timed_on_a_busy_machine_is_in_doubt(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(numerics, "is_busy", lambda: True)
+    assert not check_numerics(Trial(NETWORK, CONFIGURATION, 1, CPU, "train"), WAYS, 10.0).is_clear
+    assert "other programs" in train()[1]
 
 
 def test_the_order_of_the_ways_does_not_matter(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,7 +45,7 @@ def outcome(times: list[float], seed: int = 0, load: float = 0.0, allowed: float
 
 
 @pytest.mark.parametrize("seed", range(20))
-@pytest.mark.parametrize("load", [0.0, 1.0, 3.0])
+@pytest.mark.parametrize("load", [0.0, 1.0, 5.0])
 def test_load_does_not_change_the_winner(seed: int, load: float) -> None:
     assert outcome([1.0, 0.999, 0.3, 2.0], seed, load)[0].winner == 2
     assert outcome([1.0, 0.999, 1.01], seed, load)[0].winner == 0
@@ -70,10 +70,10 @@ def test_the_time_ends_a_race_after_a_round() -> None:
     assert (found.winner, found.is_clear) == (0, False)
 
 
-def test_what_one_clock_alone_shows_decides_nothing() -> None:
+def test_processor_time_decides_and_wall_time_has_a_veto() -> None:
     assert judge([[(1.0, 1.0)] * 3, [(0.5, 1.1)] * 3], 0).winner == 0
     assert judge([[(1.0, 1.0)] * 3, [(1.1, 0.5)] * 3], 0).winner == 0
-    assert judge([[(1.0, 1.0)] * 3, [(0.8, 0.9)] * 3], 0).winner == 1
+    assert judge([[(1.0, 1.0)] * 3, [(0.99, 0.9)] * 3], 0).winner == 1
 
 
 def test_one_good_round_is_not_enough_unless_it_is_good_by_far() -> None:
@@ -87,9 +87,8 @@ def test_one_good_round_is_not_enough_unless_it_is_good_by_far() -> None:
 def test_the_order_of_the_others_matters_in_ties_alone(rounds, chance) -> None:
     order = [0, *chance.sample(range(1, len(rounds)), len(rounds) - 1)]
     one, other = judge(rounds, 0), judge([rounds[index] for index in order], 0)
-    best = [tuple(map(min, zip(*own, strict=True))) for own in rounds]
-    share = [max(a / b for a, b in zip(own, best[0], strict=True)) for own in best]
-    first, second = share[one.winner], share[order[other.winner]]
+    best = [min(processor for _, processor in own) for own in rounds]
+    first, second = best[one.winner], best[order[other.winner]]
     assert max(first, second) * (1 - SMALLEST_GAIN) <= min(first, second) + 1e-12
 
 
@@ -99,4 +98,4 @@ def test_the_winner_is_the_preferred_or_faster_by_every_clock(rounds) -> None:
     winner = judge(rounds, 0).winner
     fastest = tuple(map(min, zip(*rounds[winner], strict=True)))
     preferred = tuple(map(min, zip(*rounds[0], strict=True)))
-    assert winner == 0 or all(a < b * (1 - SMALLEST_GAIN) for a, b in zip(fastest, preferred, strict=True))
+    assert winner == 0 or (fastest[0] < preferred[0] and fastest[1] < preferred[1] * (1 - SMALLEST_GAIN))
