@@ -16,8 +16,8 @@ from autoseg.core.machine import BYTES_PER_GIB
 Figures = dict[str, float]
 """Seconds "wall" and "cpu", the "load" average of the minute before, and "peak_gib" where it was asked for."""
 
-MEMORY_INTERVAL_S = 0.1
-"""Between two samples of the memory; reading it takes a few milliseconds for each gibibyte."""
+MEMORY_INTERVAL_S = 0.5
+"""Between two samples of the memory: reading it takes up to 0.1 s for each gibibyte, and peaks last for seconds."""
 
 
 class CommandFailed(Exception):

@@ -209,7 +209,7 @@ def test_figures_of_a_command_hold_its_children(tmp_path):
     figures, _ = run_command(command, os.environ, peak=True)
     assert figures["cpu"] >= 0.3
     assert tree_seconds() - before >= 0.3
-    assert 0.001 < figures["peak_gib"] < 1
+    assert 0 < figures["peak_gib"] < 1
     with pytest.raises(CommandFailed, match="ended with 3"):
         run_command([sys.executable, "-c", "raise SystemExit(3)"], os.environ)
 
