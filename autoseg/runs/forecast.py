@@ -153,9 +153,9 @@ def _hours_of_budget(
     queue: Queue, options: TrainOptions, devices: Sequence[torch.device], budget: float
 ) -> tuple[dict[Run, float], str, str]:
     needs = RunNeeds(queue, devices[0], SHARE_FOR_MEASURING * budget)
-    groups = needs.groups(queue.open_runs)
     deadline, now = budget_deadline(queue, options), time.monotonic()
     left = 0.0 if deadline is None else deadline - now
+    groups = needs.groups(queue.open_runs, left * len(devices))
     choice = choose_runs(groups, left, len(devices), must_train=len(queue.open_runs) == len(queue.runs))
     weights = {run: needs.fewest_seconds(run.configuration) for run in choice.runs}
     ends = {run: run_deadline(deadline, run, weights, len(devices), now) or now for run in weights}
@@ -166,7 +166,7 @@ def _hours_of_budget(
 class RunNeeds:
     """What the runs of a queue need to be useful, from the speed measured now and corrected by the runs since.
 
-    A configuration is measured once, when it is first asked for.
+    Configurations are measured once, the cheapest first, and only as far as there is time for them.
     """
 
     def __init__(self, queue: Queue, device: torch.device, allowed_seconds: float) -> None:
@@ -209,36 +209,44 @@ class RunNeeds:
         useful = FEWEST_EPOCHS * self._queue.recipe.steps_per_epoch
         return math.inf if self._slowness else useful * max(1.0, seconds / self.fewest_seconds(name))
 
-    def groups(self, open_runs: Collection[Run], tried: Collection[Run] = ()) -> list[RunGroup]:
+    def groups(self, open_runs: Collection[Run], seconds: float, tried: Collection[Run] = ()) -> list[RunGroup]:
         """The open runs by configuration, with the seconds that each still needs.
 
         Args:
             open_runs: neither done nor given up.
+            seconds: left for them, of all devices together.
             tried: that this command has begun.
         """
-        names = dict.fromkeys(run.configuration for run in open_runs)
+        own = {run.configuration: self._queue.configuration_of(run) for run in open_runs}
         begun = {run.configuration for run in self._queue.runs if run in tried or self._queue.stages[run] != "new"}
-        return [
-            self._group(name, [run for run in open_runs if run.configuration == name], name in begun) for name in names
-        ]
+        groups = []
+        for name in sorted(own, key=lambda name: step_work(own[name])):
+            if name not in self._measured and (seconds > 0 or not self._measured):
+                self._measured[name] = self._measure(name)
+            groups.append(self._group(name, open_runs, name in begun))
+            seconds -= sum(groups[-1].needed.values())
+        return groups
 
-    def _group(self, name: str, runs: Sequence[Run], is_begun: bool) -> RunGroup:
+    def _group(self, name: str, open_runs: Collection[Run], is_begun: bool) -> RunGroup:
         own = self._queue.plan.configurations[name]
-        needed = {run: self._still_needed(run) for run in runs}
+        fewest = self.fewest_seconds(name)
+        runs = [run for run in open_runs if run.configuration == name]
+        needed = {run: max(ENDING_SECONDS, fewest - spent_seconds(run)) for run in runs}
         return RunGroup(name, needed, len(runs) * step_work(own), own.cascade_from, is_begun)
 
-    def _still_needed(self, run: Run) -> float:
-        return max(ENDING_SECONDS, self.fewest_seconds(run.configuration) - spent_seconds(run))
-
     def _measured_seconds(self, name: str) -> float:
-        if name not in self._measured:
-            own = self._queue.plan.configurations[name]
-            per_voxel = _seconds_per_voxel(
-                self._queue.plan, own, self._device, self._queue.recipe, self._allowed_seconds
-            )
-            batch = stage_configurations(own, self._queue.recipe)[-1].batch_size
-            self._measured[name] = per_voxel * math.prod(own.patch_size) * batch
-        return self._measured[name]
+        """As measured; of a configuration that there is no time for, by its work."""
+        if name in self._measured:
+            return self._measured[name]
+        other, seconds = next(iter(self._measured.items()))
+        own = self._queue.plan.configurations
+        return seconds * step_work(own[name]) / step_work(own[other])
+
+    def _measure(self, name: str) -> float:
+        plan, recipe = self._queue.plan, self._queue.recipe
+        own = plan.configurations[name]
+        per_voxel = _seconds_per_voxel(plan, own, self._device, recipe, self._allowed_seconds)
+        return per_voxel * math.prod(own.patch_size) * stage_configurations(own, recipe)[-1].batch_size
 
 
 def _epochs_left(run: Run, queue: Queue) -> int:

@@ -298,7 +298,7 @@ class _Trainer:
         if deadline is None or budget is None:
             return
         tried = self.schedule.tried
-        groups = self.needs.groups(self.schedule.open_runs, tried)
+        groups = self.needs.groups(self.schedule.open_runs, slots * (deadline - time.monotonic()), tried)
         self.choice = choose_runs(groups, deadline - time.monotonic(), slots, must_train=not tried)
         self.schedule.chosen = self.choice.runs
         before, self.note = self.note, self.choice.sentence(budget)

@@ -63,6 +63,7 @@ def test_a_measurement_that_was_too_slow_costs_the_first_run_no_more_than_it_was
     runs = tuple(Run("2d", fold, Workspace(tmp_path).run("2d", fold)) for fold in range(2))
     queue = Queue(plan, None, None, load_recipe("cpu"), (), runs, dict.fromkeys(runs, "new"))
     needs = RunNeeds(queue, torch.device("cpu"), 0.1)
+    needs.groups(runs, 1000.0)
     useful, needed = FEWEST_EPOCHS * 50, needs.fewest_seconds("2d")
     assert needs.most_steps("2d", needed / 2) == useful
     assert needs.most_steps("2d", 3 * needed) == 3 * useful
@@ -72,3 +73,17 @@ def test_a_measurement_that_was_too_slow_costs_the_first_run_no_more_than_it_was
     assert needs.step_seconds("2d") == pytest.approx(1.0)
     assert needs.fewest_seconds("2d") < needed / 3
     assert needs.most_steps("2d", 3 * needed) == math.inf
+
+
+def test_a_configuration_that_there_is_no_time_for_is_not_measured(monkeypatch, tmp_path):
+    plan, measured = planned(), []
+    monkeypatch.setattr(forecast, "_seconds_per_voxel", lambda _plan, own, *_: measured.append(own.name) or 1e-4)
+    runs = tuple(Run(name, 0, Workspace(tmp_path).run(name, 0)) for name in ("3d_fullres", "2d"))
+    queue = Queue(plan, None, None, load_recipe("cpu"), (), runs, dict.fromkeys(runs, "new"))
+    needs = RunNeeds(queue, torch.device("cpu"), 0.1)
+    little = needs.groups(runs, 1.0)
+    assert measured == ["2d"]
+    assert [own.configuration for own in little] == ["2d", "3d_fullres"]
+    assert little[1].needed[runs[0]] > little[0].needed[runs[1]]
+    needs.groups(runs, 1e9)
+    assert measured == ["2d", "3d_fullres"]
