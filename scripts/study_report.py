@@ -62,6 +62,7 @@ def report_lines(
     """Markdown: a table per dataset."""
     machines = sorted({f"{own['cpu']}, torch {own['torch']}, {own['precision']}" for own in results})
     yield f"{len(results)} runs. Machine and precision: {'; '.join(machines)}."
+    yield "\n![Dice against virtual minutes](time-to-quality.png)"
     for dataset in dict.fromkeys(key[0] for key in tables):
         own = {key[1:]: seeds for key, seeds in tables.items() if key[0] == dataset}
         yield f"\n### {dataset}, {len(next(iter(own.values()))[0])} unseen cases\n"

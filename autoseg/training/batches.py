@@ -1,7 +1,7 @@
 """Batches of a run: drawn, augmented and put on the device ahead of the training.
 
-Batch i is a function of (seed, fold, stream, i) alone: threads can neither change it nor the order of the batches, and
-a resumed run goes on with the batch that comes next.
+Batch i is a function of (seed, fold, stage, stream, i) alone: threads can change neither it nor the order of batches,
+and a resumed run goes on with the batch that comes next.
 """
 
 from __future__ import annotations
