@@ -110,8 +110,8 @@ def _plan_images(dataset: Path, work: Path | None, chosen: PlanOptions, output: 
     made = planned.plan
     disk = {name: made.store_gib(own, planned.survey.fingerprint) for name, own in made.configurations.items()}
     show_plan(made, output, seconds, disk)
-    if seconds and made.preset != "cpu" and _is_cpu(device):
-        output.say("no GPU here: --preset cpu makes a plan that a CPU trains in minutes to hours")
+    if seconds and _is_cpu(device):
+        _say_about_cpu(made, output)
     output.say("nothing was written (--dry-run)" if dry_run else f"wrote {workspace.plan}")
     where = (dataset,) if work is None else (dataset, "--work", work)
     output.say(f"next: {command_line('train', *where)}    why: {command_line('explain', *where)}")
@@ -132,6 +132,25 @@ def _is_cpu(device: str) -> bool:
     from autoseg.launch.devices import choose_device
 
     return choose_device(device)[0].type == "cpu"
+
+
+def _say_about_cpu(plan: Plan, output: Output) -> None:
+    """What training on this CPU takes, which nnU-Net's measure of memory does not say."""
+    import torch
+
+    from autoseg.core.machine import BYTES_PER_GIB, memory_bytes
+    from autoseg.launch.precision import native_types
+
+    precision = next(iter(native_types(torch.device("cpu"))), "fp32")
+    there = memory_bytes() / BYTES_PER_GIB
+    needed = {name: plan.step_gib(name, precision) for name in plan.configurations}
+    too_large = [name for name, gib in needed.items() if gib > there]
+    listed = ", ".join(f"{name} {gib:.1f}" for name, gib in needed.items())
+    output.say(f"memory: on this CPU a training step takes about so many GiB ({precision}): {listed}")
+    if too_large:
+        output.say(f"memory: this machine has {there:.1f} GiB, too few for {', '.join(too_large)}: lower --memory")
+    if plan.preset != "cpu":
+        output.say("no GPU here: --preset cpu makes a plan that a CPU trains in minutes to hours")
 
 
 def show_problems(problems: Sequence[Problem], output: Output) -> None:

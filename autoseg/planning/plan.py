@@ -38,6 +38,12 @@ CONFIGURATION_NAMES = ("2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres")
 BYTES_PER_ELEMENT = 8 * BYTES_PER_GIB / (2 * 560e6)
 """Training memory per feature-map element: nnU-Net's default planner sizes two patches of 560e6 elements for 8 GiB."""
 
+STEP_GIB = 0.03
+BYTES_PER_WEIGHT = 14
+BYTES_PER_ELEMENT_IN: Final = {"fp32": 11.3, "bf16": 6.0, "fp16": 6.0}
+"""What a training step takes on a CPU: in any case, for each weight (with gradient and momentum), for each feature-map
+element by number format. Source: scripts/training_memory.py, docs/performance.md."""
+
 WHOLE_NAMES: Final = "whole_names"
 """Decision that is there where four digits at the end of a file's name are no channel index."""
 
@@ -134,7 +140,7 @@ class Configuration:
 
     @property
     def memory_gib(self) -> float:
-        """Memory of one training step, in proportion to the feature maps of a batch; an estimate."""
+        """What nnU-Net's planner counts as the memory of a step, to compare with `--memory`: feature maps on a GPU."""
         return self.estimated_feature_map_elements * self.batch_size * BYTES_PER_ELEMENT / BYTES_PER_GIB
 
 
@@ -247,6 +253,14 @@ class Plan:
         """Shape of everything in the state of a configuration's network, by name; none of it is allocated."""
         network = self.configurations[configuration].network
         return network.parameter_shapes(self.input_channels(configuration), self.labels.head_count)
+
+    def step_gib(self, configuration: str, precision: str) -> float:
+        """Memory of a training step on a CPU in "fp32", "bf16" or "fp16", beside that of the program; an estimate."""
+        own = self.configurations[configuration]
+        weights = sum(map(math.prod, self.parameter_shapes(configuration).values()))
+        elements = own.estimated_feature_map_elements * own.batch_size
+        per_element = BYTES_PER_ELEMENT_IN[precision]
+        return STEP_GIB + (BYTES_PER_WEIGHT * weights + per_element * elements) / BYTES_PER_GIB
 
     def turn(self, geometry: Geometry) -> Turn:
         """From an image as it is stored on a grid to the orientation of the plan."""

@@ -6,6 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from autoseg.data.model import LabelSet
+from autoseg.planning.plan import BYTES_PER_ELEMENT_IN, STEP_GIB
 from tests.planning.builders import fingerprint_of, plan_of
 from tests.runs.trained import tiny_plan
 
@@ -32,3 +33,16 @@ def test_a_configuration_under_another_name_is_refused():
     plan = tiny_plan()
     with pytest.raises(ValidationError, match="2d is called 3d_fullres"):
         replace(plan, configurations={"2d": plan.configurations["3d_fullres"]})
+
+
+def test_the_memory_of_a_step_counts_weights_and_feature_maps():
+    plan = plan_of(fingerprint_of([(1.0, 1.0, 1.0)] * 9, [(40, 56, 48)] * 9), "cpu")
+    for name, own in plan.configurations.items():
+        weights = sum(parameter.numel() for parameter in plan.build_network(name).parameters())
+        twice = replace(own, batch_size=2 * own.batch_size)
+        larger = replace(plan, configurations={**plan.configurations, name: twice})
+        maps = own.estimated_feature_map_elements * own.batch_size
+        for precision, size in BYTES_PER_ELEMENT_IN.items():
+            gib = plan.step_gib(name, precision)
+            assert gib * 2**30 == pytest.approx(STEP_GIB * 2**30 + 14 * weights + size * maps)
+            assert larger.step_gib(name, precision) - gib == pytest.approx(size * maps / 2**30)
