@@ -212,7 +212,8 @@ class PredictionStream:
         """Memory left for what is added up, beside what the program has now, the image and a batch of tiles."""
         computing = max(member.predictor.network_bytes for member in self._ensemble.every)
         images = sum(one.image.nbytes for one in prepared.values())
-        return_freed_memory()
+        if resident_memory_bytes() > self._max_ram_bytes // 2:  # what is kept counts; the system clears what comes back
+            return_freed_memory()
         return max(0, self._max_ram_bytes - resident_memory_bytes() - computing - images)
 
     def _tile_progress(self, done: int, total: int) -> None:
