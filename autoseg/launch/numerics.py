@@ -26,7 +26,7 @@ from autoseg.core.records import content_hash, load, record, save_sealed
 from autoseg.core.workspace import UserCache
 from autoseg.launch.convolutions import Example, Layer, checked_shape, layers_of, make_example, representatives
 from autoseg.launch.devices import cache_folder, identity
-from autoseg.launch.precision import growing_batches, native_types, prediction_pass, training_pass
+from autoseg.launch.precision import growing_batches, native_types, prediction_pass, training_pass, with_what_fits
 from autoseg.launch.race import Outcome, race, wall_and_processor_clock, wall_clock
 from autoseg.planning.plan import Configuration
 from autoseg.training.step import Compute
@@ -48,7 +48,7 @@ OPERATIONS = 8e9
 format: what it gains shows only when caches overflow."""
 
 SLOW = 1.2
-"""Times the seconds of single precision, from which on the doctor speaks of it (assumption)."""
+"""Times the seconds of single precision from which on the doctor speaks of it (assumption)."""
 
 PASSES = {"train": training_pass, "predict": prediction_pass}
 """What is timed, by the verb that asks."""
@@ -254,10 +254,10 @@ def check_numerics(trial: Trial, ways: Sequence[tuple[str, str]], allowed_second
     machine = identity(trial.device)
     file = _cache_file(trial, ways, machine)
     known = _known(file, machine)
-    if file is not None and known is not None and _still_holds(known, file, trial.verb, allowed_seconds):
+    if file and known and _still_holds(known, file, trial.verb, allowed_seconds):
         return known
     found = _check(trial, ways, allowed_seconds, machine)
-    if file is not None:
+    if file:
         try:
             save_sealed(found, file)
         except OSError as error:
@@ -267,9 +267,7 @@ def check_numerics(trial: Trial, ways: Sequence[tuple[str, str]], allowed_second
 
 def _cache_file(trial: Trial, ways: Sequence[tuple[str, str]], machine: dict[str, str]) -> Path | None:
     folder = cache_folder()
-    if folder is None:
-        return None
-    return UserCache(folder).numerics(content_hash(machine, *trial.key, list(ways)))
+    return None if folder is None else UserCache(folder).numerics(content_hash(machine, *trial.key, list(ways)))
 
 
 def _known(file: Path | None, machine: dict[str, str]) -> NumericsCheck | None:
@@ -321,12 +319,15 @@ def _check(
 
 def _faults(trial: Trial, computes: Sequence[Compute], layers: Sequence[Layer]) -> list[str]:
     """What each way computes wrong; empty where nothing was found."""
-    faults = [""] * len(computes)
-    for layer in layers:
-        example = make_example(layer, checked_shape(layer, trial.device), trial.device)
-        for index, compute in enumerate(computes):
-            faults[index] = faults[index] or _fault(example, layer, compute, trial.verb)
-    return faults
+    by_layer = [
+        with_what_fits(partial(_layer_faults, trial, computes, own), checked_shape(own, trial.device)) for own in layers
+    ]
+    return [next(filter(None, faults), "") for faults in zip(*by_layer, strict=True)]
+
+
+def _layer_faults(trial: Trial, computes: Sequence[Compute], layer: Layer, shape: Sequence[int]) -> list[str]:
+    example = make_example(layer, tuple(shape), trial.device)
+    return [_fault(example, layer, compute, trial.verb) for compute in computes]
 
 
 def _fault(example: Example, layer: Layer, compute: Compute, verb: str) -> str:
@@ -344,21 +345,24 @@ def _race(trial: Trial, computes: Sequence[Compute], shape: Sequence[int], end: 
     """Which way is the fastest with a batch (b, c, *patch); no round begins after `end` (time.monotonic)."""
     if len(computes) < 2:
         return Outcome(0, (), is_clear=True)
-    image = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
-    ways = [_way(trial, compute, image) for compute in computes]
-    for way in ways:
-        way()  # libraries prepare themselves
-    if trial.device.type != "cpu":
-        return race(ways, 0, end - time.monotonic(), wall_clock)
-    found = race(ways, 0, end - time.monotonic(), wall_and_processor_clock)
+
+    def compare(shape: Sequence[int]) -> Outcome:
+        image = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+        ways = [_way(trial, compute, image) for compute in computes]
+        for way in ways:
+            way()  # libraries prepare themselves
+        clock = wall_and_processor_clock if trial.device.type == "cpu" else wall_clock
+        return race(ways, 0, end - time.monotonic(), clock)
+
+    found = with_what_fits(compare, shape)
     # libraries' threads that wait for each other count as busy, so that other programs change processor time, too
-    return replace(found, is_clear=found.is_clear and not is_busy())
+    return replace(found, is_clear=found.is_clear and not (trial.device.type == "cpu" and is_busy()))
 
 
 def _timed_shape(trial: Trial, operations: int, allowed_seconds: float) -> tuple[int, ...]:
-    """The largest batch (b, c, *patch) within the planned one that a pass takes about a tenth of a second for.
+    """The largest batch (b, c, *patch) within the planned one that takes about a tenth of a second, by counting.
 
-    Found by counting, so that it is the same every time: `operations` is what a planned batch takes forward.
+    `operations` is what a planned batch takes forward.
     """
     shapes = list(growing_batches(trial.configuration, trial.channels))
     if trial.device.type != "cpu":

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -14,6 +14,8 @@ from torch import nn
 from autoseg.launch.race import race, wall_and_processor_clock, wall_clock
 from autoseg.planning.plan import Configuration
 from autoseg.training.step import Compute
+
+T = TypeVar("T")
 
 LARGEST_COMPILED_GAIN = 0.5
 """Share of a step's time that compiling is hoped to save at most (assumption; 0.2 was measured on CPUs)."""
@@ -109,25 +111,36 @@ def _difference(network: nn.Module, forward: Callable[..., Any], image: torch.Te
 def step_seconds(network: nn.Module, shape: Sequence[int], compute: Compute) -> float:
     """Seconds of one forward and backward pass with a batch (b, c, *patch): the best of two, after one not counted.
 
-    A batch that does not fit into the device's memory takes twice as long as its half, as it does in training.
+    A batch that does not fit into the device's memory takes as long as its parts, as it does in training.
     """
     network = compute.place_network(network, len(shape) - 2)
-    image = torch.zeros(*shape)
-    fits = True
-    try:
+
+    def measure(shape: Sequence[int]) -> float:
+        image = torch.zeros(*shape)
         training_pass(network, image, compute)
-    except torch.OutOfMemoryError:
-        if shape[0] == 1:
-            raise
-        fits = False
-    if not fits:  # only here has the error let go of its memory
-        return 2 * step_seconds(network, (-(-shape[0] // 2), *shape[1:]), compute)
-    times = []
-    for _ in range(_TIMED_STEPS):
-        begin = time.perf_counter()
-        training_pass(network, image, compute)
-        times.append(time.perf_counter() - begin)
-    return min(times)
+        times = []
+        for _ in range(_TIMED_STEPS):
+            begin = time.perf_counter()
+            training_pass(network, image, compute)
+            times.append(time.perf_counter() - begin)
+        return min(times) / shape[0]
+
+    return shape[0] * with_what_fits(measure, shape)
+
+
+def with_what_fits(work: Callable[[Sequence[int]], T], shape: Sequence[int]) -> T:
+    """Does the work with a batch (b, ...), or with half of it, again and again, where the device's memory runs out.
+
+    Raises:
+        torch.OutOfMemoryError: a single sample does not fit either.
+    """
+    while True:
+        try:
+            return work(shape)
+        except torch.OutOfMemoryError:
+            if shape[0] == 1:
+                raise
+        shape = (-(-shape[0] // 2), *shape[1:])  # only here has the error let go of its memory
 
 
 def growing_batches(configuration: Configuration, channels: int) -> Iterator[tuple[int, ...]]:

@@ -245,3 +245,30 @@ def test_many_at_once_leave_a_whole_cache(cache: Path) -> None:
     assert len(found) == 4
     (file,) = cache.iterdir()
     assert numerics.load(numerics.NumericsCheck, file).chosen is not None
+
+
+def test_where_memory_is_short_the_ways_are_compared_with_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+
+    def short_of_memory(result: Tensor, _weight: Tensor) -> Tensor:
+        sizes.append(len(result))
+        if len(result) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return result
+
+    plant(monkeypatch, short_of_memory)
+    large = replace(CONFIGURATION, batch_size=5)
+    monkeypatch.setattr(numerics, "checked_shape", lambda layer, _device: layer.shape)
+    monkeypatch.setattr(numerics, "_timed_shape", lambda trial, *_: trial.shape)
+    found = check_training(NETWORK, (large,), 1, CPU)
+    assert {5, 3, 2} <= set(sizes)
+    assert not any(way.fault for way in found.ways)
+
+
+def test_a_single_sample_that_does_not_fit_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def out_of_memory(*_: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    plant(monkeypatch, out_of_memory)
+    with pytest.raises(torch.OutOfMemoryError):
+        train()
