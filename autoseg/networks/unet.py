@@ -142,6 +142,8 @@ def _initialize(network: UNet) -> None:
 
     Source: nnU-Net v2, `InitWeights_He` and `init_last_bn_before_add_to_0`.
     """
+    if next(network.parameters()).is_meta:
+        return  # only shapes are asked for, and to draw without numbers PyTorch loads its compiler, for seconds
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.ConvTranspose3d):
             nn.init.kaiming_normal_(module.weight, a=NEGATIVE_SLOPE)

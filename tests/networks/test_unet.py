@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -244,3 +246,13 @@ def test_state_dicts_exchange_with_dynamic_network_architectures(kind: str, dime
 def _as_theirs(name: str, theirs: dict[str, torch.Tensor]) -> str:
     assert name in theirs, name
     return name
+
+
+def test_shapes_are_found_without_loading_the_compiler():
+    code = (
+        "import sys; from autoseg.networks.kinds.unet import PlainUNet;"
+        "PlainUNet(dimensions=2, features_per_stage=(2, 4), kernel_sizes=((3, 3),) * 2, strides=((1, 1), (2, 2)),"
+        "blocks_per_stage=(1, 1), decoder_convs_per_stage=(1,)).parameter_shapes(1, 2);"
+        "sys.exit('torch._dynamo' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
