@@ -1,0 +1,1 @@
+"""Checks and times on a GPU, for `scripts/gpu_check.py`."""
