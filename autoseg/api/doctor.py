@@ -181,6 +181,10 @@ def _numerics(devices: Sequence[str]) -> tuple[dict[str, str], list[Finding]]:
             except WrongNumerics as error:
                 findings.append(Finding("problem", error.what, str(error.do)))
                 continue
+            except torch.OutOfMemoryError:
+                what = f"{device} has too little free memory to be checked"
+                findings.append(Finding("note", what, "end the programs that use it, then ask again"))
+                continue
             place = f"{device}, {dimensions}D"
             said[place] = found.because
             findings += [Finding("note", f"{place} networks: {remark}", NOT_USED) for remark in found.remarks]

@@ -171,7 +171,7 @@ class Example:
             found[OF_IMAGE] = _voxels(cast(Tensor, image.grad), self.image_voxels)
         for name, values in found.items():
             expected = self.expected[name]
-            error = float((values.double().cpu() - expected).abs().max() / expected.abs().max())
+            error = float((values.cpu().double() - expected).abs().max() / expected.abs().max())
             if not error <= TOLERANCES[compute.precision]:  # also where it is no number
                 return f"{name} is off by {error:.0%} of its largest value"
         return ""
@@ -242,8 +242,8 @@ class _Windows:
 
     def products(self, image: Tensor, gradient: Tensor) -> dict[str, Tensor]:
         """Result and gradients of the convolution in double precision, at the voxels that are compared."""
-        weight = self._module.weight.detach().double().cpu().flatten(2)
-        bias = 0.0 if self._module.bias is None else self._module.bias.detach().double().cpu()
+        weight = self._module.weight.detach().cpu().double().flatten(2)
+        bias = 0.0 if self._module.bias is None else self._module.bias.detach().cpu().double()
         if is_transposed(self._module):
             coarse, fine = self._coarse(image), self._fine(gradient)
             result, of_image = self._up(coarse, weight), torch.einsum("pkf,cfk->pc", fine, weight)
@@ -254,11 +254,11 @@ class _Windows:
 
     def _coarse(self, features: Tensor) -> Tensor:
         """Features (positions, c)."""
-        return _voxels(features, self._positions).double().cpu()
+        return _voxels(features, self._positions).cpu().double()
 
     def _fine(self, features: Tensor) -> Tensor:
         """Features (positions, kernel, c), zero outside of the image."""
-        return (_voxels(features, self._index) * self._is_inside[..., None]).double().cpu()
+        return (_voxels(features, self._index) * self._is_inside[..., None]).cpu().double()
 
     def _up(self, coarse: Tensor, weight: Tensor) -> Tensor:
         """What every position adds to the voxels under its kernel, summed: (fine voxels, c)."""

@@ -50,6 +50,7 @@ format: what it gains shows only when caches overflow."""
 SLOW = 1.2
 """Times the seconds of single precision from which on the doctor speaks of it (assumption)."""
 
+FAILS = "it fails"
 PASSES = {"train": training_pass, "predict": prediction_pass}
 """What is timed, by the verb that asks."""
 
@@ -215,8 +216,7 @@ def check_prediction(
 ) -> NumericsCheck:
     """How to predict with this network on this device, and why.
 
-    In single precision, or in that of the training where the device has it: fewer digits than a network was trained
-    with may change labels. The memory format of the training does not matter.
+    In single precision, or in that of the training where the device has it: fewer digits may change labels.
 
     Args:
         network: with any weights, which stay as they are.
@@ -288,6 +288,8 @@ def _still_holds(known: NumericsCheck, file: Path, verb: str, allowed_seconds: f
     Predictions go on with it in any case: equal images get equal labels.
     """
     is_recent = time.time() - file.stat().st_mtime < DOUBTED_SECONDS
+    if any(way.fault.startswith(FAILS) for way in known.ways):  # perhaps for want of memory
+        return is_recent and known.chosen is not None
     return known.is_clear or verb == "predict" or (known.allowed_seconds >= allowed_seconds and is_recent)
 
 
@@ -337,7 +339,7 @@ def _fault(example: Example, layer: Layer, compute: Compute, verb: str) -> str:
     except RuntimeError as error:  # a library that has no way to compute it; too little memory says nothing of it
         if isinstance(error, torch.OutOfMemoryError):
             raise
-        fault = f"it fails: {str(error).splitlines()[0]}"
+        fault = f"{FAILS}: {str(error).splitlines()[0]}"
     return f"{fault} in a {layer.title}" if fault else ""
 
 
@@ -360,10 +362,7 @@ def _race(trial: Trial, computes: Sequence[Compute], shape: Sequence[int], end: 
 
 
 def _timed_shape(trial: Trial, operations: int, allowed_seconds: float) -> tuple[int, ...]:
-    """The largest batch (b, c, *patch) within the planned one that takes about a tenth of a second, by counting.
-
-    `operations` is what a planned batch takes forward.
-    """
+    """The largest batch (b, c, *patch) that takes a tenth of a second, if a planned one takes `operations` forward."""
     shapes = list(growing_batches(trial.configuration, trial.channels))
     if trial.device.type != "cpu":
         return shapes[-1]

@@ -188,3 +188,5 @@ def _wait(compute: Compute) -> None:
     """Waits until the device has done what it was given."""
     if compute.device.type == "cuda":
         torch.cuda.synchronize(compute.device)
+    elif compute.device.type == "mps":
+        torch.mps.synchronize()

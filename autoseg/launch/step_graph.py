@@ -39,14 +39,18 @@ class Graph(Protocol):
 
 
 class CudaGraph:
-    """PyTorch's recorder."""
+    """PyTorch's recorder of what is done on a CUDA GPU."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._graph = torch.cuda.CUDAGraph()
 
     def record(self, work: Callable[[], Tensor]) -> Tensor:
         """Records the work; other threads may use the device meanwhile."""
-        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+        # a stream of its own on the network's device, left again even where recording fails
+        stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        recording = torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local")
+        with torch.cuda.device(self._device), torch.cuda.stream(stream), recording:
             return work()
 
     def replay(self) -> None:
@@ -61,12 +65,12 @@ class StepGraph:
     come out differently, or the step cannot be recorded, all go on as usual, and a message says so.
     """
 
-    def __init__(self, state: TrainingState, make_graph: Callable[[], Graph] = CudaGraph) -> None:
+    def __init__(self, state: TrainingState, make_graph: Callable[[torch.device], Graph] = CudaGraph) -> None:
         """Nothing is recorded yet.
 
         Args:
             state: whose optimizer decides on the device whether a step is skipped; its network stays where it is.
-            make_graph: gives an empty recorder.
+            make_graph: gives an empty recorder of a device.
         """
         self._state, self._make_graph = state, make_graph
         self._is_refused = False
@@ -90,6 +94,7 @@ class StepGraph:
         return self._graph is not None
 
     def _forget(self, key: Any) -> None:
+        self._set_capturable(False)
         self._key = key
         self._usual_steps = 0
         self._graph: Graph | None = None
@@ -106,6 +111,7 @@ class StepGraph:
         try:
             self._put(before)
             self._record(step, image, labels)
+            self._put(before)  # so that the weights show what replaying does, whatever recording did
             self._replay(image, labels)
             difference = self._difference(before, usual)
         except RuntimeError as error:
@@ -116,12 +122,10 @@ class StepGraph:
         return self._loss
 
     def _record(self, step: DeviceStep, image: Tensor, labels: Tensor) -> None:
-        for group in self._state.optimizer.param_groups:
-            if "capturable" in group:
-                group["capturable"] = True
+        self._set_capturable(True)
         inputs = self._inputs = (image.clone(), labels.clone())
         self._state.optimizer.zero_grad(set_to_none=True)
-        graph = self._make_graph()
+        graph = self._make_graph(image.device)
         self._loss = graph.record(lambda: step(*inputs))
         self._graph = graph
 
@@ -136,12 +140,14 @@ class StepGraph:
         _log.warning("a CUDA graph of the training step %s; steps are queued kernel by kernel", why)
         self._is_refused = True
         self._forget(self._key)
-        for group in self._state.optimizer.param_groups:
-            if "capturable" in group:
-                group["capturable"] = False
         self._state.optimizer.zero_grad(set_to_none=True)
         self._put(usual)
         return loss
+
+    def _set_capturable(self, is_so: bool) -> None:
+        for group in self._state.optimizer.param_groups:
+            if "capturable" in group:
+                group["capturable"] = is_so
 
     def _changing(self) -> list[Tensor]:
         """What a step changes: weights, and the tensors that the optimizer keeps."""
@@ -167,7 +173,11 @@ class StepGraph:
 
 
 def step_graph(state: TrainingState) -> StepGraph | None:
-    """What replays the steps of a training; None unless they run without the host, on a CUDA GPU and not compiled."""
+    """What replays the steps of a training; None unless they run without the host, on a CUDA GPU and not compiled.
+
+    Before torch 2.12 a graph that cannot be recorded takes memory with it (pytorch#180395), so none is tried there.
+    """
     is_plain = state.scaler is None and state.forward is state.network
     can_be_recorded = is_plain and skips_on_device(state.optimizer) and next(state.network.parameters()).is_cuda
-    return StepGraph(state) if can_be_recorded else None
+    is_safe = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 12)
+    return StepGraph(state) if can_be_recorded and is_safe else None

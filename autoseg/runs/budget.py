@@ -248,7 +248,7 @@ def time_span(seconds: float) -> str:
 
 
 def run_deadline(
-    deadline: float | None, run: Run, weights: Mapping[Run, float], devices: int, now: float
+    deadline: float | None, run: Run, weights: Mapping[Run, float], spent: Mapping[Run, float], devices: int, now: float
 ) -> float | None:
     """`time.monotonic()` at which a run must be over, so that every run gets its share of what is left.
 
@@ -256,6 +256,7 @@ def run_deadline(
         deadline: of the whole queue, or None.
         run: one of `weights`, about to begin.
         weights: of the runs that share the time, those at work included: what a run needs to be useful.
+        spent: seconds that each of them had before.
         devices: that work at the same time.
         now: `time.monotonic()`.
     """
@@ -264,8 +265,8 @@ def run_deadline(
     left = max(0.0, deadline - now)
     runs = list(weights)
     rounds = -(-len(runs) // devices)
-    spent = [spent_seconds(own) for own in runs]
-    share = fair_shares(left * len(runs) / rounds, spent, list(weights.values()))[runs.index(run)]
+    had = [spent[own] for own in runs]
+    share = fair_shares(left * len(runs) / rounds, had, list(weights.values()))[runs.index(run)]
     return now + min(left, share)
 
 

@@ -13,7 +13,6 @@ from autoseg.core.errors import (
     Busy,
     DataRefused,
     Interrupted,
-    NotEnoughResources,
     ProgramFault,
     error_for,
 )
@@ -22,6 +21,7 @@ from autoseg.core.progress import Progress
 from autoseg.core.workspace import RunFolder, work_folder_of
 from autoseg.runs.budget import FORMER_FILE, INTERVALS_FILE, heartbeat
 from autoseg.runs.cascade import OUT_OF_FOLD_FOLDER, check_first_stage
+from autoseg.runs.forecast import does_not_fit
 from autoseg.runs.queue import Queue, RunTask
 from autoseg.runs.run import Run, RunResult, check_same_cases, check_same_plan, differing
 from autoseg.runs.training import train_and_validate
@@ -117,12 +117,9 @@ def _resource_errors(run: Run, device: torch.device) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise NotEnoughResources(
-            f"{run.title} does not fit into the memory of {device}",
-            where=str(run.folder.root),
-            why=str(error).splitlines()[0],
-            do="plan with a smaller --memory or --preset cpu, then train with --fresh",
-        ) from error
+        too_large = does_not_fit(run.title, device, error)
+        too_large.where = str(run.folder.root)
+        raise too_large from error
     except Exception as error:
         meant = error_for(error)
         if isinstance(meant, ProgramFault) or meant is error:

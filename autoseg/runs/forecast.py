@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from autoseg.core.errors import NotEnoughResources
 from autoseg.core.machine import BYTES_PER_GIB, free_disk_bytes
 from autoseg.core.workspace import Workspace
 from autoseg.launch.devices import choose_device, choose_devices, use_cores
@@ -158,7 +159,8 @@ def _hours_of_budget(
     groups = needs.groups(queue.open_runs, left * len(devices))
     choice = choose_runs(groups, left, len(devices), must_train=len(queue.open_runs) == len(queue.runs))
     weights = {run: needs.fewest_seconds(run.configuration) for run in choice.runs}
-    ends = {run: run_deadline(deadline, run, weights, len(devices), now) or now for run in weights}
+    spent = {run: needs.spent_seconds(run, ()) for run in weights}
+    ends = {run: run_deadline(deadline, run, weights, spent, len(devices), now) or now for run in weights}
     hours = {run: (end - now) / 3600 for run, end in ends.items()}
     return hours, "shares of what is left of the budget", choice.sentence(budget)
 
@@ -180,18 +182,19 @@ class RunNeeds:
         self._queue, self._device = queue, device
         self._allowed_seconds = allowed_seconds / max(1, len({run.configuration for run in queue.open_runs}))
         self._measured: dict[str, float] = {}
-        self._slowness: dict[str, float] = {}  # seconds of a step in training / as measured, by configuration
-        self._latest_slowness = STEP_OVERHEAD
+        self._taken: dict[str, float] = {}  # seconds of a step in training, by configuration
+        self._slowness = STEP_OVERHEAD  # of a step in training / as measured, in the latest run
 
     def step_seconds(self, name: str) -> float:
         """Of a step with the planned patch: by the configuration's runs, else the measurement and the latest run."""
-        return self._measured_seconds(name) * self._slowness.get(name, self._latest_slowness)
+        return self._taken[name] if name in self._taken else self._measured_seconds(name) * self._slowness
 
     def note(self, run: Run) -> None:
         """Corrects what was measured by the steps of a run that has ended."""
         if (seconds := recent_step_seconds(run)) is not None:
-            self._latest_slowness = seconds / self._measured_seconds(run.configuration)
-            self._slowness[run.configuration] = self._latest_slowness
+            self._taken[run.configuration] = seconds
+            if run.configuration in self._measured:
+                self._slowness = seconds / self._measured[run.configuration]
 
     def fewest_seconds(self, name: str) -> float:
         """That a run of a configuration needs from its start to its last validated case to be useful."""
@@ -207,7 +210,7 @@ class RunNeeds:
         Where runs are left out, a measurement that was far too slow must not give their time to the first run.
         """
         useful = FEWEST_EPOCHS * self._queue.recipe.steps_per_epoch
-        return math.inf if self._slowness else useful * max(1.0, seconds / self.fewest_seconds(name))
+        return math.inf if self._taken else useful * max(1.0, seconds / self.fewest_seconds(name))
 
     def groups(self, open_runs: Collection[Run], seconds: float, tried: Collection[Run] = ()) -> list[RunGroup]:
         """The open runs by configuration, with the seconds that each still needs.
@@ -223,15 +226,19 @@ class RunNeeds:
         for name in sorted(own, key=lambda name: step_work(own[name])):
             if name not in self._measured and (seconds > 0 or not self._measured):
                 self._measured[name] = self._measure(name)
-            groups.append(self._group(name, open_runs, name in begun))
+            groups.append(self._group(name, open_runs, tried, name in begun))
             seconds -= sum(groups[-1].needed.values())
         return groups
 
-    def _group(self, name: str, open_runs: Collection[Run], is_begun: bool) -> RunGroup:
+    def spent_seconds(self, run: Run, tried: Collection[Run]) -> float:
+        """Wall time of all work on a run; none on one that this command is going to begin anew."""
+        return 0.0 if self._queue.stages[run] == "new" and run not in tried else spent_seconds(run)
+
+    def _group(self, name: str, open_runs: Collection[Run], tried: Collection[Run], is_begun: bool) -> RunGroup:
         own = self._queue.plan.configurations[name]
         fewest = self.fewest_seconds(name)
         runs = [run for run in open_runs if run.configuration == name]
-        needed = {run: max(ENDING_SECONDS, fewest - spent_seconds(run)) for run in runs}
+        needed = {run: max(ENDING_SECONDS, fewest - self.spent_seconds(run, tried)) for run in runs}
         return RunGroup(name, needed, len(runs) * step_work(own), own.cascade_from, is_begun)
 
     def _measured_seconds(self, name: str) -> float:
@@ -245,8 +252,22 @@ class RunNeeds:
     def _measure(self, name: str) -> float:
         plan, recipe = self._queue.plan, self._queue.recipe
         own = plan.configurations[name]
-        per_voxel = _seconds_per_voxel(plan, own, self._device, recipe, self._allowed_seconds)
+        try:
+            per_voxel = _seconds_per_voxel(plan, own, self._device, recipe, self._allowed_seconds)
+        except torch.OutOfMemoryError as error:
+            raise does_not_fit(name, self._device, error) from error
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()  # another process may train there, and need the memory
         return per_voxel * math.prod(own.patch_size) * stage_configurations(own, recipe)[-1].batch_size
+
+
+def does_not_fit(what: str, device: torch.device, error: torch.OutOfMemoryError) -> NotEnoughResources:
+    """The error for users that a training step takes more memory than a device has free."""
+    return NotEnoughResources(
+        f"{what} does not fit into the memory of {device}",
+        why=str(error).splitlines()[0],
+        do="plan with a smaller --memory or --preset cpu, then train with --fresh",
+    )
 
 
 def _epochs_left(run: Run, queue: Queue) -> int:

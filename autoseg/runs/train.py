@@ -334,7 +334,8 @@ class _Trainer:
         if task.seconds_left is None:
             return task
         name = run.configuration
-        most = self.needs.most_steps(name, task.seconds_left) if self.choice.left_out else math.inf
+        seconds = self.needs.spent_seconds(run, self.schedule.tried) + task.seconds_left
+        most = self.needs.most_steps(name, seconds) if self.choice.left_out else math.inf
         return replace(task, step_seconds=self.needs.step_seconds(name), most_steps=most)
 
     def _deadline_of(self, run: Run, slots: int) -> float | None:
@@ -343,7 +344,8 @@ class _Trainer:
             return None
         shared = [own for own in self.schedule.open_runs if own in self.schedule.tried or own in self.choice.runs]
         weights = {own: self.needs.fewest_seconds(own.configuration) for own in shared}
-        return run_deadline(deadline, run, weights, slots, time.monotonic())
+        spent = {own: self.needs.spent_seconds(own, self.schedule.tried) for own in shared}
+        return run_deadline(deadline, run, weights, spent, slots, time.monotonic())
 
     def _is_prepared(self, run: Run) -> bool:
         """Whether a cascade has its first stage's label maps; they are made now if they are missing."""

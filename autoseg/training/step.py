@@ -245,7 +245,8 @@ def _gradient_in_parts(
         try:
             return _gradient(state, image, labels, objective, compute)
         except torch.OutOfMemoryError:
-            if state.parts >= len(image):
+            is_recording = image.is_cuda and torch.cuda.is_current_stream_capturing()
+            if is_recording or state.parts >= len(image):  # recording takes more memory than the steps that fit
                 raise
         # only here, where the error's traceback holds no tensors any more, is their memory free
         state.optimizer.zero_grad(set_to_none=True)

@@ -56,7 +56,7 @@ def test_recorded_steps_are_those_that_run_as_usual_also_when_the_shape_changes(
     usual, recorded = fresh_state(), fresh_state()
     made: list[Recorder] = []
 
-    def make() -> Recorder:
+    def make(_device: torch.device) -> Recorder:
         made.append(Recorder(recorded))
         return made[-1]
 
@@ -85,7 +85,7 @@ def test_a_graph_that_does_something_else_is_not_used(fault: str, caplog: pytest
             if fault != "nothing done":
                 super().replay()
 
-    recorded.graph = StepGraph(recorded, lambda: Faulty(recorded, shift))
+    recorded.graph = StepGraph(recorded, lambda _device: Faulty(recorded, shift))
     assert trained(recorded, [2] * 6) == trained(usual, [2] * 6)
     assert same_weights(recorded, usual)
     assert "kernel by kernel" in caplog.text
@@ -93,7 +93,7 @@ def test_a_graph_that_does_something_else_is_not_used(fault: str, caplog: pytest
 
 def test_a_step_that_is_not_finite_proves_nothing() -> None:
     state = fresh_state()
-    state.graph = StepGraph(state, lambda: Recorder(state))
+    state.graph = StepGraph(state, lambda _device: Recorder(state))
     before = Recorder.recorded
     trained(state, [2] * WARM_UP_STEPS)
     image, labels = on_device(sampling()(0))

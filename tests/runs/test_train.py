@@ -32,7 +32,7 @@ from autoseg.runs.budget import (
     run_deadline,
     wall_seconds,
 )
-from autoseg.runs.forecast import forecast_queue
+from autoseg.runs.forecast import RunNeeds, forecast_queue
 from autoseg.runs.queue import TrainOptions, make_queue
 from autoseg.runs.run import FoldScores, RunRecord, RunStatus
 from autoseg.runs.train import TrainListeners, TrainReport, train_queue
@@ -313,18 +313,26 @@ def test_a_budget_leaves_out_what_it_has_no_time_for_and_a_larger_one_trains_it(
 
 def test_open_runs_share_what_is_left_by_what_they_need(workspace, options):
     runs = list(make_queue(workspace, replace(options, folds=())).runs)
-    equal = dict.fromkeys(runs, 30.0)
-    assert run_deadline(None, runs[0], equal, 1, now=0.0) is None
-    save(WorkIntervals((WorkInterval(0.0, 100.0),)), runs[1].folder.root / INTERVALS_FILE)
+    equal, spent = dict.fromkeys(runs, 30.0), {**dict.fromkeys(runs, 0.0), runs[1]: 100.0}
+    assert run_deadline(None, runs[0], equal, spent, 1, now=0.0) is None
     # 100 s were spent on the second of four runs, 300 s are left: each comes to 100 s
-    assert run_deadline(1300.0, runs[0], equal, 1, now=1000.0) == pytest.approx(1100.0)
-    assert run_deadline(1300.0, runs[1], equal, 1, now=1000.0) == pytest.approx(1000.0)
+    assert run_deadline(1300.0, runs[0], equal, spent, 1, now=1000.0) == pytest.approx(1100.0)
+    assert run_deadline(1300.0, runs[1], equal, spent, 1, now=1000.0) == pytest.approx(1000.0)
     # the three others on two devices: two rounds
     others = dict.fromkeys((runs[0], runs[2], runs[3]), 30.0)
-    assert run_deadline(1300.0, runs[0], others, 2, now=1000.0) == pytest.approx(1150.0)
-    assert run_deadline(1300.0, runs[0], others, 2, now=1400.0) == 1400.0
+    assert run_deadline(1300.0, runs[0], others, spent, 2, now=1000.0) == pytest.approx(1150.0)
+    assert run_deadline(1300.0, runs[0], others, spent, 2, now=1400.0) == 1400.0
     # one that needs twice as much gets twice as much
-    assert run_deadline(1300.0, runs[2], {**others, runs[2]: 60.0}, 1, now=1000.0) == pytest.approx(1150.0)
+    assert run_deadline(1300.0, runs[2], {**others, runs[2]: 60.0}, spent, 1, now=1000.0) == pytest.approx(1150.0)
+
+
+def test_work_on_runs_that_are_discarded_is_not_counted(workspace, options):
+    queue = make_queue(workspace, replace(options, folds=(), is_fresh=True))
+    needs = RunNeeds(queue, torch.device("cpu"), 1.0)
+    first, second = queue.runs[:2]
+    for run in (first, second):
+        save(WorkIntervals((WorkInterval(0.0, 100.0),)), run.folder.root / INTERVALS_FILE)
+    assert (needs.spent_seconds(first, ()), needs.spent_seconds(first, (first,))) == (0.0, 100.0)
 
 
 def test_a_done_run_of_other_folds_is_not_taken_for_done(workspace, options):
