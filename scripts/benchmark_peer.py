@@ -42,7 +42,7 @@ sys.path.insert(0, str(REPOSITORY))
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH"))))
 
 from scripts.benchmark.figures import CommandFailed  # noqa: E402 - the packages beside this script come first
-from scripts.benchmark.machine import machine_line  # noqa: E402
+from scripts.benchmark.machine import commit, machine_line  # noqa: E402
 from scripts.benchmark.rounds import POSITIONS, Comparison, Results, table, write_between  # noqa: E402
 from scripts.benchmark.sides import Sides  # noqa: E402
 from scripts.benchmark.stages import SMALL, Sizes, Stages  # noqa: E402
@@ -55,7 +55,7 @@ def main() -> int:
         scratch = (asked.scratch or Path(temporary)).resolve()
         sides = Sides(scratch, asked.data.resolve())
         stages = Stages(sides, SMALL if asked.small else Sizes(), with_active=asked.active)
-        results = Results(asked.out, machine_line("nnunetv2", "torch"))
+        results = Results(asked.out, f"{machine_line('nnunetv2', 'konfai', 'torch')}; AutoSeg {commit()}")
         failed = _measure(results, stages.comparisons(asked.only), asked)
     print(f"\n{table(results.rows())}")
     for name, reason in failed.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -114,7 +114,7 @@ def predict(
     Raises:
         MissingInput: there is no trained model or no image.
         UsageError: a label map would replace an image; the folder is one of a dataset or of a work folder; the manifest
-            or the report are somebody else's files; there is no such device.
+            or the report are somebody else's files; something is left to predict, and there is no such device.
         Busy: another process predicts into this folder.
         InterruptedEarly: stopped before a case was done.
         Interrupted: stopped later; what is done stays.
@@ -130,17 +130,24 @@ def predict(
         outputs = OutputFolder(output, replace(_manifest(files, mirroring, overlap), notes=found.notes), overwrite)
         if report:
             outputs.check_report(output / REPORT_NAME)
-        for name, reason in found.failures:
-            outputs.finish(name, CaseOutcome("failed", None, 0.0, reason, None))
         outputs.keep_done(found.cases, [output_name(case, plan.file_ending) for case in found.cases], probabilities)
         waiting = [case for case in found.cases if case.identifier not in outputs.manifest.cases]
-        if waiting or not outputs.is_unchanged(has_report=report):
+        if waiting:
             with Helper(read_in) as helper:
-                start = partial(_stream, files, outputs, helper, device, probabilities, max_ram_gib)
-                _predict_all(start, waiting, outputs, progress)
-                if report:
-                    _report(outputs, files, found.cases, helper)
+                # a device or weights that are refused leave the folder as it was
+                stream = _stream(files, outputs, helper, device, probabilities, max_ram_gib)
+                _note_failures(outputs, found)
+                _predict_all(stream, waiting, outputs, progress)
+        else:
+            _note_failures(outputs, found)
+        if not outputs.is_unchanged(has_report=report):
+            _finish(outputs, files, found.cases, has_report=report)
     return outputs.manifest
+
+
+def _note_failures(outputs: OutputFolder, found: Inputs) -> None:
+    for name, reason in found.failures:
+        outputs.finish(name, CaseOutcome("failed", None, 0.0, reason, None))
 
 
 @for_users()
@@ -213,35 +220,36 @@ def _stream(
     return PredictionStream(files.record.plan, ensemble, outputs, helper, probabilities, max_ram_gib)
 
 
-def _predict_all(
-    start: Callable[[], PredictionStream], cases: Sequence[Case], outputs: OutputFolder, progress: Progress
-) -> None:
+def _predict_all(stream: PredictionStream, cases: Sequence[Case], outputs: OutputFolder, progress: Progress) -> None:
     """Predicts what is not done; saves the manifest after each case, so that a stop loses only the cases in work."""
     on_case, on_tile = (progress, silent) if len(cases) > 1 else (silent, progress)
-    device, numerics = outputs.manifest.device, outputs.manifest.numerics
-    if cases:
-        stream = start()
-        with stoppable() as check:
-            try:
-                for done, (name, outcome) in enumerate(stream.outcomes(cases, check, on_tile), start=1):
-                    outputs.finish(name, outcome)
-                    on_case(done, len(cases))
-            except Interrupted as stop:
-                raise _explained(stop, outputs.manifest) from stop
-        device, numerics = stream.device, stream.numerics
-    ordered = dict(sorted(outputs.manifest.cases.items()))
-    outputs.save(replace(outputs.manifest, device=device, numerics=numerics, cases=ordered))
+    with stoppable() as check:
+        try:
+            for done, (name, outcome) in enumerate(stream.outcomes(cases, check, on_tile), start=1):
+                outputs.manifest = replace(outputs.manifest, device=stream.device, numerics=stream.numerics)
+                outputs.finish(name, outcome)
+                on_case(done, len(cases))
+        except Interrupted as stop:
+            raise _explained(stop, outputs.manifest) from stop
 
 
-def _report(outputs: OutputFolder, files: ModelFiles, cases: Sequence[Case], helper: Helper) -> None:
+def _finish(outputs: OutputFolder, files: ModelFiles, cases: Sequence[Case], *, has_report: bool) -> None:
+    """Saves the manifest with its cases in order, and writes the report if it is asked for."""
+    outputs.save(replace(outputs.manifest, cases=dict(sorted(outputs.manifest.cases.items()))))
+    if has_report:
+        _report(outputs, files, cases)
+
+
+def _report(outputs: OutputFolder, files: ModelFiles, cases: Sequence[Case]) -> None:
     """Writes report.html; label maps that are done are worth more than a report that cannot be written."""
-    from autoseg.report.cases import examine_cases
+    from autoseg.report.cases import examine, examine_cases
     from autoseg.report.collect import write_prediction_report
 
-    examine = partial(examine_cases, plan=files.record.plan, supervised=helper.map, progress=silent)
     outputs.note_report(BEING_WRITTEN)
     try:
-        path = write_prediction_report(outputs.folder, outputs.manifest, cases, files.record.typical, examine)
+        with Helper(examine) as helper:
+            looked_at = partial(examine_cases, plan=files.record.plan, supervised=helper.map, progress=silent)
+            path = write_prediction_report(outputs.folder, outputs.manifest, cases, files.record.typical, looked_at)
     except (AutoSegError, OSError) as error:
         _log.warning("the report could not be written: %s", error)
         if not (outputs.folder / REPORT_NAME).exists():  # otherwise it may be the new one

@@ -77,6 +77,7 @@ class PredictionManifest:
         earlier: outcomes of cases that earlier predictions wrote into the same folder, and this one was not about.
         report: SHA-256 of report.html, or None if it was not written.
         numerics: precision and memory format in which each configuration computed the last case.
+        reported: what the report is about, as `subject` was when it was written; empty where that is not known.
     """
 
     version: int
@@ -91,6 +92,12 @@ class PredictionManifest:
     earlier: dict[str, CaseOutcome] = field(default_factory=dict)
     report: str | None = None
     numerics: dict[str, str] = field(default_factory=dict)
+    reported: str = ""
+
+    @property
+    def subject(self) -> str:
+        """Changes with all that a report about this prediction shows."""
+        return content_hash(self.made_by, self.cases, list(self.notes))
 
     @property
     def made_by(self) -> str:

@@ -56,8 +56,8 @@ class OutputFolder:
         before = self._manifest_before()
         self.manifest = manifest
         if before is not None:
-            known = before.report, before.device, before.numerics
-            self.manifest = replace(manifest, report=known[0], device=known[1], numerics=known[2])
+            known = {name: getattr(before, name) for name in ("report", "reported", "device", "numerics")}
+            self.manifest = replace(manifest, **known)
         self._found = before
         self._before = {} if before is None else _outcomes(before)
         self.manifest.earlier.update(self._before)
@@ -96,9 +96,10 @@ class OutputFolder:
 
     def is_unchanged(self, has_report: bool) -> bool:
         """Whether the manifest, and the report if it is asked for, are already what they are to be."""
-        report = self.manifest.report
-        is_there = not has_report or (bool(report) and _hash_of(self.folder / REPORT_NAME) == report)
-        return is_there and self.manifest == self._found
+        own = self.manifest
+        is_own = bool(own.report) and own.report == _hash_of(self.folder / REPORT_NAME)
+        is_reported = not has_report or (is_own and own.reported == own.subject)
+        return is_reported and own == self._found
 
     def may_replace(self, case: str, path: Path) -> bool:
         """Whether a file or folder that is to be written for a case replaces nothing of the user's."""
@@ -138,7 +139,7 @@ class OutputFolder:
 
     def note_report(self, report: str | None) -> None:
         """Notes the hash of report.html, or that it is about to be written."""
-        self.save(replace(self.manifest, report=report))
+        self.save(replace(self.manifest, report=report, reported=self.manifest.subject))
 
     def save(self, manifest: PredictionManifest) -> None:
         """Replaces the manifest."""

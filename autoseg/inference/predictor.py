@@ -133,13 +133,18 @@ class Predictor:
         return Tiling(shape, self.patch_size, self.overlap)
 
     @property
-    def network_bytes(self) -> int:
-        """Estimate of the main memory that a batch of tiles takes: feature maps of full resolution, and the logits."""
+    def tile_bytes(self) -> int:
+        """Estimate of the main memory that a single tile takes: feature maps of full resolution, and the logits."""
         if self._device_type != "cpu":
             return 0
         logits = 2 * self.heads * math.prod(self.patch_size)
         features = self.configuration.network.prediction_elements(self.configuration.patch_size)
-        return _BYTES_PER_FLOAT * (features + logits) * self.tiles_at_once
+        return _BYTES_PER_FLOAT * (features + logits)
+
+    @property
+    def network_bytes(self) -> int:
+        """Estimate of the main memory that the tiles computed together take."""
+        return self.tile_bytes * self.tiles_at_once
 
     def working_bytes(self, shape: Shape) -> int:
         """Estimate of what predicting an image of `shape` (z, y, x) takes beyond the image and the weights."""

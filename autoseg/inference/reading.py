@@ -73,7 +73,7 @@ class MemoryLimit:
 
     Attributes:
         most_bytes: that it may take in all.
-        network_bytes: of the feature maps of a batch of tiles.
+        network_bytes: of the feature maps of a tile.
         voxel_bytes: for each voxel of the file: of the label map, and of probabilities that are asked for.
     """
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 from importlib import metadata
+from pathlib import Path
 
 import torch
 
@@ -26,6 +28,12 @@ def machine_line(*packages: str) -> str:
     if gpus:
         versions.append(f"cuDNN {torch.backends.cudnn.version()}")
     return f"{', '.join(parts)}; {', '.join(versions)}"
+
+
+def commit() -> str:
+    """The commit of this checkout, with a mark if files were changed since."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
 
 
 def _version(package: str) -> str:

@@ -68,11 +68,13 @@ class Results:
         row = json.loads(path.read_text()) if resume and path.exists() else self._new(comparison)
         if row["machine"] != self.machine:
             raise SystemExit(f"{path} was measured on {row['machine']}; this is {self.machine}. Choose another --out.")
-        for sides in comparison.measure(range(len(row["rounds"]), rounds)):
+        known = len(row["rounds"])
+        for sides in comparison.measure(range(known, rounds)):
             row["rounds"].append(sides)
             _write(path, row)
             print(f"{row['name']}, round {len(row['rounds'])} of {rounds}: {_in_words(sides)}", flush=True)
-        row["facts"] = dict(comparison.facts()) or row["facts"]
+        if len(row["rounds"]) > known:  # else what the facts are of may be another comparison's by now
+            row["facts"] = dict(comparison.facts()) or row["facts"]
         _write(path, row)
         return dict(row)
 

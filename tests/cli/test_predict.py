@@ -367,6 +367,43 @@ def test_with_everything_done_before_nothing_is_loaded_or_written(autoseg, work,
     assert (out / "report.html").is_file()
 
 
+def test_a_report_of_fewer_cases_is_not_taken_for_the_present_one(autoseg, work, tmp_path):
+    images, out = write_cases(tmp_path / "in", 1), tmp_path / "out"
+    command = ("predict", work, "-i", images, "-o", out, "--device", "cpu")
+    assert autoseg(*command).code == 0
+    write_cases(images, 2)
+    assert autoseg(*command, "--no-report").code == 0
+    assert "case1" not in (out / "report.html").read_text(encoding="utf-8")
+    assert autoseg(*command).code == 0
+    assert "case1" in (out / "report.html").read_text(encoding="utf-8")
+
+
+def test_an_unusable_case_leaves_the_others_in_the_manifest_however_often_it_is_asked_for(autoseg, work, tmp_path):
+    images, out = write_cases(tmp_path / "in", 2), tmp_path / "out"
+    for ending in (".nii", ".nii.gz"):  # which of both is meant?
+        (images / f"odd_0000{ending}").write_bytes((images / "case0_0000.nii.gz").read_bytes())
+    command = ("predict", work, "-i", images, "-o", out, "--device", "cpu", "--no-report")
+    for _ in range(3):
+        autoseg(*command)
+        cases = json.loads((out / "manifest.json").read_text(encoding="utf-8"))["cases"]
+        assert {name: own["status"] for name, own in cases.items()} == {
+            "case0": "done",
+            "case1": "done",
+            "odd": "failed",
+        }
+
+
+def test_a_refused_device_leaves_the_folder_as_it_was(autoseg, work, tmp_path):
+    images, out = write_cases(tmp_path / "in", 2), tmp_path / "out"
+    command = ("predict", work, "-i", images, "-o", out, "--no-report")
+    assert autoseg(*command, "--device", "cpu").code == 0
+    before = {path: path.read_bytes() for path in out.iterdir()}
+    write_cases(images, 3)
+    (images / "case0_0000.nii").write_bytes(b"which of both is meant?")
+    assert autoseg(*command, "--device", "cuda:99").code == 2
+    assert {path: path.read_bytes() for path in out.iterdir()} == before
+
+
 @pytest.mark.parametrize("change", [["--no-mirroring"], ["--overlap", "0.25"], ["--probabilities"], ["--fold", "1"]])
 def test_another_command_does_everything(autoseg, tmp_path, computed, change):
     work = trained_work_folder(tmp_path)
