@@ -184,7 +184,7 @@ def _checked_record(task: RunTask, device: torch.device) -> RunRecord:
         )
     if record.device != device.type:
         _log.warning("%s: begun on %s, goes on with %s; not bit-exact", task.run.title, record.device, device.type)
-        compute, because = _choice(task, _fresh_network(task), record.recipe, device)
+        compute, because = _choice(task, _fresh_network(task), _wanted(record.recipe), device)
         return replace(
             record,
             device=device.type,
@@ -194,6 +194,8 @@ def _checked_record(task: RunTask, device: torch.device) -> RunRecord:
         )
     if device.type == "cpu" and torch.get_num_threads() != record.threads:
         torch.set_num_threads(record.threads)
+    # libraries may be others by now, or the device another of its kind
+    _choice(task, _fresh_network(task), (record.precision, record.memory_format), device)
     return record
 
 
@@ -226,8 +228,11 @@ def _fresh_network(task: RunTask) -> nn.Module:
         return task.plan.build_network(task.configuration.name)
 
 
-def _choice(task: RunTask, network: nn.Module, recipe: Recipe, device: torch.device) -> tuple[Compute, str]:
-    wanted = (recipe.precision, recipe.memory_format)
+def _wanted(recipe: Recipe) -> tuple[str, str]:
+    return recipe.precision, recipe.memory_format
+
+
+def _choice(task: RunTask, network: nn.Module, wanted: tuple[str, str], device: torch.device) -> tuple[Compute, str]:
     budget = task.options.budget_seconds
     allowed = math.inf if budget is None else SHARE_FOR_MEASURING * budget / len(task.plan.configurations)
     found = check_training(network, task.stages, task.input_channels, device, wanted, allowed)
@@ -235,7 +240,7 @@ def _choice(task: RunTask, network: nn.Module, recipe: Recipe, device: torch.dev
 
 
 def _decide(task: RunTask, network: nn.Module, device: torch.device) -> RunRecord:
-    compute, because = _choice(task, network, task.recipe, device)
+    compute, because = _choice(task, network, _wanted(task.recipe), device)
     return RunRecord(
         version=RECORD_VERSION,
         configuration=task.run.configuration,

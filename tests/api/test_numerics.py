@@ -10,6 +10,7 @@ from torch import Tensor
 from autoseg import predict, train
 from autoseg.api.doctor import examine
 from autoseg.api.plan import plan
+from autoseg.core.errors import Interrupted, WrongNumerics
 from autoseg.core.records import load
 from autoseg.core.workspace import Workspace
 from autoseg.inference.manifest import PredictionManifest
@@ -43,6 +44,27 @@ def test_training_goes_around_what_is_wrong_and_its_record_says_so(tmp_path, mon
     record = load(RunRecord, run.recipe)
     assert (record.precision, record.memory_format) == ("fp32", "contiguous")
     assert "bf16 channels last, which computes wrong values" in record.decisions[0]
+
+
+def test_a_resumed_run_is_refused_where_its_precision_is_wrong_by_now(tmp_path, monkeypatch) -> None:
+    folder = tmp_path / "data"
+    write_tiny_dataset(folder, 4, (3.0,))
+    plan(folder, preset="cpu")
+
+    def stop_soon(done: int, _total: int) -> None:
+        if done == 1:
+            raise Interrupted("stopped")
+
+    options = {"configurations": ("3d_fullres",), "folds": (0,), "device": "cpu", "epochs": 1, "steps": 3, "jobs": 1}
+    with pytest.raises(Interrupted):
+        train(folder, progress=stop_soon, **options)
+    monkeypatch.setenv("AUTOSEG_CACHE", str(tmp_path / "of other libraries"))
+    with monkeypatch.context() as changed:
+        plant(changed, lambda result, _weight: result * 1.3)
+        with pytest.raises(WrongNumerics):
+            train(folder, **options)
+    monkeypatch.setenv("AUTOSEG_CACHE", str(tmp_path / "of repaired ones"))
+    assert train(folder, **options).report.exit_code == 0
 
 
 def test_prediction_goes_around_what_is_wrong_and_its_manifest_says_so(tmp_path, monkeypatch) -> None:
