@@ -132,16 +132,17 @@ def predict(
             outputs.check_report(output / REPORT_NAME)
         outputs.keep_done(found.cases, [output_name(case, plan.file_ending) for case in found.cases], probabilities)
         waiting = [case for case in found.cases if case.identifier not in outputs.manifest.cases]
-        if waiting:
-            with Helper(read_in) as helper:
+        if not waiting:
+            _note_failures(outputs, found)
+            if outputs.is_unchanged(has_report=report):
+                return outputs.manifest
+        with Helper(read_in) as helper:
+            if waiting:
                 # a device or weights that are refused leave the folder as it was
                 stream = _stream(files, outputs, helper, device, probabilities, max_ram_gib)
                 _note_failures(outputs, found)
                 _predict_all(stream, waiting, outputs, progress)
-        else:
-            _note_failures(outputs, found)
-        if not outputs.is_unchanged(has_report=report):
-            _finish(outputs, files, found.cases, has_report=report)
+            _finish(outputs, files, found.cases, helper if report else None)
     return outputs.manifest
 
 
@@ -233,23 +234,22 @@ def _predict_all(stream: PredictionStream, cases: Sequence[Case], outputs: Outpu
             raise _explained(stop, outputs.manifest) from stop
 
 
-def _finish(outputs: OutputFolder, files: ModelFiles, cases: Sequence[Case], *, has_report: bool) -> None:
-    """Saves the manifest with its cases in order, and writes the report if it is asked for."""
+def _finish(outputs: OutputFolder, files: ModelFiles, cases: Sequence[Case], examiner: Helper | None) -> None:
+    """Saves the manifest with its cases in order, and writes the report, for which the helper examines the cases."""
     outputs.save(replace(outputs.manifest, cases=dict(sorted(outputs.manifest.cases.items()))))
-    if has_report:
-        _report(outputs, files, cases)
+    if examiner is not None:
+        _report(outputs, files, cases, examiner)
 
 
-def _report(outputs: OutputFolder, files: ModelFiles, cases: Sequence[Case]) -> None:
+def _report(outputs: OutputFolder, files: ModelFiles, cases: Sequence[Case], helper: Helper) -> None:
     """Writes report.html; label maps that are done are worth more than a report that cannot be written."""
-    from autoseg.report.cases import examine, examine_cases
+    from autoseg.report.cases import examine_cases
     from autoseg.report.collect import write_prediction_report
 
+    examine = partial(examine_cases, plan=files.record.plan, supervised=helper.map, progress=silent)
     outputs.note_report(BEING_WRITTEN)
     try:
-        with Helper(examine) as helper:
-            looked_at = partial(examine_cases, plan=files.record.plan, supervised=helper.map, progress=silent)
-            path = write_prediction_report(outputs.folder, outputs.manifest, cases, files.record.typical, looked_at)
+        path = write_prediction_report(outputs.folder, outputs.manifest, cases, files.record.typical, examine)
     except (AutoSegError, OSError) as error:
         _log.warning("the report could not be written: %s", error)
         if not (outputs.folder / REPORT_NAME).exists():  # otherwise it may be the new one
