@@ -31,7 +31,7 @@ from autoseg.core.files import remove_leftovers, sha256_of_file, sync, temporary
 from autoseg.core.limits import printable
 from autoseg.core.records import from_json, parse_json, record, to_json
 from autoseg.models.record import Member, ModelFiles, ModelRecord, plan_faults
-from autoseg.networks.weights import shape_fault
+from autoseg.networks.weights import Shapes, shape_fault
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,7 +65,9 @@ class BundleRecord:
 
 
 def find_bundle_model(path: Path, configuration: str | None = None, folds: Sequence[int] = ()) -> ModelFiles:
-    """The model in a bundle; its structure and record are verified, weights when they are read.
+    """The model in a bundle; its record is verified here, the weights of a fold and their shapes when they are read.
+
+    Needs no torch, so that a prediction that is done already says so at once.
 
     Args:
         path: the file.
@@ -77,16 +79,16 @@ def find_bundle_model(path: Path, configuration: str | None = None, folds: Seque
         IntegrityRefusal: it is not a bundle, is damaged, or holds anything that a bundle does not hold.
         UsageError: a configuration or fold is not in it.
     """
-    with _opened(path) as file:
+    with _opened(path, "np") as file:
         text, digest = _record_text(path, file.metadata() or {})
         bundle = _parsed(text, str(path))
-        fault = _tensor_fault(file, bundle)
+        fault = _layout_fault(file, bundle)
     if fault is not None:
         raise _refusal(path, fault)
     report = report_beside(path)
     return ModelFiles(
         record=_part(bundle.model, configuration, tuple(folds)),
-        read=partial(_read_fold, path, bundle.sha256),
+        read=partial(_read_fold, path, bundle),
         report=report if report.is_file() else None,
         content=digest[:16],
     )
@@ -118,7 +120,7 @@ def write_bundle(path: Path, model: ModelFiles, *, overwrite: bool = False) -> N
             meant = error_for(error)
             meant.where = str(path)
             raise meant from error
-        find_bundle_model(temporary)
+        find_bundle_model(temporary).verify()
 
 
 def write_report(path: Path, report: Path, *, overwrite: bool = False) -> None:
@@ -140,8 +142,8 @@ def report_beside(path: Path) -> Path:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    """The safetensors file, once its beginning was found to be sound.
+def _opened(path: Path, framework: Literal["np", "pt"]) -> Iterator[Any]:
+    """The safetensors file, once its beginning was found to be sound; "pt" is torch, which is imported for it.
 
     Raises:
         MissingInput: there is no such file.
@@ -162,7 +164,7 @@ def _opened(path: Path) -> Iterator[Any]:
             )
         if int.from_bytes(begin, "little") > LARGEST_HEADER_BYTES:
             raise _refusal(path, "its header is longer than that of any model")
-        with safe_open(path, framework="pt") as file:
+        with safe_open(path, framework=framework) as file:
             yield file
     except FileNotFoundError as error:
         raise MissingInput(f"there is no file {path}", where=str(path)) from error
@@ -231,33 +233,28 @@ def _fold_titles(model: ModelRecord) -> list[str]:
     return [f"{name}/{fold}" for name, member in model.by_configuration.items() for fold in member.folds]
 
 
-def _tensor_fault(file: Any, bundle: BundleRecord) -> str | None:
-    """What is wrong with the names, shapes or types of the tensors, which are not read for it."""
-    expected: dict[str, tuple[int, ...]] = {}
-    for name, member in bundle.model.by_configuration.items():
-        shapes = member.plan.parameter_shapes(name)
-        expected |= {f"{name}/{fold}/{key}": shape for fold in member.folds for key, shape in shapes.items()}
-    slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-    fault = shape_fault({key: tuple(part.get_shape()) for key, part in slices.items()}, expected)
-    if fault is not None:
-        return f"the weights do not belong to its networks: {printable(fault)[:300]}"
-    return None if {part.get_dtype() for part in slices.values()} == {_DTYPE} else "weights of another type"
+def _layout_fault(file: Any, bundle: BundleRecord) -> str | None:
+    """What is wrong with the folds and types of the tensors, which are not read for it."""
+    names = list(file.keys())
+    found, expected = ({name.rpartition("/")[0] for name in names}, set(_fold_titles(bundle.model)))
+    if found != expected:
+        odd = min(found ^ expected)
+        return f"its weights are of other folds than its record ({printable(odd)[:300]})"
+    return None if {file.get_slice(name).get_dtype() for name in names} == {_DTYPE} else "weights of another type"
 
 
-def _read_fold(path: Path, hashes: Mapping[str, str], configuration: str, fold: int) -> dict[str, Tensor]:
+def _read_fold(path: Path, bundle: BundleRecord, configuration: str, fold: int) -> dict[str, Tensor]:
     """The weights of a fold.
 
     Raises:
-        IntegrityRefusal: they do not match their hash, or are not finite.
+        IntegrityRefusal: they are not those of its network, do not match their hash, or are not finite.
     """
     import torch
 
     title = f"{configuration}/{fold}"
-    with _opened(path) as file:
-        names = [key for key in file.keys() if key.startswith(f"{title}/")]  # noqa: SIM118 (not a dict)
-        # copied, because the library maps the file into memory: what was hashed must stay, even if the file changes
-        tensors = {key.removeprefix(f"{title}/"): file.get_tensor(key).clone() for key in names}
-    if _tensors_hash(tensors) != hashes[title]:
+    expected = bundle.model.by_configuration[configuration].plan.parameter_shapes(configuration)
+    tensors = _tensors_of(path, title, expected)
+    if _tensors_hash(tensors) != bundle.sha256[title]:
         raise _refusal(path, f"the weights of {configuration}, fold {fold}, do not match their hash")
     # the least and the largest value are undefined where any is, and take a thirtieth of the time of a look at each
     extremes = {name: torch.stack(tensor.aminmax()) for name, tensor in tensors.items()}
@@ -265,6 +262,18 @@ def _read_fold(path: Path, hashes: Mapping[str, str], configuration: str, fold: 
     if wild is not None:
         raise _refusal(path, f"{wild} of {configuration}, fold {fold}, holds infinite or undefined weights")
     return tensors
+
+
+def _tensors_of(path: Path, title: str, expected: Shapes) -> dict[str, Tensor]:
+    """The tensors of a fold by the name of their parameter, if they are those expected; shapes are looked at first."""
+    with _opened(path, "pt") as file:
+        keys = [key for key in file.keys() if key.startswith(f"{title}/")]  # noqa: SIM118 (not a dict)
+        names = {key.removeprefix(f"{title}/"): key for key in keys}
+        fault = shape_fault({name: tuple(file.get_slice(key).get_shape()) for name, key in names.items()}, expected)
+        if fault is not None:
+            raise _refusal(path, f"the weights do not belong to its networks: {printable(fault)[:300]}")
+        # copied, because the library maps the file into memory: what was hashed must stay, even if the file changes
+        return {name: file.get_tensor(key).clone() for name, key in names.items()}
 
 
 def _part(model: ModelRecord, configuration: str | None, folds: tuple[int, ...]) -> ModelRecord:

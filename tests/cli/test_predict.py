@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from autoseg import predict
-from autoseg.api.model import load_model
+from autoseg.api.model import export_model, load_model
 from autoseg.core.errors import Busy
 from autoseg.core.files import lease
 from autoseg.core.geometry import Geometry
@@ -352,12 +352,14 @@ def test_the_same_command_again_does_only_what_is_missing(autoseg, work, tmp_pat
     assert [after[f"case{index}.nii.gz"] == before[f"case{index}.nii.gz"] for index in (1, 2, 3)] == [True] * 3
 
 
-def test_with_everything_done_before_nothing_is_loaded_or_written(autoseg, work, tmp_path):
+@pytest.mark.parametrize("is_bundle", [False, True], ids=["runs", "bundle"])
+def test_with_everything_done_before_nothing_is_loaded_or_written(autoseg, work, tmp_path, is_bundle):
     images, out = write_cases(tmp_path / "in", 2), tmp_path / "out"
-    command = ("predict", work, "-i", images, "-o", out, "--device", "cpu")
+    model = export_model(work, tmp_path / "model.autoseg") if is_bundle else work
+    command = ("predict", model, "-i", images, "-o", out, "--device", "cpu")
     assert autoseg(*command).code == 0
     written = {path: path.stat().st_mtime_ns for path in out.iterdir()}
-    arguments = [str(work), str(images), str(out)]
+    arguments = [str(model), str(images), str(out)]
     code = f"import sys; from autoseg import predict; print(len(predict(*{arguments!r}).cases), 'torch' in sys.modules)"
     again = subprocess.run((sys.executable, "-c", code), capture_output=True, text=True, check=True)
     assert again.stdout.split() == ["2", "False"]
