@@ -137,7 +137,7 @@ def test_a_network_that_has_learned_nothing_is_no_comparison(data, tmp_path, tin
         if name == "compare"
         else FakeSides.job(own, name, *arguments)
     )
-    with pytest.raises(SystemExit, match="not learned enough"):
+    with pytest.raises(CommandFailed, match="not learned enough"):
         results.measure(stages.Stages(own, tiny).comparisons(["pictures"])[0], 1, resume=False)
 
 
