@@ -9,6 +9,9 @@ import sys
 from typing import Any
 
 import pytest
+import torch
+
+from autoseg.networks import channels_last_ops
 
 pytest.importorskip("triton", reason="triton is not installed (it is made for Linux)")
 
@@ -63,6 +66,15 @@ def test_output_and_gradients_are_those_of_double_precision(dtype: str, most: fl
 def test_the_variance_is_exact_where_the_mean_is_far_from_zero() -> None:
     ((output, *_),) = errors([((2, 4, 40, 40), "float32", 0.01, 1000.0)])
     assert output < 2e-4  # the features themselves are rounded to 6e-5; sums of squares would lose all digits
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="Triton works here")
+def test_where_triton_cannot_build_kernels_one_line_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    channels_last_ops.triton_works.cache_clear()
+    for _ in range(2):
+        assert not channels_last_ops.triton_works(torch.device("cpu"))  # which it has no driver for
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "install a C compiler" in caplog.text
 
 
 COMPILE = """
