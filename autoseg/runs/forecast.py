@@ -27,7 +27,7 @@ from autoseg.runs.setup import ENDING_SECONDS
 from autoseg.runs.validation import LARGEST_VALIDATION_SHARE
 from autoseg.training.callbacks.time_budget import VALIDATION_COST
 from autoseg.training.checkpoint import GENERATIONS_KEPT
-from autoseg.training.optimization import mean_cost
+from autoseg.training.optimization import MOMENTS, mean_cost
 from autoseg.training.recipe import Recipe, load_recipe, relative_costs, stage_configurations
 from autoseg.training.step import Compute
 
@@ -38,17 +38,16 @@ LEAST_WORK = 2e6
 """Elements of feature maps of the smallest step that is measured, 40 ms on a core of 2026: in smaller ones, what every
 layer costs however small it is would be taken for the cost of voxels."""
 
-FEWEST_EPOCHS = 4
+USEFUL_EPOCHS = 4
 """Epochs of its recipe after which a run is useful."""
 
-STEP_OVERHEAD = 1.3
+TRAINING_SLOWNESS = 1.3
 """Seconds of a step in training / of its forward and backward pass (assumption until runs say)."""
 
 STARTING_SECONDS = 3.0
 """From the beginning of a run to its first step (assumption)."""
 
 _BYTES_PER_NUMBER = 4
-_MOMENTS = {"sgd": 1, "adamw": 2, "muon": 1}  # numbers that the optimizer keeps per weight
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +182,7 @@ class RunNeeds:
         self._allowed_seconds = allowed_seconds / max(1, len({run.configuration for run in queue.open_runs}))
         self._measured: dict[str, float] = {}
         self._taken: dict[str, float] = {}  # seconds of a step in training, by configuration
-        self._slowness = STEP_OVERHEAD  # of a step in training / as measured, in the latest run
+        self._slowness = TRAINING_SLOWNESS  # of a step in training / as measured, in the latest run
 
     def step_seconds(self, name: str) -> float:
         """Of a step with the planned patch: by the configuration's runs, else the measurement and the latest run."""
@@ -200,7 +199,7 @@ class RunNeeds:
         """That a run of a configuration needs from its start to its last validated case to be useful."""
         recipe = self._queue.recipe
         average = mean_cost(0.0, relative_costs(stage_configurations(self._queue.plan.configurations[name], recipe)))
-        steps = FEWEST_EPOCHS * (average * recipe.steps_per_epoch + VALIDATION_COST * recipe.validation_steps)
+        steps = USEFUL_EPOCHS * (average * recipe.steps_per_epoch + VALIDATION_COST * recipe.validation_steps)
         training = steps * self.step_seconds(name)
         return STARTING_SECONDS + training / (1 - LARGEST_VALIDATION_SHARE) + ENDING_SECONDS
 
@@ -209,7 +208,7 @@ class RunNeeds:
 
         Where runs are left out, a measurement that was far too slow must not give their time to the first run.
         """
-        useful = FEWEST_EPOCHS * self._queue.recipe.steps_per_epoch
+        useful = USEFUL_EPOCHS * self._queue.recipe.steps_per_epoch
         return math.inf if self._taken else useful * max(1.0, seconds / self.fewest_seconds(name))
 
     def groups(self, open_runs: Collection[Run], seconds: float, tried: Collection[Run] = ()) -> list[RunGroup]:
@@ -282,7 +281,7 @@ def _checkpoint_gib(plan: Plan, name: str, recipe: Recipe) -> float:
     """All generations of a run's checkpoint: weights, their average and what the optimizer keeps."""
     weights = sum(math.prod(shape) for shape in plan.parameter_shapes(name).values())
     averaged = int(recipe.ema_decay > 0)
-    copies = GENERATIONS_KEPT * (1 + averaged + _MOMENTS[recipe.optimizer])
+    copies = GENERATIONS_KEPT * (1 + averaged + MOMENTS[recipe.optimizer])
     return weights * copies * _BYTES_PER_NUMBER / BYTES_PER_GIB
 
 
@@ -316,8 +315,7 @@ def seconds_per_epoch(plan: Plan, name: str, device_name: str, recipe: Recipe | 
     stages = stage_configurations(configuration, recipe)
     voxels = math.prod(configuration.patch_size) * stages[-1].batch_size
     step = per_voxel * voxels * mean_cost(0.0, relative_costs(stages))
-    forward_share = 1 / 3  # a backward pass costs about two forward passes
-    return step * (recipe.steps_per_epoch + recipe.validation_steps * forward_share)
+    return step * (recipe.steps_per_epoch + recipe.validation_steps * VALIDATION_COST)
 
 
 def _seconds_per_voxel(

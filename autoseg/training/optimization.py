@@ -201,3 +201,6 @@ OPTIMIZERS: dict[str, Callable[[Iterable[nn.Parameter], Recipe], torch.optim.Opt
     "muon": muon,
 }
 """Kinds of optimizers by the name used in recipes."""
+
+MOMENTS = {"sgd": 1, "adamw": 2, "muon": 1}
+"""Numbers that each of them keeps per weight of a convolution, in checkpoints as in memory."""

@@ -9,14 +9,13 @@ import torch
 
 from autoseg.core.workspace import Workspace
 from autoseg.runs import forecast
-from autoseg.runs.forecast import FEWEST_EPOCHS, RunNeeds, seconds_per_epoch
+from autoseg.runs.forecast import USEFUL_EPOCHS, RunNeeds, seconds_per_epoch
 from autoseg.runs.queue import Queue
 from autoseg.runs.run import Run
 from autoseg.training.callbacks.history import append_history
+from autoseg.training.callbacks.time_budget import VALIDATION_COST
 from autoseg.training.recipe import load_recipe
 from tests.planning.builders import fingerprint_of, plan_of
-
-SHARE_OF_FORWARD = 1 / 3
 
 
 def planned():
@@ -38,7 +37,7 @@ def test_a_step_that_takes_long_however_small_does_not_count_for_every_image(mon
         return overhead + per_voxel * math.prod(shape)
 
     monkeypatch.setattr(forecast, "step_seconds", step_seconds)
-    steps = recipe.steps_per_epoch + recipe.validation_steps * SHARE_OF_FORWARD
+    steps = recipe.steps_per_epoch + recipe.validation_steps * VALIDATION_COST
     expected = steps * step_seconds(None, (own.batch_size, *own.patch_size), None)
     assert seconds_per_epoch(plan, name, "cpu", recipe) == pytest.approx(expected, rel=0.1)
 
@@ -64,7 +63,7 @@ def test_a_measurement_that_was_too_slow_costs_the_first_run_no_more_than_it_was
     queue = Queue(plan, None, None, load_recipe("cpu"), (), runs, dict.fromkeys(runs, "new"))
     needs = RunNeeds(queue, torch.device("cpu"), 0.1)
     needs.groups(runs, 1000.0)
-    useful, needed = FEWEST_EPOCHS * 50, needs.fewest_seconds("2d")
+    useful, needed = USEFUL_EPOCHS * 50, needs.fewest_seconds("2d")
     assert needs.most_steps("2d", needed / 2) == useful
     assert needs.most_steps("2d", 3 * needed) == 3 * useful
     for step in (10, 20):

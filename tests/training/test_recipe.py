@@ -18,6 +18,7 @@ from autoseg.core.records import load, save, to_data
 from autoseg.networks.kinds.unet import PlainUNet
 from autoseg.planning.plan import Configuration
 from autoseg.training.optimization import (
+    MOMENTS,
     NEWTON_SCHULZ,
     OPTIMIZERS,
     RMS,
@@ -141,6 +142,16 @@ def test_every_optimizer_reduces_a_quadratic(name: str) -> None:
         (weight**2).sum().backward()
         optimizer.step()
     assert abs(float(weight.detach())) < 1.5
+
+
+@pytest.mark.parametrize("name", sorted(OPTIMIZERS))
+def test_what_an_optimizer_keeps_is_what_forecasts_count(name: str) -> None:
+    kernel = nn.Parameter(torch.ones(4, 2, 3, 3))
+    optimizer = OPTIMIZERS[name]([kernel], Recipe())
+    kernel.grad = torch.ones_like(kernel)
+    optimizer.step()
+    kept = [value for value in optimizer.state[kernel].values() if isinstance(value, torch.Tensor)]
+    assert sum(value.shape == kernel.shape for value in kept) == MOMENTS[name]
 
 
 @pytest.mark.parametrize("name", sorted(SCHEDULES))
