@@ -29,8 +29,6 @@ from autoseg.inference.windows import Tiling, Window
 _ROWS_AT_ONCE = 8
 """Finished rows handed on together; assumption: enough to keep the overhead per hand-over small."""
 
-_BYTES_PER_FLOAT = 4
-
 _log = logging.getLogger(__name__)
 
 
@@ -101,21 +99,28 @@ class RollingSlab:
             start = end
 
 
-def allocate(shape: Shape, device: torch.device, most_bytes: int | None, scratch: Path | None) -> Tensor:
-    """Zeros (float32) in memory, or in an unnamed file, which vanishes with the tensor.
+def allocate(
+    shape: Shape,
+    device: torch.device,
+    most_bytes: int | None,
+    scratch: Path | None,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Zeros in memory, or in an unnamed file, which vanishes with the tensor.
 
     Args:
         shape: of the zeros.
         device: where they lie, if in memory.
         most_bytes: that they may take of the memory; None for no limit.
         scratch: folder of the file; None for the system's.
+        dtype: float32 or float16.
 
     Raises:
         NotEnoughResources: the disk cannot hold them.
     """
-    needed = math.prod(shape) * _BYTES_PER_FLOAT
+    needed = math.prod(shape) * dtype.itemsize
     if most_bytes is None or needed <= most_bytes:
-        return torch.zeros(shape, dtype=torch.float32, device=device)
+        return torch.zeros(shape, dtype=dtype, device=device)
     folder = scratch or Path(tempfile.gettempdir())
     free = shutil.disk_usage(folder).free
     if needed > free:
@@ -126,4 +131,5 @@ def allocate(shape: Shape, device: torch.device, most_bytes: int | None, scratch
         )
     _log.info("%.1f GiB are kept in a temporary file, to respect --max-ram", needed / BYTES_PER_GIB)
     with tempfile.TemporaryFile(dir=folder) as file:  # the mapping keeps the file alive after it is closed
-        return torch.from_numpy(np.memmap(file, dtype=np.float32, mode="w+", shape=shape))
+        kind = np.float32 if dtype == torch.float32 else np.float16
+        return torch.from_numpy(np.memmap(file, dtype=kind, mode="w+", shape=shape))

@@ -121,8 +121,8 @@ class Ensemble:
 
         Args:
             case: as `prepare` returned it.
-            keep_probabilities: whether to return them; all heads are then in memory at full resolution.
-            max_bytes: memory that logits and probabilities being added up may take; more goes to a file.
+            keep_probabilities: whether to return them.
+            max_bytes: memory that logits and probabilities may take; more goes to a file.
             progress: called with finished and all tiles, of all configurations together.
 
         Raises:
@@ -138,7 +138,7 @@ class Ensemble:
                 labels_of_rows(_rows(total, self.labels), 0, total.shape[1:], self.labels)
             )
             if keep_probabilities:
-                probabilities, inside = probabilities_outside(placement, self.labels)
+                probabilities, inside = probabilities_outside(placement, self.labels, work.left_bytes, self.scratch)
                 inside[...] = total.numpy()
         elif keep_probabilities:
             labels, probabilities = predict_case_probabilities(*work.inputs(first), self.labels, work.count_tiles)
@@ -164,14 +164,14 @@ class _CaseWork:
         ensemble: that predicts.
         case: as prepared for it.
         progress: called with finished and all tiles, of all configurations together.
-        max_bytes: memory that logits and probabilities being added up may take; None for no limit.
+        left_bytes: memory that logits and probabilities may take, less what was allocated since; None for no limit.
     """
 
-    def __init__(self, ensemble: Ensemble, case: PreparedCase, progress: Progress, max_bytes: int | None) -> None:
+    def __init__(self, ensemble: Ensemble, case: PreparedCase, progress: Progress, left_bytes: int | None) -> None:
         self._ensemble = ensemble
         self._case = case
         self._progress = progress
-        self._max_bytes = max_bytes
+        self.left_bytes = left_bytes
         self._known: dict[str, Labels] = {}  # label maps of first stages, by configuration
         shapes = {preparation: prepared.image.shape[1:] for preparation, prepared in case.items()}
         every = [member.predictor.tiling(shapes[member.preparation]) for member in ensemble.every]
@@ -192,9 +192,9 @@ class _CaseWork:
         """Probabilities (heads, z, y, x) inside the crop, in the plan's axis order, averaged over the members."""
         first = self._ensemble.members[0]
         shape = (first.predictor.heads, *self._case[first.preparation].placement.cropped_shape)
-        total = allocate(shape, torch.device("cpu"), self._max_bytes, self._ensemble.scratch)
-        if self._max_bytes is not None and total.nbytes <= self._max_bytes:
-            self._max_bytes -= total.nbytes
+        total = allocate(shape, torch.device("cpu"), self.left_bytes, self._ensemble.scratch)
+        if self.left_bytes is not None and total.nbytes <= self.left_bytes:
+            self.left_bytes -= total.nbytes
         # a configuration that begins a cascade goes before the one that continues it: both need its prediction
         for member in sorted(self._ensemble.members, key=lambda member: member.first_stage is not None):
             self._add(member, total)
@@ -224,9 +224,9 @@ class _CaseWork:
             first_stage = prepare_first_stage(self._known[member.first_stage], prepared.placement)
             image = np.concatenate([image, one_hot(first_stage, self._ensemble.labels)])
         predictor = member.predictor
-        if self._max_bytes is not None:
+        if self.left_bytes is not None:
             added = image.nbytes - prepared.image.nbytes  # the limit was made without the channels of a first stage
-            allowed = max(0, self._max_bytes - added)
+            allowed = max(0, self.left_bytes - added)
             own = predictor.max_slab_bytes
             predictor = replace(predictor, max_slab_bytes=allowed if own is None else min(own, allowed))
         return predictor, image, prepared.placement

@@ -146,9 +146,13 @@ class Predictor:
         """Estimate of the main memory that the tiles computed together take."""
         return self.tile_bytes * self.tiles_at_once
 
+    def slab_bytes(self, shape: Shape) -> int:
+        """What adding up the tiles of an image of `shape` (z, y, x) takes."""
+        return self.tiling(shape).slab_bytes(self.heads, self._batch_size)
+
     def working_bytes(self, shape: Shape) -> int:
         """Estimate of what predicting an image of `shape` (z, y, x) takes beyond the image and the weights."""
-        return self.network_bytes + self.tiling(shape).slab_bytes(self.heads, self._batch_size)
+        return self.network_bytes + self.slab_bytes(shape)
 
     def rows(self, image: NDArray[np.float32], progress: Progress = silent) -> Iterator[LogitRows]:
         """Logits of the image, a few rows at a time along `tiling(shape).rolling_axis`, in order.

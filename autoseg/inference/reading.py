@@ -74,7 +74,7 @@ class MemoryLimit:
     Attributes:
         most_bytes: that it may take in all.
         network_bytes: of the feature maps of a tile.
-        voxel_bytes: for each voxel of the file: of the label map, and of probabilities that are asked for.
+        voxel_bytes: of the label map, for each voxel of the file.
     """
 
     most_bytes: int

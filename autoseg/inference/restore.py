@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from autoseg.core.progress import Progress, silent
 from autoseg.data.model import LabelSet
 from autoseg.images.crop import slices
 from autoseg.images.resample import axis_matrix, coarse_axis
-from autoseg.inference.accumulate import LogitRows
+from autoseg.inference.accumulate import LogitRows, allocate
 from autoseg.inference.predictor import Predictor
 from autoseg.inference.windows import Tiling
 from autoseg.preprocessing.prepare import Placement
@@ -189,10 +190,13 @@ def predict_case_probabilities(
 ) -> tuple[NDArray[np.integer], NDArray[np.float16]]:
     """Training values (z, y, x) as of `predict_case`, and probabilities (heads, z, y, x) on the grid of the file.
 
-    All heads at full resolution are held in memory, in half precision.
+    What the tiles leave of the memory that the predictor may take is theirs; where that is too little, they are mapped
+    from a file.
     """
-    probabilities, inside = probabilities_outside(placement, labels)
-    rolled = np.moveaxis(inside, predictor.tiling(image.shape[1:]).rolling_axis + 1, 0)
+    shape, most = image.shape[1:], predictor.max_slab_bytes
+    left = None if most is None else max(0, most - predictor.slab_bytes(shape))
+    probabilities, inside = probabilities_outside(placement, labels, left, predictor.scratch)
+    rolled = np.moveaxis(inside, predictor.tiling(shape).rolling_axis + 1, 0)
 
     def take_row(index: int, row: Tensor) -> None:
         rolled[index] = row.to("cpu", torch.float16).numpy()
@@ -200,13 +204,18 @@ def predict_case_probabilities(
     return predict_case(predictor, image, placement, labels, take_row, progress), probabilities
 
 
-def probabilities_outside(placement: Placement, labels: LabelSet) -> tuple[NDArray[np.float16], NDArray[np.float16]]:
+def probabilities_outside(
+    placement: Placement, labels: LabelSet, most_bytes: int | None = None, scratch: Path | None = None
+) -> tuple[NDArray[np.float16], NDArray[np.float16]]:
     """Probabilities (heads, z, y, x) on the grid of the file, and a view of those inside the crop, still to be filled.
 
     Outside the crop the background is certain; regions have no background head and are 0 there. The view has the axes
-    of the plan.
+    of the plan. What takes more than `most_bytes` of memory is a file in `scratch`, which vanishes with the array.
     """
-    probabilities = np.zeros((labels.head_count, *placement.geometry.shape), dtype=np.float16)
+    shape = (labels.head_count, *placement.geometry.shape)
+    probabilities: NDArray[np.float16] = allocate(
+        shape, torch.device("cpu"), most_bytes, scratch, torch.float16
+    ).numpy()
     probabilities[0] = 0 if labels.has_regions else 1
     return probabilities, placement.in_plan_order(probabilities)[slices(placement.box)]
 

@@ -154,12 +154,10 @@ class PredictionStream:
 
     def _limit(self) -> MemoryLimit:
         """The memory of a case, and what the networks, tile by tile, and the results take of it at least."""
-        labels = self._plan.labels
-        kept = 2 * labels.head_count if self._has_probabilities else 0
         return MemoryLimit(
             most_bytes=self._max_ram_bytes,
             network_bytes=max(member.predictor.tile_bytes for member in self._ensemble.every),
-            voxel_bytes=np.dtype(label_kind(labels)).itemsize + kept,
+            voxel_bytes=np.dtype(label_kind(self._plan.labels)).itemsize,
         )
 
     def _compute(self, case: Case, reading: Future[PreparedCase]) -> Prediction:

@@ -162,15 +162,21 @@ def test_pieces_are_removed_at_the_end():
     assert not after.any()
 
 
-def test_what_does_not_fit_is_added_up_in_a_file(tmp_path):
-    members = (member(seed=0, share=0.5), member("other", 1, 0.5))
+@pytest.mark.parametrize("count", [1, 2])
+def test_what_does_not_fit_is_kept_in_a_file(tmp_path, monkeypatch, count):
+    in_files = []
+    map_file = np.memmap
+    monkeypatch.setattr(np, "memmap", lambda *args, **how: in_files.append(how["dtype"]) or map_file(*args, **how))
+    members = (member(seed=0, share=1 / count), member("other", 1, 0.5))[:count]
     ensemble = Ensemble(members, LABELS, scratch=tmp_path)
     case = ensemble.prepare(volume())
     wanted = ensemble.predict(case, keep_probabilities=True)
     for most in (0, 5000, 1 << 20):
+        in_files.clear()
         limited = ensemble.predict(case, keep_probabilities=True, max_bytes=most)
         assert np.array_equal(limited.probabilities, wanted.probabilities)
         assert np.array_equal(limited.labels, wanted.labels)
+        assert in_files.count(np.float16) == (most < wanted.probabilities.nbytes)
     assert list(tmp_path.iterdir()) == []
 
 
