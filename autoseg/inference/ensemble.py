@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,6 +28,8 @@ from autoseg.inference.restore import (
 )
 from autoseg.preprocessing.first_stage import one_hot, prepare_first_stage
 from autoseg.preprocessing.prepare import Placement, Preparation, Prepared, PreparedCase, prepare
+
+_log = logging.getLogger(__name__)
 
 Labels = NDArray[np.integer[Any]]
 
@@ -148,13 +151,25 @@ class Ensemble:
         return Prediction(labels, placement.geometry, probabilities)
 
     def with_less_memory(self) -> Ensemble | None:
-        """This ensemble with a smaller need of device memory, or None if none of its predictors can do with less."""
-        smaller = {id(member): member.predictor.with_less_memory() for member in self.every}
+        """This ensemble with a smaller need of memory, or None if none of its predictors can do with less.
+
+        Networks of configurations that are not at work leave the device first: moving them back costs the least.
+        """
+        every = self.every
+        smaller = {id(one): one.predictor.with_parked_networks() for one in every} if len(every) > 1 else {}
+        if any(smaller.values()):
+            _log.warning("not enough memory on %s: each configuration's networks are there in turn", _devices(every))
+        else:
+            smaller = {id(member): member.predictor.with_less_memory() for member in every}
         if not any(smaller.values()):
             return None
-        made = {id(member): replace(member, predictor=smaller[id(member)] or member.predictor) for member in self.every}
+        made = {id(member): replace(member, predictor=smaller[id(member)] or member.predictor) for member in every}
         members = tuple(made[id(member)] for member in self.members)
         return replace(self, members=members, stages={name: made[id(stage)] for name, stage in self.stages.items()})
+
+
+def _devices(members: tuple[EnsembleMember, ...]) -> str:
+    return ", ".join(dict.fromkeys(str(member.predictor.device) for member in members))
 
 
 class _CaseWork:

@@ -52,7 +52,7 @@ _BYTES_PER_FLOAT = 4
 class Predictor:
     """Networks of one configuration and how they are applied; the same for users and for validation in training.
 
-    The networks are moved to the device and set to evaluation mode when the predictor is made.
+    The networks are set to evaluation mode and moved to where they are kept when the predictor is made.
 
     Attributes:
         networks: one per fold; their logits are averaged.
@@ -69,6 +69,7 @@ class Predictor:
         slab_device: where tiles are added up; None for `device`.
         max_slab_bytes: a larger slab is kept in a file in `scratch`; None for no limit.
         scratch: folder for temporary files; None for the system's.
+        parks_networks: whether the networks are kept in main memory while the predictor is not at work.
     """
 
     networks: tuple[nn.Module, ...]
@@ -84,10 +85,12 @@ class Predictor:
     slab_device: torch.device | str | None = None
     max_slab_bytes: int | None = None
     scratch: Path | None = None
+    parks_networks: bool = False
 
     def __post_init__(self) -> None:
+        place = "cpu" if self.parks_networks else self.device
         for network in self.networks:
-            network.to(self.device, memory_format=self._memory_format).eval()  # type: ignore[call-overload]
+            network.to(place, memory_format=self._memory_format).eval()  # type: ignore[call-overload]
 
     @cached_property
     def _memory_format(self) -> torch.memory_format:
@@ -166,6 +169,18 @@ class Predictor:
         Raises:
             NonFiniteLogits: a network returned an infinite or undefined value.
         """
+        if not self.parks_networks:
+            yield from self._rows(image, progress)
+            return
+        for network in self.networks:
+            network.to(self.device)
+        try:
+            yield from self._rows(image, progress)
+        finally:
+            for network in self.networks:
+                network.to("cpu")
+
+    def _rows(self, image: NDArray[np.float32], progress: Progress) -> Iterator[LogitRows]:
         tiling = self.tiling(image.shape[1:])
         batches = tiling.batches(self._batch_size)
         device = torch.device(self.slab_device or self.device)
@@ -212,7 +227,11 @@ class Predictor:
             _log.warning("not enough memory on %s: adding tiles up in main memory", self.device)
             return replace(self, slab_device="cpu")
         _log.warning("not enough memory on %s: going on with the CPU", self.device)
-        return replace(self, device="cpu", dtype=torch.float32)
+        return replace(self, device="cpu", dtype=torch.float32, parks_networks=False)
+
+    def with_parked_networks(self) -> Predictor | None:
+        """This predictor with its networks on the device while it works only; None where that frees no memory."""
+        return None if self._device_type == "cpu" or self.parks_networks else replace(self, parks_networks=True)
 
     def _batch_logits(self, padded: NDArray[np.float32], batch: list[Window], uniform: UniformTiles) -> list[Tensor]:
         """Logits (heads, *patch) of the tile at each window of a batch."""

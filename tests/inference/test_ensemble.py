@@ -201,6 +201,19 @@ def test_less_memory_is_asked_of_every_predictor_until_there_is_no_way():
     assert on_disk.with_less_memory() is None
 
 
+def test_networks_that_are_not_at_work_leave_a_device_first():
+    def on_device(one):
+        return replace(one, predictor=replace(one.predictor, networks=(), device="meta", tile_batch=2))
+
+    alone = Ensemble((on_device(member()),), LABELS)
+    assert [one.predictor.tiles_at_once for one in alone.with_less_memory().every] == [1]
+    both = Ensemble((on_device(member(share=0.5)), on_device(member("other", share=0.5))), LABELS)
+    parked = both.with_less_memory()
+    assert [(one.predictor.parks_networks, one.predictor.tiles_at_once) for one in parked.every] == [(True, 2)] * 2
+    smaller = parked.with_less_memory()
+    assert [(one.predictor.parks_networks, one.predictor.tiles_at_once) for one in smaller.every] == [(True, 1)] * 2
+
+
 def test_progress_counts_the_tiles_of_everything():
     first, second = member("3d_lowres", 1), member("cascade", 2, 1.0, previous="3d_lowres")
     ensemble = Ensemble((second,), LABELS, {"3d_lowres": first})

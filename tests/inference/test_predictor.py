@@ -185,6 +185,24 @@ def test_less_memory_means_fewer_tiles_then_main_memory_then_the_cpu_then_a_file
     assert steps == [*fewer, (1, "meta", "cpu", None), (1, "cpu", "cpu", None), (1, "cpu", "cpu", 0)]
 
 
+def test_parked_networks_are_on_the_device_while_they_work_and_predict_the_same(monkeypatch):
+    network, moves = random_unet(3), []
+    image = np.random.default_rng(2).normal(size=(1, 9, 12, 10)).astype(np.float32)
+    predictor = Predictor((network,), configuration((8, 8, 8)), 3, device="cpu:0")
+    wanted = whole(predictor, image)
+    network.register_forward_pre_hook(lambda *_: moves.append("forward"))
+    move = network.to
+    monkeypatch.setattr(network, "to", lambda place, **how: moves.append(str(place)) or move(place, **how))
+    parked = replace(predictor, parks_networks=True)
+    assert np.array_equal(whole(parked, image), wanted)
+    assert list(dict.fromkeys(moves)) == ["cpu", "cpu:0", "forward"]
+    assert moves[-1] == "cpu"
+    rows = parked.rows(image)
+    next(rows)
+    rows.close()  # as where a later step fails
+    assert moves[-1] == "cpu"
+
+
 @pytest.mark.parametrize("dimensions", [2, 3])
 @pytest.mark.parametrize("tile_batch", [1, 3, 8, 20])
 def test_mirrored_copies_computed_together_change_nothing(dimensions, tile_batch):
