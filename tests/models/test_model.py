@@ -13,7 +13,8 @@ from autoseg.api.model import find_model, load_model
 from autoseg.core.errors import IntegrityRefusal, MissingInput, PlanFault, UsageError
 from autoseg.core.records import load, save
 from autoseg.core.workspace import Workspace
-from autoseg.models.model import make_ensemble
+from autoseg.inference.predictor import Predictor
+from autoseg.models.model import make_ensemble, round_convolutions
 from autoseg.runs.run import RunRecord
 from tests.runs.trained import add_run, tiny_plan, trained_work_folder, write_weights
 
@@ -137,6 +138,23 @@ def test_folds_can_be_chosen(work):
 def test_arrays_of_another_kind_are_refused(work, shape, spacing):
     with pytest.raises(UsageError, match="shape"):
         load_model(work, device="cpu").predict(np.zeros(shape), spacing)
+
+
+@pytest.mark.parametrize("name", ["2d", "3d_fullres"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_weights_that_are_rounded_beforehand_give_the_same_logits(name, dtype):
+    plan = tiny_plan(channels=2)
+    networks = [plan.build_network(name) for _ in range(2)]
+    networks[1].load_state_dict(networks[0].state_dict())
+    round_convolutions(networks[1], dtype)
+    kinds = {kind.weight.dtype for kind in networks[1].modules() if isinstance(kind, torch.nn.Conv2d | torch.nn.Conv3d)}
+    assert kinds == {dtype}
+    plain, rounded = (
+        Predictor((network,), plan.configurations[name], plan.labels.head_count, (0, 1), dtype=dtype)
+        for network in networks
+    )
+    image = noise(2, 9, 10, 11)
+    assert np.array_equal(rounded.logits(image), plain.logits(image))
 
 
 def test_a_2d_configuration_segments_volumes_and_pictures(tmp_path):
