@@ -78,12 +78,20 @@ class Contender:
         recipe: that it is trained with.
         changes: of the recipe's settings.
         first_stage: channels of the network's finest stage, which takes half of the time / those that are planned.
+        store_type: of the prepared images' voxels.
     """
 
     preset: str
     recipe: str
     changes: Mapping[str, Any] = field(default_factory=dict)
     first_stage: float = 1.0
+    store_type: str = "float32"
+
+    @property
+    def plan_name(self) -> str:
+        """Of its plan, which contenders that are planned alike share."""
+        thin = "" if self.first_stage == 1.0 else f"-{self.first_stage:g}"
+        return f"{self.preset}{thin}{'' if self.store_type == 'float32' else '-half'}"
 
     def load(self, **more: Any) -> Recipe:
         """The recipe, changed."""
@@ -97,9 +105,11 @@ CONTENDERS = {
     "fast-muon": Contender("cpu", "fast", {"optimizer": "muon", "momentum": 0.95}),
     "fast-batch": Contender("cpu", "fast", {"batch_scale": 2.0, "lr": 0.0028}),
     "fast-thin": Contender("cpu", "fast", first_stage=0.5),
+    "cpu-half": Contender("cpu", "cpu", store_type="float16"),
 }
 """By name. "nnU-Net" is its plan and its training, with the schedule stretched over the budget, computed by AutoSeg in
-the precision that is fastest here, as all contenders are. The last three change one thing in `fast`."""
+the precision that is fastest here, as all contenders are. Those behind `fast` change one thing in it; "cpu-half" stores
+its images in half precision."""
 
 MAIN = (REFERENCE, BASELINE, "fast")
 
@@ -153,9 +163,7 @@ class Contest:
 
     def workspace(self, contender: str) -> Workspace:
         """With the plan of a contender; those with the same plan share it."""
-        own = CONTENDERS[contender]
-        thin = "" if own.first_stage == 1.0 else f"-{own.first_stage:g}"
-        return Workspace(self.root / "plans" / f"{own.preset}{thin}", self.train)
+        return Workspace(self.root / "plans" / CONTENDERS[contender].plan_name, self.train)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -210,10 +218,11 @@ def prepare(contest: Contest, source: Path, contenders: Sequence[str]) -> None:
 def plan_contender(contest: Contest, name: str) -> None:
     """Plans with the contender's preset; then once more, if its finest stage shall have other channels."""
     own, workspace = CONTENDERS[name], contest.workspace(name)
-    plan = plan_dataset(contest.train, workspace, PlanOptions(own.preset)).plan
+    pins: dict[str, Any] = {"store_type": own.store_type}
+    plan = plan_dataset(contest.train, workspace, PlanOptions(own.preset, pins=pins)).plan
     if own.first_stage != 1.0:
         first, *others = plan.configurations[contest.studied.configuration].network.features_per_stage
-        pins = {contest.studied.configuration: {"features_per_stage": [round(own.first_stage * first), *others]}}
+        pins[contest.studied.configuration] = {"features_per_stage": [round(own.first_stage * first), *others]}
         plan_dataset(contest.train, workspace, PlanOptions(own.preset, pins=pins))
 
 

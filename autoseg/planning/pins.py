@@ -14,7 +14,16 @@ from autoseg.core.errors import PlanFault, RecordFault
 from autoseg.core.records import from_data, record, to_data
 from autoseg.core.registry import choose
 from autoseg.networks.kinds import NETWORKS
-from autoseg.planning.plan import CONFIGURATION_NAMES, AxisOrder, Count, Decision, DistinctAxes, Length, Normalization
+from autoseg.planning.plan import (
+    CONFIGURATION_NAMES,
+    AxisOrder,
+    Count,
+    Decision,
+    DistinctAxes,
+    Length,
+    Normalization,
+    StoreType,
+)
 from autoseg.planning.rules import Chosen
 
 T = TypeVar("T")
@@ -46,6 +55,7 @@ class Pins(ConfigurationPins):
     Attributes:
         lateral_pairs: names (left, right) of classes that change places in mirrored images; empty exchanges nothing.
         lateral_axis: axis of the files that runs from left to right.
+        store_type: of the voxels of prepared images.
         configurations: decisions about single configurations; they win over those about all.
     """
 
@@ -55,6 +65,7 @@ class Pins(ConfigurationPins):
     use_nonzero_mask: tuple[bool, ...] | None = None
     lateral_pairs: tuple[tuple[str, str], ...] | None = None
     lateral_axis: Literal[0, 1, 2] | None = None
+    store_type: StoreType | None = None
     configurations: Mapping[str, ConfigurationPins] = field(default_factory=dict)
 
     def find(self, name: str, configuration: str | None, dimensions: int | None) -> Any:

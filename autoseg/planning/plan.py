@@ -77,6 +77,9 @@ Count = Annotated[int, Field(gt=0)]
 Edge = Annotated[int, Field(ge=1, le=8192)]
 Length = Annotated[float, Field(gt=1e-9, lt=1e9)]
 Normalization = Annotated[str, AfterValidator(one_of(NORMALIZATIONS, "normalization"))]
+StoreType = Literal["float32", "float16"]
+
+BYTES_PER_STORED_VOXEL: dict[StoreType, int] = {"float32": 4, "float16": 2}
 
 
 @record
@@ -187,6 +190,7 @@ class Plan:
             another orientation are turned, and label maps turned back. None to take every image as it is stored.
         direction: what images are turned as near to as whole axes allow, for data that lie oblique in the body:
             directions of z, y, x, as `Geometry` has them. None for the axes of the body.
+        store_type: of the voxels of prepared images: "float32", or "float16" for half the disk.
     """
 
     version: Literal[1]
@@ -206,6 +210,7 @@ class Plan:
     lateral_pairs: tuple[tuple[str, str], ...] = ()
     orientation: Orientation | None = None
     direction: Direction | None = None
+    store_type: StoreType = "float32"
 
     @model_validator(mode="after")
     def _names_agree(self) -> Self:
@@ -267,14 +272,14 @@ class Plan:
         return turn_to(geometry, self.orientation, self.direction)
 
     def store_gib(self, configuration: Configuration, fingerprint: Fingerprint) -> float:
-        """Disk space of the preprocessed cases of a configuration: 4 bytes per voxel and channel, 1 per label."""
+        """Disk space of the preprocessed cases of a configuration: voxels of all channels, and 1 byte per label."""
         voxels = 0
         for case in fingerprint.cases:
             spacing = [case.spacing_mm[axis] for axis in self.axis_order]
             shape = [case.shape_after_crop[axis] for axis in self.axis_order]
             target = [*spacing[: 3 - configuration.dimensions], *configuration.spacing_mm]
             voxels += math.prod(resampled_shape(tuple(shape), tuple(spacing), tuple(target)))
-        return voxels * (4 * len(self.channels) + 1) / BYTES_PER_GIB
+        return voxels * (BYTES_PER_STORED_VOXEL[self.store_type] * len(self.channels) + 1) / BYTES_PER_GIB
 
     def document(self) -> dict[str, Any]:
         """The plan as `autoseg plan --json` prints it."""

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -28,13 +28,13 @@ from autoseg.planning.plan import (
     WHOLE_NAMES,
     Configuration,
     Plan,
+    StoreType,
     edges,
 )
 from autoseg.planning.presets import Preset, load_preset
 from autoseg.planning.rules import Chosen, Lateral
 
-T = TypeVar("T")
-
+_STORE_TYPE: Chosen[StoreType] = Chosen("float32", "stored as they were computed; float16 takes half the disk")
 _WHY_POOLED = "2D batches are large, so Dice is pooled over them: a class missing from one slice then does no harm"
 
 
@@ -106,6 +106,7 @@ def make_plan(
     configurations = {"2d": _plan_configuration(common, slices, Chosen(True, _WHY_POOLED))}
     configurations |= _configurations_3d(common, spacing, median, count)
     _record_names(dataset, log)
+    store_type = log.decide("store_type", _STORE_TYPE)
     plan = Plan(
         version=PLAN_VERSION,
         dataset=dataset.name,
@@ -124,6 +125,7 @@ def make_plan(
         lateral_pairs=common.lateral.pairs,
         orientation=orientation,
         direction=fingerprint.direction,
+        store_type=store_type,
     )
     return _narrowed(plan, options.configurations)
 
@@ -318,10 +320,8 @@ def _fitted_patch(common: _Common, target: _Target) -> tuple[tuple[int, ...], Ne
     if patch == first:
         because += "; a patch that covers it, rounded up to what the network divides it by, fits the memory target"
     else:
-        because += (
-            f"; {edges(first)} does not fit {common.memory_gib:g} GiB, "
-            f"so the relatively largest axis shrank until it did"
-        )
+        because += f"; {edges(first)} does not fit {common.memory_gib:g} GiB, "
+        because += "so the relatively largest axis shrank until it did"
     return patch, network, because
 
 

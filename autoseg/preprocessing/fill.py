@@ -24,6 +24,7 @@ from autoseg.data.check import check_case
 from autoseg.data.fingerprint import CaseStatistics, Fingerprint
 from autoseg.data.model import Case, Dataset
 from autoseg.images.resample import resampled_shape
+from autoseg.planning.plan import BYTES_PER_STORED_VOXEL
 from autoseg.preprocessing.locations import MOST_KEPT, SHARE_KEPT, class_locations
 from autoseg.preprocessing.prepare import prepare
 from autoseg.preprocessing.store import StoreRecipe, is_intact, write_case
@@ -179,7 +180,8 @@ def _store_case(folder: Path, dataset: Dataset, recipe: StoreRecipe, task: Task)
     prepared = prepare(checked.volume, checked.labels, recipe.preparation)
     assert prepared.labels is not None, "labels were given"
     try:
-        write_case(folder / case.identifier, content, prepared, class_locations(prepared.labels, recipe.labels))
+        locations = class_locations(prepared.labels, recipe.labels)
+        write_case(folder / case.identifier, content, prepared, locations, recipe.image_type)
     except OSError as error:
         if not is_machine_fault(error):
             raise
@@ -256,7 +258,8 @@ def _size_of(case: CaseStatistics, recipe: StoreRecipe) -> CaseSize:
     locations = min(voxels, MOST_KEPT * len(recipe.labels.classes)) + int(SHARE_KEPT * voxels)
     return CaseSize(
         voxels=voxels,
-        disk_bytes=voxels * (4 * channels + label_bytes) + locations * _BYTES_PER_LOCATION,
+        disk_bytes=voxels * (BYTES_PER_STORED_VOXEL[recipe.image_type] * channels + label_bytes)
+        + locations * _BYTES_PER_LOCATION,
         memory_bytes=math.prod(case.shape) * (10 * channels + 4) + voxels * (4 * channels + 6),
     )
 

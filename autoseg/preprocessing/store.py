@@ -23,7 +23,7 @@ from autoseg.core.records import content_hash, load, to_data, to_sealed_json
 from autoseg.core.workspace import work_folder_of
 from autoseg.data.fingerprint import Fingerprint
 from autoseg.data.model import LabelSet
-from autoseg.planning.plan import Configuration, Plan
+from autoseg.planning.plan import Configuration, Plan, StoreType
 from autoseg.preprocessing.prepare import Placement, Preparation, Prepared, preparation_of
 
 STORE_VERSION = 1
@@ -44,19 +44,23 @@ class StoreRecipe:
         version: of the code.
         preparation: how images are prepared.
         labels: classes without their names, which change nothing.
+        image_type: of the voxels of images.
     """
 
     version: int
     preparation: Preparation
     labels: LabelSet
+    image_type: StoreType = "float32"
 
     @property
     def name(self) -> str:
         """The folder's name: a hash, so that a changed plan finds another folder instead of cases of the old one.
 
-        Where nothing is turned, it is the name that stores had before there was anything to turn.
+        Where nothing is turned, or stored in another precision, it is the name that stores had before that existed.
         """
         data = to_data(self)
+        if self.image_type == "float32":
+            del data["image_type"]
         for name in ("orientation", "direction"):
             if data["preparation"][name] is None:
                 del data["preparation"][name]
@@ -111,7 +115,7 @@ class StoredCase:
 
     Attributes:
         identifier: of the case.
-        image: (c, z, y, x) float32.
+        image: (c, z, y, x) float32, or float16 where the plan says so.
         labels: (z, y, x) int8 or int16, -1 outside the nonzero mask.
         locations: voxels (n, 3: z, y, x) of each class that occurs; keys as in `locations.location_groups`.
         placement: the way back to the grid of the file.
@@ -119,7 +123,7 @@ class StoredCase:
     """
 
     identifier: str
-    image: NDArray[np.float32]
+    image: NDArray[np.floating[Any]]
     labels: NDArray[np.signedinteger[Any]]
     locations: dict[int, NDArray[np.integer[Any]]]
     placement: Placement
@@ -140,7 +144,8 @@ def store_recipe(plan: Plan, configuration: Configuration, fingerprint: Fingerpr
     if preparation.spacing_mm[0] is None and len(own) == 1:
         preparation = replace(preparation, spacing_mm=(own.pop(), *preparation.spacing_mm[1:]))
     classes = {f"class_{index}": values for index, values in enumerate(plan.labels.classes.values())}
-    return StoreRecipe(STORE_VERSION, preparation, replace(plan.labels, classes=classes, regions_class_order=()))
+    labels = replace(plan.labels, classes=classes, regions_class_order=())
+    return StoreRecipe(STORE_VERSION, preparation, labels, plan.store_type)
 
 
 def store_folder(store: Path, plan: Plan, configuration: Configuration, fingerprint: Fingerprint) -> Path:
@@ -215,7 +220,13 @@ def is_intact(folder: Path, content: str) -> bool:
     )
 
 
-def write_case(folder: Path, content: str, prepared: Prepared, locations: dict[int, NDArray[np.integer[Any]]]) -> None:
+def write_case(
+    folder: Path,
+    content: str,
+    prepared: Prepared,
+    locations: dict[int, NDArray[np.integer[Any]]],
+    image_type: StoreType = "float32",
+) -> None:
     """Writes a prepared case; it appears complete under its name or not at all.
 
     Nothing is forced onto the disk, which takes longer than preparing a small case: what a power cut damages,
@@ -226,13 +237,14 @@ def write_case(folder: Path, content: str, prepared: Prepared, locations: dict[i
         content: hash of the files that it was made from.
         prepared: the case, with labels.
         locations: voxels of each class.
+        image_type: of the voxels that are written; an image that float16 cannot hold is written as float32.
     """
     assert prepared.labels is not None, "cases without labels are not stored"
     rows = np.concatenate(list(locations.values())) if locations else np.zeros((0, 3), np.int16)
     temporary = temporary_beside(folder)
     temporary.mkdir(parents=True)
     try:
-        for name, array in zip(ARRAYS, (prepared.image, prepared.labels, rows), strict=True):
+        for name, array in zip(ARRAYS, (_of_type(prepared.image, image_type), prepared.labels, rows), strict=True):
             np.save(temporary / name, array, allow_pickle=False)
         files = {name: stored_file(temporary / name) for name in sorted(ARRAYS)}
         counts = {str(key): len(found) for key, found in locations.items()}
@@ -243,6 +255,12 @@ def write_case(folder: Path, content: str, prepared: Prepared, locations: dict[i
         temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _of_type(image: NDArray[np.float32], kind: StoreType) -> NDArray[np.floating[Any]]:
+    if kind == "float32" or np.abs(image).max(initial=0.0) > np.finfo(np.float16).max:
+        return image
+    return image.astype(np.float16)
 
 
 def damaged(

@@ -234,6 +234,13 @@ def test_pins_override_rules_and_say_so():
     assert all("set by the user" in entry.because for entry in plan.decisions if entry.by == "user")
 
 
+def test_half_precision_takes_half_the_store():
+    fingerprint = fingerprint_of([(1.0, 1.0, 1.0)] * 2, [(40, 40, 40)] * 2)
+    own, halved = plan_of(fingerprint), plan_of(fingerprint, pins={"store_type": "float16"})
+    sizes = [plan.store_gib(plan.configurations["3d_fullres"], fingerprint) for plan in (own, halved)]
+    assert sizes[0] / sizes[1] == pytest.approx(5 / 3)
+
+
 def test_a_pinned_patch_serves_the_configurations_of_its_dimensions():
     plan = plan_of(fingerprint_of([(1, 1, 1)] * 3, [(60, 60, 60)] * 3), pins={"patch_size": [32, 48]})
     assert plan.configurations["2d"].patch_size == (32, 48)

@@ -42,6 +42,18 @@ def test_a_written_case_is_read_as_it_was(tmp_path, prepared):
     assert [entry.name for entry in tmp_path.iterdir()] == ["a"]
 
 
+def test_half_precision_takes_half_the_bytes_and_is_not_used_for_what_it_cannot_hold(tmp_path, prepared):
+    large = replace(prepared, image=prepared.image * np.float32([[[[1e3]]], [[[1e5]]]]))
+    for name, own in (("a", prepared), ("large", large)):
+        write_case(tmp_path / name, "hash", own, LOCATIONS, "float16")
+        assert is_intact(tmp_path / name, "hash")
+    halved = open_case(tmp_path / "a").image
+    assert halved.dtype == np.float16
+    assert np.array_equal(halved, prepared.image.astype(np.float16))
+    assert np.abs(halved - prepared.image).max() <= 2**-11 * np.abs(prepared.image).max()
+    assert np.array_equal(open_case(tmp_path / "large").image, large.image)
+
+
 def test_a_case_without_foreground_has_no_locations(tmp_path, prepared):
     write_case(tmp_path / "a", "hash", prepared, {})
     assert open_case(tmp_path / "a").locations == {}
@@ -131,6 +143,7 @@ def test_the_store_depends_on_how_cases_are_prepared_and_not_on_names(tmp_path):
     assert folder(plan=replace(plan, labels=ignoring)) != folder()
     assert folder(configuration=replace(own, spacing_mm=(9.0, 1.0, 1.0))) != folder()
     assert folder(configuration=replace(own, normalization=("ct",))) != folder()
+    assert folder(plan=replace(plan, store_type="float16")) != folder()
     brighter = replace(plan.intensities[0], mean=99.0)
     assert folder(plan=replace(plan, intensities=(brighter,))) == folder()  # z-score does not look at them
 

@@ -13,6 +13,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
@@ -96,6 +97,14 @@ def test_two_devices_train_the_matrix_as_one_does(workspace, options, planned, t
             newest_weights(own.run(run.configuration, run.fold).checkpoint) for own in (alone, workspace)
         )
         assert all(torch.equal(expected[name], value) for name, value in found.items())
+
+
+def test_images_stored_in_half_precision_train_and_validate_a_cascade(workspace, options):
+    save(replace(load(Plan, workspace.plan), store_type="float16"), workspace.plan)
+    report = train_queue(workspace, options, never)
+    assert [own.state for own in report.results] == ["done"] * 4
+    images = [np.load(path, mmap_mode="r") for path in workspace.store.glob("*/*/image.npy")]
+    assert {own.dtype for own in images} == {np.dtype(np.float16)}
 
 
 def test_a_process_that_is_killed_is_reported_and_the_others_go_on(workspace, options, caplog):
