@@ -88,8 +88,9 @@ def wait_passively() -> None:
 
     By default they spin. Where another program takes one of the cores, all the others then spin until it gives it back:
     a step of the planned hippocampus network in 3D, on two cores with three busy programs, took 4.0 s of wall time and
-    1.8 s of CPU time, and with sleeping ones 1.0 and 0.5 s; on free cores both took as long. The library reads this
-    when it is loaded, so it has to be said before torch is imported.
+    1.8 s of CPU time, and with sleeping ones 1.0 and 0.5 s. On free cores sleeping costs a tenth of a step, which
+    `launch.side_by_side` more than wins back. The library reads this when it is loaded, so it has to be said before
+    torch is imported.
     """
     if not any(name in os.environ for name in WAITING):
         os.environ["OMP_WAIT_POLICY"] = "passive"

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from autoseg.launch.race import race, wall_and_processor_clock, wall_clock
+from autoseg.launch.side_by_side import side_by_side
 from autoseg.planning.plan import Configuration
 from autoseg.training.step import Compute
 
@@ -63,6 +64,8 @@ def compile_if_faster(
         compute: precision and memory format.
         steps: that it will be used for.
     """
+    if side_by_side(network, compute, shape[0]) is not None:
+        return None, "not compiled: patches are computed side by side, which saves more"
     clock = wall_and_processor_clock if compute.device.type == "cpu" else wall_clock
     usual = step_seconds(network, shape, compute)
     if steps * usual * LARGEST_COMPILED_GAIN < FEWEST_COMPILING_SECONDS:
@@ -117,11 +120,20 @@ def step_seconds(network: nn.Module, shape: Sequence[int], compute: Compute) -> 
 
     def measure(shape: Sequence[int]) -> float:
         image = torch.zeros(*shape)
-        training_pass(network, image, compute)
+        parted = side_by_side(network, compute, shape[0])
+
+        def work() -> None:
+            if parted is None:
+                training_pass(network, image, compute)
+            else:
+                parted(compute.place_image(image), image, _mean_square, compute)
+                network.zero_grad(set_to_none=True)
+
+        work()
         times = []
         for _ in range(_TIMED_STEPS):
             begin = time.perf_counter()
-            training_pass(network, image, compute)
+            work()
             times.append(time.perf_counter() - begin)
         return min(times) / shape[0]
 
@@ -178,10 +190,15 @@ def _training_pass(network: nn.Module, forward: Callable[..., Any], image: torch
     placed = compute.place_image(image)
     with compute.autocast():
         logits = forward(placed, deep_supervision=True)
-    outputs = logits if isinstance(logits, list) else [logits]
-    torch.stack([output.float().square().mean() for output in outputs]).sum().backward()  # type: ignore[no-untyped-call]
+    _mean_square(logits, image).backward()  # type: ignore[no-untyped-call]
     network.zero_grad(set_to_none=True)
     _wait(compute)
+
+
+def _mean_square(logits: torch.Tensor | Sequence[torch.Tensor], _labels: torch.Tensor) -> torch.Tensor:
+    """A loss that nothing is learned by; it costs next to nothing."""
+    outputs = [logits] if isinstance(logits, torch.Tensor) else logits
+    return torch.stack([output.float().square().mean() for output in outputs]).sum()
 
 
 def _wait(compute: Compute) -> None:

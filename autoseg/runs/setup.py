@@ -20,6 +20,7 @@ from autoseg.core.progress import Progress, silent
 from autoseg.core.records import save_sealed
 from autoseg.launch.numerics import SHARE_FOR_MEASURING, check_training
 from autoseg.launch.precision import compile_if_faster, compiled
+from autoseg.launch.side_by_side import side_by_side
 from autoseg.launch.step_graph import step_graph
 from autoseg.preprocessing.first_stage import open_with_first_stage
 from autoseg.preprocessing.store import StoredCase
@@ -116,6 +117,8 @@ def set_up(
     state.started_with = sha256_of_file(task.run.folder.recipe)
     state.forward = forward
     state.graph = step_graph(state)
+    if forward is network:
+        state.gradient = side_by_side(network, compute, task.stages[-1].batch_size)
     return ActiveRun(task, record, state, compute, opened, forecast, check_stop, progress)
 
 

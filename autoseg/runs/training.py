@@ -110,7 +110,7 @@ def _train(active: ActiveRun, seconds: Callable[[], float]) -> None:
             + " to go on from there",
         ) from stop
     finally:
-        state.graph = None  # its memory is the validation's now
+        state.graph = state.gradient = None  # their memory and threads are the validation's now
 
 
 class _StepReport(Callback):

@@ -118,7 +118,7 @@ class TrainingProgress:
 
 @dataclass(slots=True, kw_only=True)
 class TrainingState(TrainingProgress):
-    """All that changes while a network is trained; a checkpoint holds all of it but `forward` and `graph`.
+    """All that changes while a network is trained; a checkpoint holds all of it but how steps are run.
 
     Attributes:
         network: being trained.
@@ -128,6 +128,7 @@ class TrainingState(TrainingProgress):
         stages: of the recipe's growing patch; 1 without growth.
         forward: what runs the network; differs from `network` when it is compiled.
         graph: what runs the part of a step that is the device's, in its own way; None where it is simply called.
+        gradient: what computes loss and gradient of a batch, in its own way; None for all of it at once.
         started_with: SHA-256 of the record that the training was started with; empty where there is none.
     """
 
@@ -138,6 +139,7 @@ class TrainingState(TrainingProgress):
     stages: int = 1
     forward: Callable[..., Any] | None = None
     graph: Callable[[DeviceStep, Tensor, Tensor], Tensor] | None = None
+    gradient: Callable[[Tensor, Tensor, Objective, Compute], Tensor] | None = None
     started_with: str = ""
 
     @property
@@ -262,6 +264,8 @@ def _gradient_in_parts(
 
 def _gradient(state: TrainingState, image: Tensor, labels: Tensor, objective: Objective, compute: Compute) -> Tensor:
     state.optimizer.zero_grad(set_to_none=True)
+    if state.gradient is not None:
+        return state.gradient(image, labels, objective, compute)
     values = []
     for own, target in zip(image.chunk(state.parts), labels.chunk(state.parts), strict=True):
         with compute.autocast():

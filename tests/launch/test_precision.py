@@ -83,6 +83,7 @@ def test_a_working_compiler_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     assert compiled(network, (1, 1, 8, 8, 8), Compute(CPU))[0] is network
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_a_batch_that_does_not_fit_is_measured_by_a_part_of_it() -> None:
     sizes: list[int] = []
 
