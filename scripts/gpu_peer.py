@@ -33,6 +33,7 @@ from torch import Tensor  # noqa: E402
 
 from autoseg.data.model import LabelSet  # noqa: E402
 from autoseg.inference.predictor import Predictor  # noqa: E402
+from autoseg.launch.side_by_side import side_by_side  # noqa: E402
 from autoseg.launch.step_graph import step_graph  # noqa: E402
 from autoseg.networks.kinds.unet import PlainUNet  # noqa: E402
 from autoseg.planning.plan import Configuration  # noqa: E402
@@ -192,6 +193,7 @@ class Sides:
         network.load_state_dict(self.network.state_dict())
         state = start_state(network, self.recipe, compute, self.configuration.dimensions)
         state.graph = step_graph(state)
+        state.gradient = side_by_side(network, compute, self.configuration.batch_size)
         image = compute.place_image(self.image)
         step = partial(train_step, state, image, self.labels, self.objective, self.recipe, compute)
         return _as_set(False, self.steps, step)

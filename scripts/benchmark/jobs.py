@@ -33,6 +33,7 @@ from autoseg.launch.devices import use_cores
 from autoseg.launch.numerics import check_prediction, check_training
 from autoseg.launch.precision import native_types
 from autoseg.models.bundle import write_bundle
+from autoseg.models.model import round_convolutions
 from autoseg.networks.weights import newest_weights
 from autoseg.planning.plan import Configuration, Plan
 from autoseg.runs.queue import TrainOptions
@@ -119,12 +120,14 @@ def forward(network: str, first: str, end: str) -> Iterator[Mapping[str, Any]]:
 def _own_logits(sides: NetworkSides, image: torch.Tensor, compute: Compute) -> Callable[[], object]:
     network = sides.configuration.network.build(1, LABELS.head_count)
     network.load_state_dict(sides.network.state_dict())
+    dtype = AUTOCAST_TYPES.get(compute.precision, torch.float32)
+    round_convolutions(network, dtype)
     predictor = Predictor(
         (network,),
         sides.configuration,
         LABELS.head_count,
         sides.configuration.mirror_axes,
-        dtype=AUTOCAST_TYPES.get(compute.precision, torch.float32),
+        dtype=dtype,
         channels_last=compute.memory_format == "channels_last",
     )
     return lambda: predictor.logits(image.numpy())
