@@ -61,6 +61,18 @@ def one_thread():
         del os.environ["OMP_NUM_THREADS"]
 
 
+@pytest.fixture
+def two_threads(monkeypatch):
+    """Two threads that compute, whatever the machine has."""
+    import torch
+
+    before = torch.get_num_threads()
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """The processes of a test session share what they find out about the machine, and nothing with other sessions."""

@@ -9,8 +9,10 @@ complete and handed on; the memory of its place is used again for a row further 
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -131,5 +133,26 @@ def allocate(
         )
     _log.info("%.1f GiB are kept in a temporary file, to respect --max-ram", needed / BYTES_PER_GIB)
     with tempfile.TemporaryFile(dir=folder) as file:  # the mapping keeps the file alive after it is closed
+        _reserve(file.fileno(), needed, folder)
         kind = np.float32 if dtype == torch.float32 else np.float16
         return torch.from_numpy(np.memmap(file, dtype=kind, mode="w+", shape=shape))
+
+
+def _reserve(file: int, needed: int, folder: Path) -> None:
+    """Takes the space of a file on the disk now: where that is full later, writing into the mapping ends the process.
+
+    Raises:
+        NotEnoughResources: others took it since the disk was asked.
+    """
+    if not hasattr(os, "posix_fallocate"):
+        return
+    try:
+        os.posix_fallocate(file, 0, needed)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return  # a file system that cannot
+        raise NotEnoughResources(
+            f"predicting needs {needed / BYTES_PER_GIB:.1f} GiB on the disk, which has less free by now",
+            where=str(folder),
+            do="free some space there, or raise --max-ram",
+        ) from error

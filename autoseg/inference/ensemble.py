@@ -150,20 +150,26 @@ class Ensemble:
         labels = postprocess(labels, self.postprocessing, self.labels, placement.geometry.spacing_mm)
         return Prediction(labels, placement.geometry, probabilities)
 
-    def with_less_memory(self) -> Ensemble | None:
+    def with_less_memory(self, of_device: bool = True) -> Ensemble | None:
         """This ensemble with a smaller need of memory, or None if none of its predictors can do with less.
 
-        Networks of configurations that are not at work leave the device first: moving them back costs the least.
+        Networks of configurations that are not at work leave a device first that is full: moving them back costs the
+        least.
+
+        Args:
+            of_device: whether it is the device's memory that is short, not the main memory.
         """
-        every = self.every
-        smaller = {id(one): one.predictor.with_parked_networks() for one in every} if len(every) > 1 else {}
+        every, can_park = self.every, of_device and len(self.every) > 1
+        smaller = {id(one): one.predictor.with_parked_networks() for one in every} if can_park else {}
         if any(smaller.values()):
             _log.warning("not enough memory on %s: each configuration's networks are there in turn", _devices(every))
         else:
             smaller = {id(member): member.predictor.with_less_memory() for member in every}
-        if not any(smaller.values()):
-            return None
-        made = {id(member): replace(member, predictor=smaller[id(member)] or member.predictor) for member in every}
+        return self._with_predictors(smaller) if any(smaller.values()) else None
+
+    def _with_predictors(self, changed: Mapping[int, Predictor | None]) -> Ensemble:
+        """This ensemble with other predictors, by the identity of their members; None leaves one as it is."""
+        made = {id(own): replace(own, predictor=changed[id(own)] or own.predictor) for own in self.every}
         members = tuple(made[id(member)] for member in self.members)
         return replace(self, members=members, stages={name: made[id(stage)] for name, stage in self.stages.items()})
 

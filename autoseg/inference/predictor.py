@@ -21,6 +21,7 @@ from autoseg.core.geometry import Shape
 from autoseg.core.progress import Progress, silent
 from autoseg.inference.accumulate import LogitRows, RollingSlab, allocate
 from autoseg.inference.windows import Tiling, Window
+from autoseg.networks.threads import computing_threads
 from autoseg.planning.lateral import LateralSwap
 from autoseg.planning.plan import Configuration
 
@@ -139,13 +140,14 @@ class Predictor:
         """Passes of a network that a CPU computes side by side, each with threads of its own."""
         if self._device_type != "cpu":
             return 1
-        fitting = _SIDE_BY_SIDE_BYTES // max(1, self.tile_bytes * self.tiles_at_once)
-        return self.most_passes or max(1, min(torch.get_num_threads(), fitting))
+        threads, fitting = torch.get_num_threads(), _SIDE_BY_SIDE_BYTES // max(1, self.tile_bytes * self.tiles_at_once)
+        return self.most_passes or max(
+            (count for count in range(1, threads + 1) if threads % count == 0 and count <= fitting), default=1
+        )
 
     @cached_property
     def _threads(self) -> ThreadPoolExecutor:
-        each = torch.get_num_threads() // self.passes_at_once
-        return ThreadPoolExecutor(self.passes_at_once, "pass", torch.set_num_threads, (max(1, each),))
+        return computing_threads(self.passes_at_once, "pass")
 
     @cached_property
     def _tiles_of_pass(self) -> int:
@@ -205,9 +207,9 @@ class Predictor:
         if not self.parks_networks:
             yield from self._rows(image, progress)
             return
-        for network in self.networks:
-            network.to(self.device)
         try:
+            for network in self.networks:
+                network.to(self.device)
             yield from self._rows(image, progress)
         finally:
             for network in self.networks:
@@ -244,11 +246,12 @@ class Predictor:
     def with_less_memory(self) -> Predictor | None:
         """This predictor with a smaller need of memory, or None if there is none.
 
-        That is fewer tiles at once, tiles added up in main memory, the CPU instead of the device, and in the end a
-        file for what is added up.
+        That is fewer tiles at once, one pass at a time, tiles added up in main memory, the CPU instead of the device,
+        and in the end a file for what is added up.
         """
         if self.tiles_at_once > 1:
-            smaller = replace(self, tile_batch=self.tiles_at_once // 2)
+            passes = self.passes_at_once if self._device_type == "cpu" else self.most_passes
+            smaller = replace(self, tile_batch=self.tiles_at_once // 2, most_passes=passes)
             _log.warning("not enough memory on %s: going on with %d tiles at a time", self.device, smaller.tile_batch)
             return smaller
         if self.passes_at_once > 1:
@@ -306,8 +309,8 @@ class Predictor:
         return total.unsqueeze(2) if self.configuration.dimensions == 2 else total
 
     def _side_by_side(self, calls: Sequence[Callable[[], Tensor]]) -> list[Tensor]:
-        if self.passes_at_once == 1:
-            return [call() for call in calls]
+        if len(calls) < self.passes_at_once or self.passes_at_once == 1:
+            return [call() for call in calls]  # with all threads each
         return list(self._threads.map(lambda call: call(), calls))
 
     def _pass(self, tiles: Tensor, group: Sequence[tuple[int, ...]], network: nn.Module) -> Tensor:

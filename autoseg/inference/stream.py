@@ -221,7 +221,7 @@ class PredictionStream:
 
     def _go_on_with_less(self, prepared: PreparedCase, error: BaseException) -> None:
         """Makes the ensemble, for this and all later cases, one that needs less memory."""
-        smaller = self._ensemble.with_less_memory()
+        smaller = self._ensemble.with_less_memory(of_device=isinstance(error, torch.OutOfMemoryError))
         if smaller is None:
             shapes = {one.image.shape[1:] for one in prepared.values()}
             raise NotEnoughResources(

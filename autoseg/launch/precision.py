@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from autoseg.launch.race import race, wall_and_processor_clock, wall_clock
-from autoseg.launch.side_by_side import side_by_side
+from autoseg.launch.side_by_side import parts_of, side_by_side
 from autoseg.planning.plan import Configuration
 from autoseg.training.step import Compute
 
@@ -64,8 +64,8 @@ def compile_if_faster(
         compute: precision and memory format.
         steps: that it will be used for.
     """
-    if side_by_side(network, compute, shape[0]) is not None:
-        return None, "not compiled: patches are computed side by side, which saves more"
+    if compute.device.type == "cpu" and parts_of(shape[0], torch.get_num_threads()) > 1:
+        return None, "not compiled: patches are computed side by side, and a compiled network is not"
     clock = wall_and_processor_clock if compute.device.type == "cpu" else wall_clock
     usual = step_seconds(network, shape, compute)
     if steps * usual * LARGEST_COMPILED_GAIN < FEWEST_COMPILING_SECONDS:

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from autoseg.networks.threads import computing_threads
 from autoseg.training.losses import Objective
 from autoseg.training.step import Compute
 
@@ -24,14 +24,17 @@ T = TypeVar("T")
 
 def side_by_side(network: nn.Module, compute: Compute, batch_size: int) -> SideBySide | None:
     """What computes the parts of a batch at the same time: on a CPU, where its threads can share the patches."""
-    threads = torch.get_num_threads()
-    parts = parts_of(batch_size, threads) if compute.device.type == "cpu" else 1
-    return SideBySide(network, parts, threads) if parts > 1 else None
+    parts = parts_of(batch_size, torch.get_num_threads()) if compute.device.type == "cpu" else 1
+    return SideBySide(network, parts) if parts > 1 else None
 
 
 LEAST_SHARE_AT_WORK = 0.8
 """Of the threads, on average: what threads that share convolutions reach. Measured on two cores (AVX512-BF16, torch
 2.13): 0.82 with patches of 256 x 256, 0.85 with those of 40 x 56 x 40, 0.5 with those of 56 x 40."""
+
+
+MOST_PARTS = 4
+"""Each has gradients of all weights (assumption: more are not worth their memory; two were measured)."""
 
 
 def parts_of(batch_size: int, threads: int) -> int:
@@ -40,7 +43,8 @@ def parts_of(batch_size: int, threads: int) -> int:
     def share_at_work(parts: int) -> float:
         return batch_size / -(-batch_size // parts) * (threads // parts) / threads
 
-    useful = [parts for parts in range(2, min(batch_size, threads) + 1) if share_at_work(parts) >= LEAST_SHARE_AT_WORK]
+    most = min(batch_size, threads, MOST_PARTS)
+    useful = [parts for parts in range(2, most + 1) if share_at_work(parts) >= LEAST_SHARE_AT_WORK]
     return max(useful, key=lambda parts: (share_at_work(parts), parts), default=1)
 
 
@@ -49,13 +53,12 @@ class SideBySide:
 
     Args:
         network: whose weights are trained; it computes the first part.
-        parts: that a batch is divided into.
-        threads: that the parts share.
+        parts: that a batch is divided into, and torch's threads are shared by.
     """
 
-    def __init__(self, network: nn.Module, parts: int, threads: int) -> None:
+    def __init__(self, network: nn.Module, parts: int) -> None:
         self._networks = [network, *(_with_weights_of(network) for _ in range(parts - 1))]
-        self._pool = ThreadPoolExecutor(parts, "part", torch.set_num_threads, (threads // parts,))
+        self._pool = computing_threads(parts, "part")
 
     def __call__(self, image: Tensor, labels: Tensor, objective: Objective, compute: Compute) -> Tensor:
         """The loss of a batch, whose gradient it puts into the parameters of the network.

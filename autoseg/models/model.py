@@ -160,13 +160,13 @@ class Model:
 
 def _load_network(member: Member, fold: int, files: ModelFiles) -> torch.nn.Module:
     plan, configuration = member.plan, member.configuration
-    network = plan.build_network(configuration.name)
     tensors = files.read(configuration.name, fold)
-    expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    fault = shape_fault({name: tuple(tensor.shape) for name, tensor in tensors.items()}, expected)
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    fault = shape_fault(found, plan.parameter_shapes(configuration.name))  # before anything is allocated for it
     if fault is not None:
         raise IntegrityRefusal(
             f"the weights do not belong to the planned network: {fault}", where=f"{configuration.name}, fold {fold}"
         )
+    network = plan.build_network(configuration.name)
     network.load_state_dict(tensors)
     return network

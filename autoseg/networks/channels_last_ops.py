@@ -77,6 +77,8 @@ def triton_works(device: torch.device) -> bool:
     one, zero = torch.ones(1, device=device), torch.zeros(1, device=device)
     try:
         fused_norm.norm_and_leaky_relu(features, one, zero, 1e-5, 0.01)
+    except torch.OutOfMemoryError:
+        raise  # says nothing of Triton
     except Exception as error:  # Triton lets through whatever the call of the compiler raises
         _log.warning(
             "Triton cannot build kernels for %s (%s), so that PyTorch's slower ones compute: install a C compiler",

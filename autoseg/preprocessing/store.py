@@ -257,8 +257,16 @@ def write_case(
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+LEAST_IN_HALF = 2.0**-4
+"""Largest absolute value that each channel of an image has at least to be stored in half precision: small values are
+rounded to multiples of 2^-24, a millionth of it."""
+
+
 def _of_type(image: NDArray[np.float32], kind: StoreType) -> NDArray[np.floating[Any]]:
-    if kind == "float32" or np.abs(image).max(initial=0.0) > np.finfo(np.float16).max:
+    """The image as it is stored; in single precision where half precision would lose what is in it."""
+    if kind == "float32" or any(
+        not LEAST_IN_HALF <= np.abs(channel).max(initial=0.0) <= np.finfo(np.float16).max for channel in image
+    ):
         return image
     return image.astype(np.float16)
 

@@ -281,7 +281,8 @@ def _checkpoint_gib(plan: Plan, name: str, recipe: Recipe) -> float:
     """All generations of a run's checkpoint: weights, their average and what the optimizer keeps."""
     weights = sum(math.prod(shape) for shape in plan.parameter_shapes(name).values())
     averaged = int(recipe.ema_decay > 0)
-    copies = GENERATIONS_KEPT * (1 + averaged + MOMENTS[recipe.optimizer])
+    moments = MOMENTS.get(recipe.optimizer, max(MOMENTS.values()))
+    copies = GENERATIONS_KEPT * (1 + averaged + moments)
     return weights * copies * _BYTES_PER_NUMBER / BYTES_PER_GIB
 
 

@@ -154,4 +154,6 @@ def plan_hash(plan: Plan, configurations: Iterable[str]) -> str:
     kept = {name: plan.configurations[name] for name in sorted(configurations) if name in plan.configurations}
     data = to_data(replace(plan, configurations=kept, decisions=(), memory_gib=0.0, preset=""))
     del data["orientation"], data["direction"]  # what is turned to it is in the hash of the fingerprint
+    if plan.store_type == "float32":  # as in plans from before there was a choice
+        del data["store_type"]
     return content_hash(data)

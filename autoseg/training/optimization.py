@@ -203,4 +203,4 @@ OPTIMIZERS: dict[str, Callable[[Iterable[nn.Parameter], Recipe], torch.optim.Opt
 """Kinds of optimizers by the name used in recipes."""
 
 MOMENTS = {"sgd": 1, "adamw": 2, "muon": 1}
-"""Numbers that each of them keeps per weight of a convolution, in checkpoints as in memory."""
+"""Numbers that some of them keep per weight of a convolution, in checkpoints as in memory."""

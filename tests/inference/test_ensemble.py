@@ -188,6 +188,7 @@ def test_a_disk_without_room_is_an_answer(tmp_path, monkeypatch):
         ensemble.predict(ensemble.prepare(volume()), max_bytes=0)
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_less_memory_is_asked_of_every_predictor_until_there_is_no_way():
     first, second = member("3d_lowres", 1), member("cascade", 2, previous="3d_lowres")
     stages = {"3d_lowres": replace(first, predictor=replace(first.predictor, tile_batch=4))}
@@ -210,6 +211,7 @@ def test_networks_that_are_not_at_work_leave_a_device_first():
     both = Ensemble((on_device(member(share=0.5)), on_device(member("other", share=0.5))), LABELS)
     parked = both.with_less_memory()
     assert [(one.predictor.parks_networks, one.predictor.tiles_at_once) for one in parked.every] == [(True, 2)] * 2
+    assert both.with_less_memory(of_device=False).every[0].predictor.parks_networks is False
     smaller = parked.with_less_memory()
     assert [(one.predictor.parks_networks, one.predictor.tiles_at_once) for one in smaller.every] == [(True, 1)] * 2
 

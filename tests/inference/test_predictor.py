@@ -176,14 +176,24 @@ def test_progress_counts_tiles():
     assert calls == [(2, 4), (4, 4)]
 
 
+@pytest.mark.usefixtures("two_threads")
 def test_less_memory_means_fewer_tiles_then_main_memory_then_the_cpu_then_a_file():
     predictor = Predictor((), configuration((4, 4, 4)), 2, device="meta", tile_batch=4)
     steps = []
     while predictor is not None:
-        steps.append((predictor.tiles_at_once, str(predictor.device), predictor.slab_device, predictor.max_slab_bytes))
+        place = str(predictor.device), predictor.slab_device, predictor.max_slab_bytes
+        steps.append((predictor.tiles_at_once, predictor.passes_at_once, *place))
         predictor = predictor.with_less_memory()
-    fewer = [(count, "meta", None, None) for count in (4, 2, 1)]
-    assert steps == [*fewer, (1, "meta", "cpu", None), (1, "cpu", "cpu", None), (1, "cpu", "cpu", 0)]
+    on_device = [(count, 1, "meta", None, None) for count in (4, 2, 1)]
+    on_cpu = [(1, 2, "cpu", "cpu", None), (1, 1, "cpu", "cpu", None), (1, 1, "cpu", "cpu", 0)]
+    assert steps == [*on_device, (1, 1, "meta", "cpu", None), *on_cpu]
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_fewer_tiles_on_a_cpu_are_not_more_passes():
+    predictor = Predictor((), configuration((4, 4, 4)), 2, tile_batch=4)
+    smaller = predictor.with_less_memory()
+    assert (predictor.passes_at_once, smaller.tiles_at_once, smaller.passes_at_once) == (2, 2, 2)
 
 
 @pytest.mark.parametrize("mirror_axes", [(), (0, 1, 2)])
@@ -204,8 +214,8 @@ def test_passes_side_by_side_change_nothing_and_have_threads_of_their_own(mirror
     assert len(names) > 1
 
 
+@pytest.mark.usefixtures("two_threads")
 def test_large_patches_are_computed_one_after_another():
-    torch.set_num_threads(2)
     passes = [Predictor((), configuration((edge,) * 3), 3).passes_at_once for edge in (32, 256)]
     assert passes == [2, 1]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ BATCHES = [
 
 def parted_state(parts: int) -> TrainingState:
     state = fresh_state(RECIPE)
-    state.gradient = SideBySide(state.network, parts, parts)
+    state.gradient = SideBySide(state.network, parts)
     return state
 
 
@@ -67,10 +68,10 @@ def test_several_steps_are_those_of_the_batch_and_repeat_bit_for_bit() -> None:
         assert torch.equal(one, other)
 
 
+@pytest.mark.usefixtures("two_threads")
 def test_parts_have_threads_of_their_own_that_end() -> None:
     state, seen = parted_state(2), set()
     assert isinstance(state.gradient, SideBySide)
-    torch.set_num_threads(2)
     meet = threading.Barrier(2, timeout=60)  # both parts are in work at the same time, or nobody passes
 
     def note(*_: object) -> None:
@@ -81,6 +82,8 @@ def test_parts_have_threads_of_their_own_that_end() -> None:
         network.register_forward_pre_hook(note)
     train_step(state, *BATCHES[0], make_objective("dice_ce", LABELS, True), RECIPE, COMPUTE)
     assert seen == {("part_0", 1), ("part_1", 1)}
+    with ThreadPoolExecutor(1) as later:  # as one that cuts batches: its sums must not depend on what ran before
+        assert later.submit(torch.get_num_threads).result() == torch.get_num_threads() == 2
     state.gradient = None
     end = time.monotonic() + 30
     while time.monotonic() < end and any(thread.name.startswith("part_") for thread in threading.enumerate()):
@@ -98,7 +101,18 @@ def test_a_fault_in_a_part_reaches_the_caller() -> None:
 
 @pytest.mark.parametrize(
     ("batch", "threads", "parts"),
-    [(2, 2, 2), (2, 1, 1), (1, 8, 1), (3, 2, 1), (5, 2, 2), (2, 16, 2), (12, 16, 4), (9, 4, 2), (9, 16, 3)],
+    [
+        (2, 2, 2),
+        (2, 1, 1),
+        (1, 8, 1),
+        (3, 2, 1),
+        (5, 2, 2),
+        (2, 16, 2),
+        (12, 16, 4),
+        (9, 4, 2),
+        (9, 16, 3),
+        (16, 16, 4),
+    ],
 )
 def test_few_threads_have_nothing_to_do(batch: int, threads: int, parts: int) -> None:
     assert parts_of(batch, threads) == parts

@@ -90,6 +90,7 @@ of_record("mirroring_of_a_fourth_axis", lambda record: _configuration(record).up
 of_record("cascade_from_nowhere", lambda record: _configuration(record).update(cascade_from="3d_lowres"))
 of_record("network_of_code", lambda record: _network(record).update(kind="os:system"))
 of_record("network_of_a_million_features", lambda record: _network(record).update(features_per_stage=[10**6, 10**6]))
+of_record("network_of_8192_features", lambda record: _network(record).update(features_per_stage=[8192, 8192]))
 of_record("network_of_no_stage", lambda record: _network(record).update(strides=[]))
 of_record("network_with_even_kernels", lambda record: _network(record).update(kernel_sizes=[[2, 2, 2], [2, 2, 2]]))
 of_record("network_with_flat_kernels", lambda record: _network(record).update(kernel_sizes=[[3, 3], [3, 3]]))

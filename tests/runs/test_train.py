@@ -19,6 +19,7 @@ from autoseg.core.errors import AutoSegError, Interrupted, MissingInput, NotEnou
 from autoseg.core.records import load, save
 from autoseg.core.workspace import Workspace
 from autoseg.images.readers import read_labels
+from autoseg.launch.side_by_side import SideBySide
 from autoseg.networks.weights import newest_weights
 from autoseg.planning.plan import Plan
 from autoseg.planning.planner import PlanOptions
@@ -112,10 +113,19 @@ def test_a_run_leaves_everything_that_later_stages_need(workspace, options, plan
     assert only_run(again).run.status == run.run.status
 
 
-@pytest.mark.parametrize("changes", ["", "patch_growth: [0.5]\noptimizer: muon\nbatch_scale: 2\n"])
-def test_an_interrupted_run_resumes_to_the_same_weights(workspace, options, planned, tmp_path, changes):
+GROWING = "patch_growth: [0.5]\noptimizer: muon\nbatch_scale: 2\n"
+
+
+@pytest.mark.parametrize(("changes", "threads"), [("", "1"), (GROWING, "1"), (GROWING, "2")])
+def test_an_interrupted_run_resumes_to_the_same_weights(
+    workspace, options, planned, tmp_path, monkeypatch, changes, threads
+):
+    parted, compute_parts = [], SideBySide.__call__
+    monkeypatch.setattr(SideBySide, "__call__", lambda *own: parted.append(1) or compute_parts(*own))
+    monkeypatch.setenv("OMP_NUM_THREADS", threads)
     (tmp_path / "tiny.yaml").write_text(RECIPE + changes)
     train_queue(workspace, options, never)
+    assert bool(parted) == (threads == "2")
     other = Workspace(tmp_path / "other")
     other.root.mkdir()
     for name in ("dataset.json", "fingerprint.json", "plan.json"):

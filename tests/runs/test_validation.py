@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -221,6 +222,19 @@ def test_the_pace_and_the_size_of_a_case_are_measured(stored) -> None:
     assert (size.tiles >= 1, size.voxels) == (True, 6 * 12 * 10)
     pace = measure_pace(predictor, 1)
     assert pace.case_seconds(size, 2) > pace.case_seconds(size, 1) > 0
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_the_pace_is_that_of_passes_side_by_side(monkeypatch) -> None:
+    class Slow(torch.nn.Module):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            time.sleep(0.2)
+            return image.repeat(1, 2, 1, 1, 1)
+
+    predictor = Predictor((Slow(),), configuration((8, 8, 8)), 2, mirror_axes=(0, 1, 2), tile_batch=1)
+    assert predictor.passes_at_once == 2
+    assert 0.1 <= measure_pace(predictor, 1).tile_seconds < 0.19
+    assert measure_pace(replace(predictor, mirror_axes=()), 1).tile_seconds >= 0.2
 
 
 def test_a_predictor_takes_over_precision_and_memory_format_of_training() -> None:

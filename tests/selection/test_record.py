@@ -72,6 +72,12 @@ def test_the_plan_hash_heeds_what_matters_to_the_runs_only() -> None:
     assert plan_hash(plan, ["2d"]) != plan_hash(changed, ["2d"])
 
 
+def test_the_hash_of_a_plan_is_that_of_versions_without_a_type_of_the_store() -> None:
+    plan = tiny_plan()
+    assert plan_hash(plan, ["2d", "3d_fullres"]) == "6ddb98ca64f24437"  # as version 0.1 of November 2026 computed it
+    assert plan_hash(replace(plan, store_type="float16"), ["2d", "3d_fullres"]) != "6ddb98ca64f24437"
+
+
 def test_a_selection_knows_the_plan_it_is_of() -> None:
     plan = tiny_plan()
     selection = replace(example(), plan=plan_hash(plan, ["2d"]))
