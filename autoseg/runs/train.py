@@ -123,7 +123,8 @@ def train_queue(
             *(queue.recipe.epochs, queue.recipe.steps_per_epoch, workspace.command("plan")),
         )
     trainer = _Trainer(queue, workspace, options, devices[: max(1, len(queue.open_runs))], check_stop, listeners)
-    remove_leftovers(workspace.root)
+    for folder in (workspace.root, *(run.folder.validation for run in queue.runs)):
+        remove_leftovers(folder)  # of runs that are done, too: what could not be removed then is nobody's now
     save_folds(queue.folds, workspace.splits)  # once nothing is left that would refuse the command
     results, stop = trainer.work_through()
     return TrainReport(results, because, trainer.failures, stop, trainer.choice.left_out, trainer.note)
