@@ -133,7 +133,8 @@ def test_growing_patches_end_in_time_and_each_gets_its_share_of_the_steps(
     pretended = simulate(recipe, seconds, [f * true_step for f in factors], between * true_step, stages)
     assert 0.9 <= pretended.used <= 1.02
     even = sum(pretended.stage_steps) / len(pretended.stage_steps)
-    assert all(0.4 * even <= steps <= 2.0 * even for steps in pretended.stage_steps)
+    # a machine that slows down to a third in the end takes steps from the last stage alone
+    assert all(0.3 * even <= steps <= 2.0 * even for steps in pretended.stage_steps)
 
 
 @pytest.mark.parametrize("seconds", [1.0, 10.0, 100.0, 1e4])
