@@ -21,20 +21,18 @@ from autoseg.training.step import Compute
 
 T = TypeVar("T")
 
+LEAST_SHARE_AT_WORK = 0.8
+"""Of the threads, on average: what threads that share convolutions reach. Measured on two cores (AVX512-BF16, torch
+2.13): 0.82 with patches of 256 x 256, 0.85 with those of 40 x 56 x 40, 0.5 with those of 56 x 40."""
+
+MOST_PARTS = 4
+"""Each has gradients of all weights (assumption: more are not worth their memory; two were measured)."""
+
 
 def side_by_side(network: nn.Module, compute: Compute, batch_size: int) -> SideBySide | None:
     """What computes the parts of a batch at the same time: on a CPU, where its threads can share the patches."""
     parts = parts_of(batch_size, torch.get_num_threads()) if compute.device.type == "cpu" else 1
     return SideBySide(network, parts) if parts > 1 else None
-
-
-LEAST_SHARE_AT_WORK = 0.8
-"""Of the threads, on average: what threads that share convolutions reach. Measured on two cores (AVX512-BF16, torch
-2.13): 0.82 with patches of 256 x 256, 0.85 with those of 40 x 56 x 40, 0.5 with those of 56 x 40."""
-
-
-MOST_PARTS = 4
-"""Each has gradients of all weights (assumption: more are not worth their memory; two were measured)."""
 
 
 def parts_of(batch_size: int, threads: int) -> int:
