@@ -66,7 +66,7 @@ def report_lines(
     for dataset in dict.fromkeys(key[0] for key in tables):
         own = {key[1:]: seeds for key, seeds in tables.items() if key[0] == dataset}
         yield f"\n### {dataset}, {len(next(iter(own.values()))[0])} unseen cases\n"
-        yield f"| minutes | contender | seeds | mean Dice (95 % of cases) | minus `{BASELINE}`, paired (95 %) |"
+        yield f"| minutes | contender | mean Dice of each seed | of all (95 % of cases) | minus `{BASELINE}`, paired (95 %) |"
         yield "|---|---|---|---|---|"
         for minutes, contender in sorted((key[1], key[0]) for key in own):
             seeds = own[contender, minutes]
@@ -77,7 +77,8 @@ def report_lines(
                 mean, *ends = paired_difference(table, table_of(own[BASELINE, minutes]))
                 paired = f"{mean:+.4f} ({ends[0]:+.4f} to {ends[1]:+.4f})"
             scored = f"{foreground_mean(table):.4f} ({low:.4f} to {high:.4f})"
-            yield f"| {minutes:g} | `{contender}` | {len(seeds)} | {scored} | {paired} |"
+            each = ", ".join(f"{overall(one):.4f}" for one in seeds)
+            yield f"| {minutes:g} | `{contender}` | {each} | {scored} | {paired} |"
         needed = [f"`{name}` {'-' if time is None else f'{time:.3g}'}" for name, time in minutes_to_reference(own)]
         if needed:
             yield f"\nMinutes to the Dice of `{REFERENCE}` at its longest budget: {', '.join(needed)}."

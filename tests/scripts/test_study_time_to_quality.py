@@ -60,7 +60,8 @@ def test_a_study_is_done_once_and_written_for_people(script, tmp_path, monkeypat
         False,
         True,
     )
-    assert "`fast` | 1 |" in text
+    dice = f"{script.overall(next(own['dice'] for own in results if own['contender'] == 'fast')):.4f}"
+    assert f"| 0.04 | `fast` | {dice} | {dice} (" in text
     assert (tmp_path / "time-to-quality.png").stat().st_size > 1000
     assert len(json.loads((tmp_path / "time-to-quality.json").read_text())) == 2
 
