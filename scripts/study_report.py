@@ -66,7 +66,8 @@ def report_lines(
     for dataset in dict.fromkeys(key[0] for key in tables):
         own = {key[1:]: seeds for key, seeds in tables.items() if key[0] == dataset}
         yield f"\n### {dataset}, {len(next(iter(own.values()))[0])} unseen cases\n"
-        yield f"| minutes | contender | mean Dice of each seed | of all (95 % of cases) | minus `{BASELINE}`, paired (95 %) |"
+        paired_with = f"minus `{BASELINE}`, paired (95 %)"
+        yield f"| minutes | contender | mean Dice of each seed | of all (95 % of cases) | {paired_with} |"
         yield "|---|---|---|---|---|"
         for minutes, contender in sorted((key[1], key[0]) for key in own):
             seeds = own[contender, minutes]
