@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from autoseg.core.errors import TrainingStopped
 from autoseg.training.losses import Objective
 from autoseg.training.optimization import (
-    OPTIMIZERS,
     SCHEDULES,
     ScheduleSegment,
+    make_optimizer,
     set_learning_rate,
     skips_on_device,
     stage_at,
@@ -184,7 +184,7 @@ def start_state(network: nn.Module, recipe: Recipe, compute: Compute, dimensions
     uses_scaler = compute.precision == "fp16" and compute.device.type == "cuda"
     return TrainingState(
         network=network,
-        optimizer=OPTIMIZERS[recipe.optimizer](network.parameters(), recipe),
+        optimizer=make_optimizer(network.parameters(), recipe, compute.precision),
         segment=ScheduleSegment(0, 0.0, recipe.epochs * recipe.steps_per_epoch),
         steps_per_epoch=recipe.steps_per_epoch,
         scaler=torch.amp.GradScaler("cuda") if uses_scaler else None,

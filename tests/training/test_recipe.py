@@ -18,11 +18,13 @@ from autoseg.core.records import load, save, to_data
 from autoseg.networks.kinds.unet import PlainUNet
 from autoseg.planning.plan import Configuration
 from autoseg.training.optimization import (
+    ITERATIONS,
     MOMENTS,
     NEWTON_SCHULZ,
     OPTIMIZERS,
     RMS,
     SCHEDULES,
+    Muon,
     ScheduleSegment,
     mean_cost,
     orthogonalized,
@@ -30,7 +32,7 @@ from autoseg.training.optimization import (
     warmup,
 )
 from autoseg.training.recipe import Recipe, load_recipe, relative_costs, stage_configurations
-from autoseg.training.step import learning_rate
+from autoseg.training.step import Compute, learning_rate, start_state
 from tests.training.tiny_training import RECIPE, fresh_state
 
 
@@ -189,13 +191,57 @@ def test_an_orthogonalized_matrix_keeps_its_singular_vectors(shape: tuple[int, i
     matrix = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     left, values, right = torch.linalg.svd(matrix, full_matrices=False)
     found = left.T @ orthogonalized(matrix) @ right.T
-    expected = values / values.norm()
+    expected = values / (values**8).sum() ** 0.125
     a, b, c = NEWTON_SCHULZ
-    for _ in range(5):
+    for _ in range(ITERATIONS):
         expected = a * expected + b * expected**3 + c * expected**5
     assert torch.allclose(found, torch.diag(expected), atol=1e-9)
     assert float(expected.min()) > 0.6
     assert float(expected.max()) < 1.3
+
+
+@pytest.mark.parametrize("kind", ["one direction", "falling as 1 / k", "as large as each other", "nothing"])
+def test_singular_values_end_near_one_whatever_they_were(kind: str) -> None:
+    generator = torch.Generator().manual_seed(1)
+    left, _, right = torch.linalg.svd(torch.randn(64, 288, generator=generator), full_matrices=False)
+    numbers = torch.arange(1.0, 65.0)
+    values = {
+        "one direction": (numbers == 1).float(),
+        "falling as 1 / k": 1 / numbers,
+        "as large as each other": torch.ones(64),
+        "nothing": torch.zeros(64),
+    }[kind]
+    for size in (1e-4, 1.0, 1e4):
+        found = torch.linalg.svdvals(orthogonalized(size * (left * values) @ right))
+        assert torch.all(found < 1.25)
+        assert torch.all(found[: int((values > 0).sum())] > 0.6)
+
+
+def test_only_the_rounding_of_a_product_in_half_precision_differs() -> None:
+    matrix = torch.randn(32, 432, generator=torch.Generator().manual_seed(4))
+    exact, rounded = orthogonalized(matrix.double()), orthogonalized(matrix, torch.bfloat16)
+    assert rounded.dtype == torch.bfloat16
+    assert float((rounded.double() - exact).norm() / exact.norm()) < 2**-8
+
+
+@pytest.mark.parametrize(("precision", "expected"), [("fp32", None), ("bf16", torch.bfloat16), ("fp16", None)])
+def test_muon_multiplies_in_bfloat16_where_the_network_does(precision: str, expected: torch.dtype | None) -> None:
+    compute = Compute(torch.device("cpu"), precision)
+    optimizer = start_state(nn.Conv2d(1, 2, 3), Recipe(optimizer="muon"), compute, 2).optimizer
+    assert isinstance(optimizer, Muon)
+    assert optimizer.product_type == expected
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
+def test_an_update_of_muon_does_not_depend_on_the_order_of_memory(layout: torch.memory_format) -> None:
+    generator = torch.Generator().manual_seed(6)
+    first, gradient = (torch.randn(8, 4, 1, 3, 2, generator=generator) for _ in range(2))
+    kernel, expected = (nn.Parameter(own) for own in (first.clone().to(memory_format=layout), first.clone()))
+    for parameter in (kernel, expected):
+        parameter.grad = gradient.clone()  # in the usual order, whatever that of the kernel is
+        OPTIMIZERS["muon"]([parameter], Recipe(lr=0.1, momentum=0.9)).step()
+    assert not torch.allclose(kernel, first)
+    assert torch.allclose(kernel, expected, atol=1e-6)
 
 
 def test_muon_moves_convolutions_alike_whatever_their_gradient_and_the_rest_as_adamw_does() -> None:
