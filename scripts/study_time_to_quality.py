@@ -102,15 +102,14 @@ CONTENDERS = {
     "nnU-Net": Contender("reference", "default"),
     "cpu": Contender("cpu", "cpu"),
     "fast": Contender("cpu", "fast"),
-    "fast-muon": Contender("cpu", "fast", {"optimizer": "muon", "momentum": 0.95}),
-    "fast-muon-4": Contender("cpu", "fast", {"optimizer": "muon", "momentum": 0.95, "lr": 0.004}),
-    "fast-batch": Contender("cpu", "fast", {"batch_scale": 2.0, "lr": 0.0028}),
+    "fast-adamw": Contender("cpu", "fast", {"optimizer": "adamw", "momentum": 0.9, "lr": 0.002}),
+    "fast-whole": Contender("cpu", "fast", {"patch_growth": ()}),
     "fast-thin": Contender("cpu", "fast", first_stage=0.5),
     "cpu-half": Contender("cpu", "cpu", store_type="float16"),
 }
 """By name. "nnU-Net" is its plan and its training, with the schedule stretched over the budget, computed by AutoSeg in
-the precision that is fastest here, as all contenders are. Those behind `fast` change one thing in it, "fast-muon-4"
-two; "cpu-half" stores its images in half precision."""
+the precision that is fastest here, as all contenders are. Those behind `fast` change one thing in it: "fast-adamw"
+has the optimizer of `cpu`, "fast-whole" its patch; "cpu-half" stores its images in half precision."""
 
 MAIN = (REFERENCE, BASELINE, "fast")
 
