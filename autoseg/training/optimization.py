@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+
+from autoseg.networks.threads import computing_threads
 
 if TYPE_CHECKING:
     from autoseg.training.recipe import Recipe  # which resolves the names of what stands here
@@ -179,21 +182,32 @@ class Muon(torch.optim.AdamW):
     """Muon for weights of convolutions, as matrices (first axis, all others), and AdamW for all other parameters."""
 
     product_type: torch.dtype | None = None  # of the product that makes an update, if not that of the parameters
+    _pool: ThreadPoolExecutor | None = None
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """One update of every parameter that has a gradient; those of convolutions are used up."""
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.ndim > 2 and parameter.grad is not None:
-                    self._update_convolution(parameter, parameter.grad, group)
-                    parameter.grad = None  # AdamW passes it over
+        of_group = [(own, group) for group in self.param_groups for own in group["params"] if own.grad is not None]
+        kernels = [(own, own.grad, group, self.state[own]) for own, group in of_group if own.ndim > 2]
+        kernels.sort(key=lambda own: own[0].numel(), reverse=True)  # so that threads end together
+        list(self._map_for(kernels)(lambda own: self._update_convolution(*own), kernels))
+        for kernel, *_ in kernels:
+            kernel.grad = None  # AdamW passes it over
         value: float | None = super().step(closure)
         return value
 
+    def _map_for(self, kernels: Sequence[tuple[nn.Parameter, Any, Any, Any]]) -> Callable[..., Iterable[None]]:
+        """On a CPU with several cores each has updates of its own: they are many small products, too short to share."""
+        threads = torch.get_num_threads()
+        if threads == 1 or any(kernel.is_cuda for kernel, *_ in kernels):
+            return map
+        self._pool = self._pool or computing_threads(threads, "update")
+        return self._pool.map
+
     @torch.no_grad()
-    def _update_convolution(self, weight: nn.Parameter, gradient: Tensor, group: dict[str, Any]) -> None:
+    def _update_convolution(
+        self, weight: nn.Parameter, gradient: Tensor, group: dict[str, Any], state: dict[str, Any]
+    ) -> None:
         momentum, _ = group["betas"]
-        state = self.state[weight]
         if not state:
             state["momentum"] = torch.zeros_like(weight)
             state["step"] = torch.zeros(())  # which AdamW expects of every parameter when a state is restored

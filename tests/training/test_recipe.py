@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 
 from autoseg.core.configs import shipped
 from autoseg.core.errors import AutoSegError, MissingInput, RecordFault, UsageError
@@ -222,6 +222,25 @@ def test_only_the_rounding_of_a_product_in_half_precision_differs() -> None:
     exact, rounded = orthogonalized(matrix.double()), orthogonalized(matrix, torch.bfloat16)
     assert rounded.dtype == torch.bfloat16
     assert float((rounded.double() - exact).norm() / exact.norm()) < 2**-8
+
+
+def test_an_update_of_muon_does_not_depend_on_the_number_of_threads() -> None:
+    def updated(threads: int) -> list[Tensor]:
+        generator = torch.Generator().manual_seed(8)
+        kernels = [nn.Parameter(torch.randn(64, edge, 3, 3, generator=generator)) for edge in (64, 3, 32, 96)]
+        optimizer = OPTIMIZERS["muon"](kernels, Recipe(lr=0.1, momentum=0.9))
+        for _ in range(2):
+            for kernel in kernels:
+                kernel.grad = torch.randn(kernel.shape, generator=generator)
+            torch.set_num_threads(threads)
+            optimizer.step()
+        return [kernel.detach() for kernel in kernels]
+
+    before = torch.get_num_threads()
+    try:
+        assert all(torch.equal(one, two) for one, two in zip(updated(1), updated(2), strict=True))
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(("precision", "expected"), [("fp32", None), ("bf16", torch.bfloat16), ("fp16", None)])
