@@ -109,7 +109,7 @@ def minutes_to_reference(own: Mapping[tuple[str, float], Sequence[CaseDice]]) ->
 
 
 def draw(path: Path, tables: Mapping[tuple[str, str, float], Sequence[CaseDice]]) -> None:
-    """A panel per dataset: Dice against virtual minutes, a line per contender."""
+    """A panel per dataset: Dice against virtual minutes with 95 % of the cases, a line per contender."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -119,8 +119,11 @@ def draw(path: Path, tables: Mapping[tuple[str, str, float], Sequence[CaseDice]]
     for panel, dataset in zip(figure.subplots(1, len(datasets), squeeze=False)[0], datasets, strict=True):
         for contender in dict.fromkeys(key[1] for key in tables if key[0] == dataset):
             keys = sorted(key for key in tables if key[:2] == (dataset, contender))
-            points = [(key[2], foreground_mean(table_of(tables[key]))) for key in keys]
-            panel.plot(*zip(*points, strict=True), marker="o", label=contender)
+            minutes, scored = [key[2] for key in keys], [table_of(tables[key]) for key in keys]
+            means = np.array([foreground_mean(own) for own in scored])
+            ends = np.array([bootstrap_interval(own) for own in scored])
+            around = np.abs(ends.T - means)  # below and above
+            panel.errorbar(minutes, means, around, marker="o", capsize=3, label=contender)
         panel.set(title=dataset, xlabel="virtual minutes on two cores", ylabel="mean Dice, unseen cases")
         panel.grid(alpha=0.3)
         panel.legend(fontsize=8)
