@@ -211,10 +211,22 @@ def test_singular_values_end_near_one_whatever_they_were(kind: str) -> None:
         "as large as each other": torch.ones(64),
         "nothing": torch.zeros(64),
     }[kind]
-    for size in (1e-4, 1.0, 1e4):
+    for size in (1e-12, 1e-8, 1e-4, 1.0, 1e4, 1e8):
         found = torch.linalg.svdvals(orthogonalized(size * (left * values) @ right))
         assert torch.all(found < 1.25)
         assert torch.all(found[: int((values > 0).sum())] > 0.6)
+
+
+@pytest.mark.parametrize("product_type", [None, torch.bfloat16])
+def test_the_size_of_a_matrix_changes_nothing_until_it_counts_as_none(product_type: torch.dtype | None) -> None:
+    matrix = torch.randn(256, 1152, generator=torch.Generator().manual_seed(5))
+    matrix *= torch.logspace(0, -3, 256)[:, None] / matrix.norm()  # rows as different as in a training
+    usual = orthogonalized(matrix, product_type).float()
+    for exponent in (-46, -33, -17, 17, 33):  # powers of two round nothing
+        other = orthogonalized(matrix * 2.0**exponent, product_type).float()
+        assert float((other - usual).abs().max()) < 1e-3 * float(usual.abs().max())
+    for size in (0.0, 1e-20, 1e-30, 1e-38):
+        assert not orthogonalized(size * matrix, product_type).any()
 
 
 def test_only_the_rounding_of_a_product_in_half_precision_differs() -> None:
