@@ -55,7 +55,7 @@ def train(
         work: work folder; by default `autoseg` inside the dataset's.
         progress: called with the steps of each run.
         options: fields of `TrainOptions`: configurations, folds, recipe, epochs, steps, budget_seconds, is_fresh, seed,
-            device, executor, jobs, group_by, is_stratified, probabilities_gib.
+            device, executor, jobs, group_by, is_stratified, on_all_cases, probabilities_gib.
 
     Raises:
         MissingInput: there is no plan yet.
@@ -146,7 +146,6 @@ def select_and_report(
             selection = select_model(workspace, options, jobs=jobs, progress=progress)
         except MissingInput as error:
             _log.warning("nothing is selected: %s", error)
-            return None
     try:
         with writing(workspace.report, overwrite=False, takes_unknown=True):
             write_report(workspace, jobs=jobs)

@@ -68,6 +68,9 @@ class Duration(click.ParamType[float]):
 @click.option("--group-by", metavar="REGEX|CSV", help="Keep cases with the same match, or group of a table, together.")
 @click.option("--stratify", "is_stratified", is_flag=True, help="Spread cases with rare classes evenly over the folds.")
 @click.option(
+    "--all-cases", "on_all_cases", is_flag=True, help="Keep no case back: one network of all of them, without scores."
+)
+@click.option(
     "--probabilities-disk",
     "probabilities_gib",
     type=Real(DISK_GIB),

@@ -124,6 +124,11 @@ def _choose_configuration(trained: Runs, wanted: str | None) -> tuple[str, str]:
             f"{PREFERRED_CONFIGURATION}, the default of {_listed(trained)} (autoseg select compares them)"
         )
     dice = {name: _mean_dice(runs) for name, runs in trained.items()}
+    if not any(dice.values()):
+        raise UsageError(
+            f"{_listed(trained)} are trained, and no score says which is better",
+            do="choose one with --configuration",
+        )
     best = max(trained, key=lambda name: dice[name])
     measured = ", ".join(f"{name} {value:.3f}" for name, value in dice.items())
     return best, f"{best}, the best by Dice ({measured})"

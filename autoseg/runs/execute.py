@@ -61,7 +61,7 @@ def execute(task: RunTask, device: torch.device, check_stop: Callable[[], None],
 def result_of_done(run: Run, queue: Queue, seed: int) -> RunResult:
     """The result of a run that was done before, if it is what the command would make of it.
 
-    With another recipe or seed it stays, and a warning says so.
+    With another recipe or seed, or without cases that came later, it stays, and a warning says so.
     """
     try:
         check_same_plan(run, queue.plan, queue.contents)
@@ -72,6 +72,9 @@ def result_of_done(run: Run, queue: Queue, seed: int) -> RunResult:
         return RunResult(run, "failed", error)
     if changes := differing(queue.recipe, seed, record):
         _log.warning("%s is done, with other options (%s); --fresh trains it again", run.title, "; ".join(changes))
+    if missing := sorted({*queue.folds[run.fold].train} - {*record.train}):
+        more = f" and {len(missing) - 1} more" * (len(missing) > 1)
+        _log.warning("%s is done, without %s%s; --fresh trains it again", run.title, missing[0], more)
     return RunResult(run, "done")
 
 

@@ -199,9 +199,11 @@ class RunNeeds:
         """That a run of a configuration needs from its start to its last validated case to be useful."""
         recipe = self._queue.recipe
         average = mean_cost(0.0, relative_costs(stage_configurations(self._queue.plan.configurations[name], recipe)))
-        steps = USEFUL_EPOCHS * (average * recipe.steps_per_epoch + VALIDATION_COST * recipe.validation_steps)
-        training = steps * self.step_seconds(name)
-        return STARTING_SECONDS + training / (1 - LARGEST_VALIDATION_SHARE) + ENDING_SECONDS
+        has_validation = any(fold.val for fold in self._queue.folds)
+        validated = VALIDATION_COST * recipe.validation_steps if has_validation else 0.0
+        training = USEFUL_EPOCHS * (average * recipe.steps_per_epoch + validated) * self.step_seconds(name)
+        share = 1 - LARGEST_VALIDATION_SHARE if has_validation else 1.0
+        return STARTING_SECONDS + training / share + ENDING_SECONDS
 
     def most_steps(self, name: str, seconds: float) -> float:
         """Of a run that has so many seconds: what it would take in them by the measurement; no limit once runs say.

@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from autoseg.core.errors import UsageError
+from autoseg.core.errors import MissingInput, RecordFault, UsageError
 from autoseg.core.limits import BUDGET_S, DISK_GIB, EPOCHS, JOBS, SEED, STEPS
 from autoseg.core.registry import choose
 from autoseg.core.workspace import Workspace
@@ -19,7 +19,7 @@ from autoseg.planning.plan import Configuration, Plan, load_planned
 from autoseg.runs.run import Run, Stage, check_same_cases
 from autoseg.training.grouping import SplitFacts, case_groups
 from autoseg.training.recipe import Recipe, load_recipe, stage_configurations
-from autoseg.training.splits import Fold, holds_folds, settle_folds
+from autoseg.training.splits import FOLD_OPTIONS, Fold, holds_folds, settle_folds
 
 PROBABILITIES_GIB = 10.0
 """Disk that the kept probabilities of all runs of a dataset may take by default (assumption: little beside a store)."""
@@ -46,6 +46,7 @@ class TrainOptions:
         jobs: worker processes for preprocessing, and threads that cut batches.
         group_by: regular expression or CSV file that says which cases belong together, or None.
         is_stratified: whether cases with rare classes are spread over the folds.
+        on_all_cases: whether every case is trained on and none kept back, so that there is one fold without scores.
         probabilities_gib: disk for the kept out-of-fold probabilities of all runs together.
     """
 
@@ -63,6 +64,7 @@ class TrainOptions:
     jobs: int = 1
     group_by: str | None = None
     is_stratified: bool = False
+    on_all_cases: bool = False
     probabilities_gib: float = PROBABILITIES_GIB
 
     def __post_init__(self) -> None:
@@ -72,6 +74,12 @@ class TrainOptions:
         JOBS.check("--jobs", self.jobs)
         BUDGET_S.check("--budget", self.budget_seconds)
         DISK_GIB.check("--probabilities-disk", self.probabilities_gib)
+        if self.on_all_cases and (self.group_by is not None or self.is_stratified):
+            raise UsageError(
+                "--all-cases keeps no case back, so there is nothing to group or to spread",
+                where="--all-cases",
+                do="leave out --group-by and --stratify, or --all-cases",
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +199,7 @@ def make_queue(workspace: Workspace, options: TrainOptions) -> Queue:
     numbers = _chosen_folds(options.folds, len(folds))
     names = [own.name for own in _chosen(plan, options.configurations)]
     runs = [Run(name, number, workspace.run(name, number)) for name in names for number in numbers]
-    missing = _missing_first_stages(workspace, plan, runs, len(folds))
+    missing = _missing_first_stages(workspace, plan, runs, folds)
     _refuse_named(missing, options.configurations)
     kept = tuple(run for run in runs if run.configuration not in missing)
     _refuse_mixed_folds(workspace, folds, kept if options.is_fresh else ())
@@ -199,12 +207,12 @@ def make_queue(workspace: Workspace, options: TrainOptions) -> Queue:
 
 
 def _refuse_mixed_folds(workspace: Workspace, folds: Sequence[Fold], discarded: Collection[Run]) -> None:
-    """An error if splits.json would be replaced under runs that were trained with other folds and stay.
+    """An error if runs that were trained with other folds would stay, and predict together with new ones.
 
     Raises:
         UsageError: naming these runs.
     """
-    if not workspace.splits.exists() or holds_folds(workspace.splits, folds):
+    if holds_folds(workspace.splits, folds):
         return
     stay = [own for own in (Run(*found) for found in workspace.run_folders()) if own.stage != "new"]
     mixed = [own.title for own in stay if own not in discarded and not _fits(own, folds)]
@@ -213,8 +221,8 @@ def _refuse_mixed_folds(workspace: Workspace, folds: Sequence[Fold], discarded: 
             f"other folds than before are asked for, and runs of the former ones are there: {', '.join(mixed)}",
             where=str(workspace.splits),
             why="a case would be validated by one run and trained on by another, so their scores would not compare",
-            do="leave out --group-by and --stratify to keep the former folds where the data is the same, or train all "
-            "of these runs anew with --fresh, or give another work folder with --work",
+            do=f"leave out {FOLD_OPTIONS} to keep the former folds where the data is the same, or give another work "
+            "folder with --work, or delete the folders of these runs",
         )
 
 
@@ -223,6 +231,8 @@ def _fits(run: Run, folds: Sequence[Fold]) -> bool:
         check_same_cases(run, folds[run.fold])
     except (UsageError, IndexError):
         return False
+    except (MissingInput, RecordFault):
+        return True  # nobody can tell; what goes on with it says that its record is damaged
     return True
 
 
@@ -247,6 +257,7 @@ def _folds(workspace: Workspace, dataset: Dataset, fingerprint: Fingerprint, opt
         classes={case.identifier: _classes_in(case, dataset.labels) for case in fingerprint.cases},
         groups=None if options.group_by is None else case_groups(options.group_by, usable),
         is_stratified=options.is_stratified,
+        on_all_cases=options.on_all_cases,
     )
     refused = {case.identifier for case in dataset.cases} - usable
     return settle_folds(usable, refused, Path(dataset.root), workspace.splits, facts)
@@ -273,16 +284,27 @@ def _chosen(plan: Plan, names: Sequence[str]) -> list[Configuration]:
     return sorted(chosen or plan.configurations.values(), key=lambda own: own.cascade_from is not None)
 
 
-def _missing_first_stages(workspace: Workspace, plan: Plan, runs: Sequence[Run], folds: int) -> dict[str, str]:
-    """For each cascade that cannot be trained, its name and which runs of its first stage neither exist nor come."""
-    missing = {}
-    for name in dict.fromkeys(run.configuration for run in runs):
-        first = plan.configurations[name].cascade_from
-        if first is not None:
-            needed = [Run(first, number, workspace.run(first, number)) for number in range(folds)]
-            if absent := [str(run.fold) for run in needed if run not in runs and not run.is_done]:
-                missing[name] = f"{first} fold {', '.join(absent)}"
-    return missing
+def _missing_first_stages(
+    workspace: Workspace, plan: Plan, runs: Sequence[Run], folds: Sequence[Fold]
+) -> dict[str, str]:
+    """For each cascade that cannot be trained, its name and what it lacks of its first stage."""
+    first_of = {run.configuration: plan.configurations[run.configuration].cascade_from for run in runs}
+    lacks = {name: _lacks(workspace, first, runs, folds) for name, first in first_of.items() if first is not None}
+    return {name: what for name, what in lacks.items() if what is not None}
+
+
+def _trained_on(folds: Sequence[Fold]) -> set[str]:
+    return {name for fold in folds for name in fold.train}
+
+
+def _lacks(workspace: Workspace, first: str, runs: Sequence[Run], folds: Sequence[Fold]) -> str | None:
+    """What of a first stage a cascade would lack; None if it has or gets a prediction of every case out of fold."""
+    if never := sorted(_trained_on(folds) - {name for fold in folds for name in fold.val}):
+        return f"a {first} that was not trained on {never[0]}, which no fold keeps back"
+    needed = [Run(first, number, workspace.run(first, number)) for number in range(len(folds))]
+    if absent := [str(run.fold) for run in needed if run not in runs and not run.is_done]:
+        return f"{first} fold {', '.join(absent)}, neither trained nor in the queue"
+    return None
 
 
 def _refuse_named(missing: Mapping[str, str], names: Sequence[str]) -> None:
@@ -290,8 +312,9 @@ def _refuse_named(missing: Mapping[str, str], names: Sequence[str]) -> None:
     for cascade, absent in missing.items():
         if cascade in names:
             raise UsageError(
-                f"{cascade} needs {absent}, neither trained nor in the queue",
+                f"{cascade} needs {absent}",
                 why="its input is what each fold of the first stage predicts for the cases that it kept back",
-                do="train all folds of the first stage first, or name it with --configuration and leave out --fold",
+                do="train all folds of the first stage first, or name it with --configuration and leave out --fold and "
+                "--all-cases",
             )
-        _log.warning("%s is left out: it needs %s, neither trained nor in the queue", cascade, absent)
+        _log.warning("%s is left out: it needs %s", cascade, absent)

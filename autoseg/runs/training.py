@@ -187,7 +187,8 @@ def _validate(active: ActiveRun, seconds: Callable[[], float]) -> RunStatus:
     task, compute = active.task, active.compute
     title, folder = task.run.title, task.run.folder
     if not task.cases.val:
-        status = _status(active, "done", seconds, notes=["no case was kept back, so no validation is possible"])
+        notes = [*_notes_on_length(active), "no case was kept back, so no validation is possible"]
+        status = _status(active, "done", seconds, notes=notes)
     else:
         save_sealed(_status(active, "validating", seconds), folder.state)
         network = active.state.final_network

@@ -28,17 +28,19 @@ class SplitFacts:
         classes: foreground classes that occur in a case.
         groups: name of the group of each case (a patient, say), or None if each case stands for itself.
         is_stratified: whether the user wants rare classes spread, cases not being grouped.
+        on_all_cases: whether the user wants every case trained on and none kept back.
     """
 
     images: Mapping[str, str]
     classes: Mapping[str, frozenset[str]]
     groups: Mapping[str, str] | None = None
     is_stratified: bool = False
+    on_all_cases: bool = False
 
     @property
     def are_chosen(self) -> bool:
         """Whether the user wants other folds than nnU-Net's."""
-        return self.groups is not None or self.is_stratified
+        return self.groups is not None or self.is_stratified or self.on_all_cases
 
 
 def case_groups(group_by: str, identifiers: Collection[str]) -> dict[str, str]:

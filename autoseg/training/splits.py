@@ -20,6 +20,9 @@ FOLDS = 5
 SPLIT_SEED = 12345
 """Number of folds and seed of nnU-Net v2 (utilities/crossval_split.py), so that its users keep their folds."""
 
+FOLD_OPTIONS = "--group-by, --stratify and --all-cases"
+"""Options of `train` that ask for other folds than nnU-Net's."""
+
 USER_FILES = ("splits.json", "splits_final.json")
 """Names under which a user's own folds are found in the dataset's folder; the second is nnU-Net's."""
 
@@ -61,8 +64,10 @@ def make_chosen_folds(identifiers: Collection[str], facts: SplitFacts) -> tuple[
     """The folds that the user asked for: nnU-Net's, or ones that keep groups together and spread rare classes.
 
     There are as many folds as groups if there are fewer than five; a single group is trained on, and nothing is left
-    to validate with.
+    to validate with, as where all cases shall be trained on.
     """
+    if facts.on_all_cases:
+        return (Fold(tuple(sorted(identifiers)), ()),)
     if not facts.are_chosen:
         return make_folds(identifiers)
     units = units_of(facts, identifiers)
@@ -91,10 +96,16 @@ def settle_folds(
     Raises:
         RecordFault: the user's folds name unknown cases or train on what they validate.
         LeakingFolds: an image would be trained on and validated with; in folds of the user this is a warning.
-        UsageError: the work folder has other folds than `facts` ask for, which were not made here.
+        UsageError: the user's folds, or those of the work folder that were not made here, are not what `facts` ask for.
     """
     for name in USER_FILES:
         if (dataset_folder / name).is_file() and (dataset_folder / name) != work_file:
+            if facts.on_all_cases:
+                raise UsageError(
+                    f"--all-cases keeps no case back, and your {name} says which ones to keep",
+                    where=str(dataset_folder / name),
+                    do="leave the option out, or move the file away",
+                )
             folds = read_folds(dataset_folder / name, usable, refused)
             _log.info("folds: %d of your %s", len(folds), name)
             if facts.are_chosen:
@@ -163,10 +174,10 @@ def _kept_or_new(
         kept = read_folds(work_file, usable, refused)
         if facts.are_chosen and kept != folds:
             raise UsageError(
-                "the work folder has other folds than --group-by or --stratify would make",
+                "the work folder has other folds than the options of this command would make",
                 where=str(work_file),
                 why="it was edited, or made with other options",
-                do="leave these options out to keep its folds, or delete the file to have new ones",
+                do=f"leave out {FOLD_OPTIONS} to keep its folds, or delete the file to have new ones",
             )
         do = f"add them to {work_file}, or delete it to have new folds (runs of the former ones then need --fresh)"
         return _warned(kept, usable, facts, do)
@@ -177,16 +188,23 @@ def _kept_or_new(
             why="what a network was trained on says nothing about how good it is",
             do="remove all but one, or keep them on one side: train with --group-by '.+'",
         )
-    level = logging.DEBUG if work_file.exists() else logging.INFO  # said once, when they are made
-    if not folds[0].val:
-        what = "one group" if len(usable) > 1 else "one case"
+    _announce(folds, len(usable), facts, is_known=holds_folds(work_file, folds))
+    return folds
+
+
+def _announce(folds: Sequence[Fold], cases: int, facts: SplitFacts, *, is_known: bool) -> None:
+    """Says how cases are spread, once: when the folds are made."""
+    level = logging.DEBUG if is_known else logging.INFO
+    if facts.on_all_cases:
+        _log.log(level, "folds: all %d cases are trained on; no score will say how good the network is", cases)
+    elif not folds[0].val:
+        what = "one group" if cases > 1 else "one case"
         _log.warning("folds: there is %s; it is trained on, and no validation is possible", what)
     elif facts.are_chosen:
-        _log.log(level, "folds: %d cases in %d folds, rare classes spread, groups together", len(usable), len(folds))
+        _log.log(level, "folds: %d cases in %d folds, rare classes spread, groups together", cases, len(folds))
     else:
-        _log.log(level, "folds: %d cases in %d folds, shuffled with nnU-Net's seed", len(usable), len(folds))
+        _log.log(level, "folds: %d cases in %d folds, shuffled with nnU-Net's seed", cases, len(folds))
         _warn_of_rare_classes(folds, facts)
-    return folds
 
 
 def _leaks(folds: Sequence[Fold], facts: SplitFacts) -> Iterator[tuple[int, tuple[str, str]]]:
@@ -202,6 +220,8 @@ def _warned(folds: tuple[Fold, ...], usable: Collection[str], facts: SplitFacts,
     """Folds of the user, with a warning if their scores will be too good or they leave cases out."""
     if left_out := sorted(set(usable) - {name for fold in folds for name in (*fold.train, *fold.val)}):
         _log.warning("folds: %s: in no fold, neither trained on nor validated; %s", _some(left_out), do)
+    elif not any(fold.val for fold in folds):
+        _log.info("folds: no case is kept back, so no validation is possible")
     elif unseen := sorted(set(usable) - {name for fold in folds for name in fold.val}):
         _log.info("folds: %s: never validated, as your folds have it", _some(unseen))
     for fold, same in list(_leaks(folds, facts))[:1]:

@@ -59,6 +59,17 @@ def test_a_configuration_asked_for_goes_before_what_was_selected(work):
     assert len(ensemble.every) == 2
 
 
+def test_between_configurations_without_any_score_nothing_is_guessed(work):
+    Workspace(work).selection.unlink()
+    shutil.rmtree(Workspace(work).runs / "3d_fullres")
+    assert "the best by Dice" in find_model(work).record.because
+    for _, _, folder in Workspace(work).run_folders():
+        save(replace(load(RunStatus, folder.state), ema_dice=None), folder.state)
+    with pytest.raises(UsageError, match="no score says which is better"):
+        find_model(work)
+    assert find_model(work, "3d_lowres").record.members
+
+
 def test_folds_asked_for_are_those_of_every_stage(work):
     files = find_model(work, folds=(1,))
     assert {one.folds for one in files.record.by_configuration.values()} == {(1,)}

@@ -15,7 +15,10 @@ from autoseg.runs.run import Run
 from autoseg.training.callbacks.history import append_history
 from autoseg.training.callbacks.time_budget import VALIDATION_COST
 from autoseg.training.recipe import load_recipe
+from autoseg.training.splits import Fold
 from tests.planning.builders import fingerprint_of, plan_of
+
+FOLDS = (Fold(("a",), ("b",)), Fold(("b",), ("a",)))
 
 
 def planned():
@@ -60,7 +63,7 @@ def test_a_measurement_that_was_too_slow_costs_the_first_run_no_more_than_it_was
     plan = planned()
     monkeypatch.setattr(forecast, "step_seconds", lambda *_: 4.0)
     runs = tuple(Run("2d", fold, Workspace(tmp_path).run("2d", fold)) for fold in range(2))
-    queue = Queue(plan, None, None, load_recipe("cpu"), (), runs, dict.fromkeys(runs, "new"))
+    queue = Queue(plan, None, None, load_recipe("cpu"), FOLDS, runs, dict.fromkeys(runs, "new"))
     needs = RunNeeds(queue, torch.device("cpu"), 0.1)
     needs.groups(runs, 1000.0)
     useful, needed = USEFUL_EPOCHS * 50, needs.fewest_seconds("2d")
@@ -74,11 +77,25 @@ def test_a_measurement_that_was_too_slow_costs_the_first_run_no_more_than_it_was
     assert needs.most_steps("2d", 3 * needed) == math.inf
 
 
+def test_a_run_without_validation_needs_no_time_for_it(monkeypatch, tmp_path):
+    plan = planned()
+    monkeypatch.setattr(forecast, "step_seconds", lambda *_: 4.0)
+    runs = (Run("2d", 0, Workspace(tmp_path).run("2d", 0)),)
+
+    def needed(*folds: Fold) -> float:
+        queue = Queue(plan, None, None, load_recipe("cpu"), folds, runs, dict.fromkeys(runs, "new"))
+        needs = RunNeeds(queue, torch.device("cpu"), 0.1)
+        needs.groups(runs, 1000.0)
+        return needs.fewest_seconds("2d")
+
+    assert needed(Fold(("a", "b"), ())) < 0.8 * needed(Fold(("a",), ("b",)))
+
+
 def test_a_configuration_that_there_is_no_time_for_is_not_measured(monkeypatch, tmp_path):
     plan, measured = planned(), []
     monkeypatch.setattr(forecast, "_seconds_per_voxel", lambda _plan, own, *_: measured.append(own.name) or 1e-4)
     runs = tuple(Run(name, 0, Workspace(tmp_path).run(name, 0)) for name in ("3d_fullres", "2d"))
-    queue = Queue(plan, None, None, load_recipe("cpu"), (), runs, dict.fromkeys(runs, "new"))
+    queue = Queue(plan, None, None, load_recipe("cpu"), FOLDS, runs, dict.fromkeys(runs, "new"))
     needs = RunNeeds(queue, torch.device("cpu"), 0.1)
     little = needs.groups(runs, 1.0)
     assert measured == ["2d"]

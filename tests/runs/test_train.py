@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -20,6 +21,7 @@ from autoseg.core.records import load, save
 from autoseg.core.workspace import Workspace
 from autoseg.images.readers import read_labels
 from autoseg.launch.side_by_side import SideBySide
+from autoseg.models.runs import find_run_model
 from autoseg.networks.weights import newest_weights
 from autoseg.planning.plan import Plan
 from autoseg.planning.planner import PlanOptions
@@ -254,6 +256,39 @@ def test_a_single_case_is_trained_on_without_validation(tmp_path, options):
     status = only_run(train_queue(workspace, replace(options, folds=()), never)).run.status
     assert (status.validation, status.validated_cases) == (None, 0)
     assert "no validation is possible" in status.notes[0]
+
+
+def test_all_cases_are_trained_on_where_none_is_kept_back(workspace, options):
+    whole = replace(options, folds=(), on_all_cases=True)
+    run = only_run(train_queue(workspace, whole, never)).run
+    before = run.status
+    assert (run.record().train, run.record().val) == (tuple(f"case_{i}" for i in range(4)), ())
+    assert "no validation is possible" in run.status.notes[0]
+    assert find_run_model(workspace.root).record.members[0].folds == (0,)
+    later = train_queue(workspace, replace(options, folds=()), never)  # goes on with the folds that are there
+    assert (only_run(later).state, run.status) == ("done", before)
+    with pytest.raises(UsageError, match="nothing to group"):
+        replace(whole, group_by=".")
+
+
+def test_all_cases_do_not_replace_the_folds_of_other_runs(workspace, options):
+    train_queue(workspace, options, never)
+    with pytest.raises(UsageError, match="other folds than before") as found:
+        make_queue(workspace, replace(options, configurations=("2d",), on_all_cases=True))
+    assert "--all-cases" in found.value.do
+    make_queue(workspace, replace(options, on_all_cases=True, is_fresh=True))  # the only run begins anew
+    shutil.copytree(workspace.run("3d_fullres", 0).root, workspace.run("3d_fullres", 3).root)
+    workspace.splits.unlink()
+    with pytest.raises(UsageError, match=r"there: 3d_fullres fold 3 \("):
+        make_queue(workspace, replace(options, on_all_cases=True, is_fresh=True))
+
+
+def test_a_done_run_is_not_taken_for_one_of_cases_that_came_later(workspace, options, caplog):
+    whole = replace(options, folds=(), on_all_cases=True)
+    run = only_run(train_queue(workspace, whole, never)).run
+    save(replace(run.record(), train=("case_0", "case_2")), run.folder.recipe)
+    assert only_run(train_queue(workspace, whole, never)).state == "done"
+    assert "is done, without case_1 and 1 more; --fresh trains it again" in caplog.text
 
 
 def test_a_2d_configuration_and_other_augmentations_train(workspace, options, tmp_path):

@@ -177,6 +177,14 @@ def test_a_first_stage_that_fails_takes_its_cascade_along(workspace, options):
     assert report.exit_code == 4
 
 
+def test_a_cascade_is_left_out_where_no_case_is_kept_back(workspace, options, caplog):
+    whole = replace(options, on_all_cases=True)
+    assert [run.title for run in make_queue(workspace, whole).runs] == ["3d_lowres fold 0"]
+    assert "3d_cascade_fullres is left out" in caplog.text
+    with pytest.raises(UsageError, match="was not trained on case_0, which no fold keeps back"):
+        make_queue(workspace, replace(whole, configurations=("3d_lowres", "3d_cascade_fullres")))
+
+
 def test_the_forecast_counts_hours_and_disk_of_what_is_not_there(workspace, options):
     folder = workspace.run("3d_lowres", 0)
     save(RunStatus("training", 1, 2, 1.0, None), folder.state)

@@ -129,7 +129,7 @@ def test_grouped_folds_stay_without_the_option_and_follow_the_cases_with_it(tmp_
         NAMES, facts(groups=PATIENTS)
     )
     others = case_groups("frame.", NAMES)
-    with pytest.raises(UsageError, match="other folds than --group-by"):
+    with pytest.raises(UsageError, match="other folds than the options"):
         settle_folds(NAMES[:20], [], tmp_path, work, facts(groups=others))
 
 
@@ -137,6 +137,21 @@ def test_one_group_is_trained_on(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     one = dict.fromkeys(NAMES, "everybody")
     assert settle_folds(NAMES, [], tmp_path, tmp_path / "w.json", facts(groups=one)) == (Fold(tuple(NAMES), ()),)
     assert "one group" in caplog.text
+
+
+def test_all_cases_are_trained_on_where_the_user_wants_no_score(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.INFO)
+    work = tmp_path / "splits.json"
+    save_folds(make_folds(NAMES[:20]), work)  # made by an earlier command; it follows the options and the cases
+    whole = settle_folds(NAMES, [], tmp_path, work, facts(on_all_cases=True))
+    assert whole == (Fold(tuple(NAMES), ()),)
+    assert "no score will say" in caplog.text
+    save_folds(whole, work)
+    assert settle_folds(NAMES, [], tmp_path, work) == whole  # a later command without the option goes on with it
+    assert "no case is kept back" in caplog.text
+    (tmp_path / "splits_final.json").write_text(json.dumps([{"train": NAMES[:5], "val": NAMES[5:8]}]))
+    with pytest.raises(UsageError, match=r"your splits_final\.json says which ones"):
+        settle_folds(NAMES, [], tmp_path, work, facts(on_all_cases=True))
 
 
 def test_nnunets_folds_stay_and_rare_classes_are_pointed_out(tmp_path: Path, caplog: pytest.LogCaptureFixture):
