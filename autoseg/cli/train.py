@@ -59,7 +59,11 @@ class Duration(click.ParamType[float]):
     "--configuration", "configurations", multiple=True, help="2d, 3d_fullres, ..., repeatable.  [default: all]"
 )
 @click.option("--fold", "folds", multiple=True, type=whole(FOLD), help="Number of a fold, repeatable.  [default: all]")
-@click.option("--recipe", help="default, cpu, fast, or a YAML file.  [default: cpu for the preset cpu, else default]")
+@click.option(
+    "--recipe",
+    help="default, cpu, fast, or a YAML file.  [default: for the preset cpu, fast with --budget and cpu without; else "
+    "default]",
+)
 @click.option("--epochs", type=whole(EPOCHS), help="Instead of the recipe's.")
 @click.option("--steps", type=whole(STEPS), help="Steps per epoch, instead of the recipe's.")
 @click.option(

@@ -28,7 +28,7 @@ from autoseg.runs.validation import LARGEST_VALIDATION_SHARE
 from autoseg.training.callbacks.time_budget import VALIDATION_COST
 from autoseg.training.checkpoint import GENERATIONS_KEPT
 from autoseg.training.optimization import MOMENTS, mean_cost
-from autoseg.training.recipe import Recipe, load_recipe, relative_costs, stage_configurations
+from autoseg.training.recipe import Recipe, load_recipe, relative_costs, stage_configurations, usual_recipes
 from autoseg.training.step import Compute
 
 PROBE_SECONDS = 0.4
@@ -310,10 +310,10 @@ def seconds_per_epoch(plan: Plan, name: str, device_name: str, recipe: Recipe | 
         plan: with the configuration.
         name: of the configuration.
         device_name: as `--device` has it.
-        recipe: how long an epoch is; default: the preset's.
+        recipe: how long an epoch is; default: the preset's without a budget.
     """
     configuration = plan.configurations[name]
-    recipe = recipe or load_recipe("cpu" if plan.preset == "cpu" else "default")
+    recipe = recipe or load_recipe(usual_recipes(plan.preset, has_budget=False)[0])
     per_voxel = _seconds_per_voxel(plan, configuration, choose_device(device_name)[0], recipe)
     stages = stage_configurations(configuration, recipe)
     voxels = math.prod(configuration.patch_size) * stages[-1].batch_size

@@ -18,7 +18,7 @@ from autoseg.data.model import Dataset, LabelSet
 from autoseg.planning.plan import Configuration, Plan, load_planned
 from autoseg.runs.run import Run, Stage, check_same_cases
 from autoseg.training.grouping import SplitFacts, case_groups
-from autoseg.training.recipe import Recipe, load_recipe, stage_configurations
+from autoseg.training.recipe import Recipe, load_recipe, stage_configurations, usual_recipes
 from autoseg.training.splits import FOLD_OPTIONS, Fold, holds_folds, settle_folds
 
 PROBABILITIES_GIB = 10.0
@@ -34,7 +34,7 @@ class TrainOptions:
     Attributes:
         configurations: names; default: all of the plan.
         folds: numbers; default: all.
-        recipe: name or file; default: "cpu" for the preset of that name, else "default".
+        recipe: name or file; default: one of `usual_recipes`.
         epochs: instead of the recipe's.
         steps: per epoch, instead of the recipe's.
         budget_seconds: wall time of all runs of the queue together, interruptions left out.
@@ -193,8 +193,6 @@ def make_queue(workspace: Workspace, options: TrainOptions) -> Queue:
         UsageError: no such configuration, fold or recipe, or a cascade without its first stage.
     """
     dataset, fingerprint, plan = load_planned(workspace)
-    named = options.recipe or ("cpu" if plan.preset == "cpu" else "default")
-    recipe = load_recipe(named, epochs=options.epochs, steps=options.steps)
     folds = _folds(workspace, dataset, fingerprint, options)
     numbers = _chosen_folds(options.folds, len(folds))
     names = [own.name for own in _chosen(plan, options.configurations)]
@@ -203,7 +201,32 @@ def make_queue(workspace: Workspace, options: TrainOptions) -> Queue:
     _refuse_named(missing, options.configurations)
     kept = tuple(run for run in runs if run.configuration not in missing)
     _refuse_mixed_folds(workspace, folds, kept if options.is_fresh else ())
-    return Queue(plan, dataset, fingerprint, recipe, folds, kept, _stages(kept, is_fresh=options.is_fresh))
+    stages = _stages(kept, is_fresh=options.is_fresh)
+    recipe = _recipe(plan, options, [run for run, stage in stages.items() if stage != "new"])
+    return Queue(plan, dataset, fingerprint, recipe, folds, kept, stages)
+
+
+def _recipe(plan: Plan, options: TrainOptions, begun: Sequence[Run]) -> Recipe:
+    """The one that was named; else the usual one of those that runs were begun with, so that folds are alike."""
+
+    def load(name: str) -> Recipe:
+        return load_recipe(name, epochs=options.epochs, steps=options.steps)
+
+    if options.recipe is not None:
+        return load(options.recipe)
+    usual = usual_recipes(plan.preset, has_budget=options.budget_seconds is not None)
+    before = [_asked(run) for run in begun]
+    name = next((own for own in usual if load(own) in before), usual[0])
+    _log.info("recipe %s%s", name, ", as in the runs before" if name != usual[0] else "")
+    return load(name)
+
+
+def _asked(run: Run) -> Recipe | None:
+    """What a run was begun with; None where its record is damaged, which training it says."""
+    try:
+        return run.record().asked
+    except (MissingInput, RecordFault):
+        return None
 
 
 def _refuse_mixed_folds(workspace: Workspace, folds: Sequence[Fold], discarded: Collection[Run]) -> None:

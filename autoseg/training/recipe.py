@@ -133,6 +133,21 @@ class Recipe:
     callbacks: tuple[Annotated[str, _known("callbacks.kinds.CALLBACKS", "callback")], ...] = ("epoch_logger", "curves")
 
 
+def usual_recipes(preset: str, *, has_budget: bool) -> tuple[str, ...]:
+    """Names of the recipes that train where none is named: the first, unless another of them did so before.
+
+    Under a budget the preset `cpu` has `fast`, the better one after the same time wherever it was measured
+    (docs/time-to-quality.md). Other presets are for GPUs, on which it was not; they keep nnU-Net's training.
+
+    Args:
+        preset: that was planned with.
+        has_budget: whether the training has a time limit.
+    """
+    if preset != "cpu":
+        return ("default",)
+    return ("fast", "cpu") if has_budget else ("cpu", "fast")
+
+
 def load_recipe(name: str, *, epochs: int | None = None, steps: int | None = None) -> Recipe:
     """The recipe shipped under a name or stored in the user's YAML file, with the numbers given on the command line.
 

@@ -35,8 +35,9 @@ from autoseg.runs.queue import Queue, TrainOptions, make_queue
 from autoseg.runs.run import Run, RunRecord, RunResult, RunStatus
 from autoseg.runs.train import TrainListeners, train_queue
 from autoseg.training.callbacks.history import append_history
+from autoseg.training.recipe import load_recipe
 from tests.preprocessing.tiny_dataset import write_tiny_dataset
-from tests.runs.trained import never
+from tests.runs.trained import never, run_record
 
 RECIPE = "epochs: 2\nsteps_per_epoch: 2\nvalidation_steps: 1\nprecision: fp32\nmemory_format: contiguous\n"
 
@@ -209,6 +210,28 @@ def test_the_forecast_counts_hours_and_disk_of_what_is_not_there(workspace, opti
     shares = forecast_queue(workspace, queue, budget)
     assert [own.epochs for own in shares.runs] == [None] * 4
     assert sum(own.hours for own in shares.runs) == pytest.approx(4.0, abs=0.1)
+
+
+def test_a_budget_trains_the_preset_cpu_with_the_fast_recipe_unless_one_is_named(workspace, options):
+    unnamed = replace(options, recipe=None)
+    budget = replace(unnamed, budget_seconds=60.0)
+    assert make_queue(workspace, unnamed).recipe == load_recipe("cpu")
+    assert make_queue(workspace, budget).recipe == load_recipe("fast")
+    assert make_queue(workspace, replace(budget, recipe="cpu")).recipe == load_recipe("cpu")
+
+
+@pytest.mark.parametrize(("begun_with", "more"), [("cpu", {"budget_seconds": 60.0}), ("fast", {})])
+def test_runs_are_trained_as_those_before_where_no_recipe_is_named(workspace, options, begun_with, more):
+    folder = workspace.run("3d_lowres", 0)
+    folder.root.mkdir(parents=True)
+    asked = load_recipe(begun_with, epochs=2)
+    save(replace(run_record("3d_lowres", 0), asked=asked), folder.recipe)
+    unnamed = replace(options, recipe=None, epochs=2, **more)
+    assert make_queue(workspace, unnamed).recipe == asked
+    usual = load_recipe("fast" if more else "cpu", epochs=2)
+    assert make_queue(workspace, replace(unnamed, is_fresh=True)).recipe == usual
+    folder.recipe.write_text("{}")
+    assert make_queue(workspace, unnamed).recipe == usual
 
 
 def test_the_forecast_measures_what_has_no_history(workspace, options):

@@ -31,7 +31,7 @@ from autoseg.training.optimization import (
     stage_at,
     warmup,
 )
-from autoseg.training.recipe import Recipe, load_recipe, relative_costs, stage_configurations
+from autoseg.training.recipe import Recipe, load_recipe, relative_costs, stage_configurations, usual_recipes
 from autoseg.training.step import Compute, learning_rate, start_state
 from tests.training.tiny_training import RECIPE, fresh_state
 
@@ -43,6 +43,21 @@ def test_the_default_recipe_is_the_dataclass() -> None:
 @pytest.mark.parametrize("name", sorted(shipped("recipes")))
 def test_every_shipped_recipe_is_usable(name: str) -> None:
     assert isinstance(load_recipe(name), Recipe)
+
+
+@pytest.mark.parametrize(
+    ("preset", "has_budget", "expected"),
+    [
+        ("cpu", True, ("fast", "cpu")),
+        ("cpu", False, ("cpu", "fast")),
+        ("reference", True, ("default",)),
+        ("resenc-m", False, ("default",)),
+    ],
+)
+def test_a_short_budget_on_a_cpu_trains_with_the_fast_recipe(
+    preset: str, has_budget: bool, expected: tuple[str, ...]
+) -> None:
+    assert usual_recipes(preset, has_budget=has_budget) == expected
 
 
 def test_the_command_line_overrides_epochs_and_steps() -> None:
