@@ -195,7 +195,8 @@ def _write_label_maps(workspace: Workspace, plan: Plan, cases: Sequence[Predicte
     Raises:
         UsageError: one of them was changed by hand since.
     """
-    remove_leftovers(workspace.root)
+    for place in (workspace.root, workspace.selected):  # a folder that could not be deleted moved along with its parent
+        remove_leftovers(place)
     former, maps = _maps_of_former_choice(workspace), {}
     others = [entry for entry in _entries(workspace.selected) if entry.name not in former]
     with atomic_folder(workspace.selected) as folder:
