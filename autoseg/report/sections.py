@@ -142,7 +142,7 @@ def _stage(report: DatasetReport) -> tuple[str, str, str]:
     if report.done < len(report.runs):
         return counted, "the same command goes on.", "autoseg train DATASET"
     if not any(scores.cases for own in report.runs if (scores := own.run.scores) is not None):
-        return f"{counted}, no case kept back", "segment new images.", "autoseg predict DATASET -i IMAGES -o OUT"
+        return f"{counted}, no case validated", "segment new images.", "autoseg predict DATASET -i IMAGES -o OUT"
     return counted, "compare configurations and ensembles.", "autoseg select DATASET"
 
 

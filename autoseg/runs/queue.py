@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from autoseg.core.errors import MissingInput, RecordFault, UsageError
@@ -200,14 +200,23 @@ def make_queue(workspace: Workspace, options: TrainOptions) -> Queue:
     missing = _missing_first_stages(workspace, plan, runs, folds)
     _refuse_named(missing, options.configurations)
     kept = tuple(run for run in runs if run.configuration not in missing)
-    _refuse_mixed_folds(workspace, folds, kept if options.is_fresh else ())
-    stages = _stages(kept, is_fresh=options.is_fresh)
-    recipe = _recipe(plan, options, [run for run, stage in stages.items() if stage != "new"])
-    return Queue(plan, dataset, fingerprint, recipe, folds, kept, stages)
+    stay = _staying_runs(workspace, kept if options.is_fresh else ())
+    _refuse_mixed_folds(workspace, folds, stay)
+    recipe = _recipe(plan, options, stay)
+    return Queue(plan, dataset, fingerprint, recipe, folds, kept, _stages(kept, is_fresh=options.is_fresh))
+
+
+def _staying_runs(workspace: Workspace, discarded: Collection[Run]) -> list[Run]:
+    """Runs of the dataset that have begun and are not discarded, in the queue or not."""
+    found = [Run(*own) for own in workspace.run_folders()]
+    return [run for run in found if run.stage != "new" and run not in discarded]
 
 
 def _recipe(plan: Plan, options: TrainOptions, begun: Sequence[Run]) -> Recipe:
-    """The one that was named; else the usual one of those that runs were begun with, so that folds are alike."""
+    """The one that was named; else the usual one of those that runs were begun with, so that folds are alike.
+
+    However long these runs are: epochs and steps may be named for each.
+    """
 
     def load(name: str) -> Recipe:
         return load_recipe(name, epochs=options.epochs, steps=options.steps)
@@ -215,10 +224,14 @@ def _recipe(plan: Plan, options: TrainOptions, begun: Sequence[Run]) -> Recipe:
     if options.recipe is not None:
         return load(options.recipe)
     usual = usual_recipes(plan.preset, has_budget=options.budget_seconds is not None)
-    before = [_asked(run) for run in begun]
-    name = next((own for own in usual if load(own) in before), usual[0])
+    before = [_without_length(own) for own in map(_asked, begun) if own is not None]
+    name = next((own for own in usual if _without_length(load(own)) in before), usual[0])
     _log.info("recipe %s%s", name, ", as in the runs before" if name != usual[0] else "")
     return load(name)
+
+
+def _without_length(recipe: Recipe) -> Recipe:
+    return replace(recipe, epochs=1, steps_per_epoch=1)
 
 
 def _asked(run: Run) -> Recipe | None:
@@ -229,7 +242,7 @@ def _asked(run: Run) -> Recipe | None:
         return None
 
 
-def _refuse_mixed_folds(workspace: Workspace, folds: Sequence[Fold], discarded: Collection[Run]) -> None:
+def _refuse_mixed_folds(workspace: Workspace, folds: Sequence[Fold], stay: Sequence[Run]) -> None:
     """An error if runs that were trained with other folds would stay, and predict together with new ones.
 
     Raises:
@@ -237,9 +250,7 @@ def _refuse_mixed_folds(workspace: Workspace, folds: Sequence[Fold], discarded: 
     """
     if holds_folds(workspace.splits, folds):
         return
-    stay = [own for own in (Run(*found) for found in workspace.run_folders()) if own.stage != "new"]
-    mixed = [own.title for own in stay if own not in discarded and not _fits(own, folds)]
-    if mixed:
+    if mixed := [own.title for own in stay if not _fits(own, folds)]:
         raise UsageError(
             f"other folds than before are asked for, and runs of the former ones are there: {', '.join(mixed)}",
             where=str(workspace.splits),

@@ -82,5 +82,5 @@ def test_without_a_case_in_common_training_ends_without_a_choice(workspace, capl
     assert select_and_report(workspace) is None
     assert "nothing is selected" in caplog.text
     page = workspace.report.read_text()
-    assert "no case kept back" in page
+    assert "no case validated" in page
     assert "segment new images" in page

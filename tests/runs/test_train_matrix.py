@@ -228,6 +228,8 @@ def test_runs_are_trained_as_those_before_where_no_recipe_is_named(workspace, op
     save(replace(run_record("3d_lowres", 0), asked=asked), folder.recipe)
     unnamed = replace(options, recipe=None, epochs=2, **more)
     assert make_queue(workspace, unnamed).recipe == asked
+    other = replace(unnamed, epochs=3, configurations=("3d_lowres",), folds=(1,))  # the begun run is not in this queue
+    assert make_queue(workspace, other).recipe == replace(asked, epochs=3)
     usual = load_recipe("fast" if more else "cpu", epochs=2)
     assert make_queue(workspace, replace(unnamed, is_fresh=True)).recipe == usual
     folder.recipe.write_text("{}")
